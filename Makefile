@@ -1,0 +1,48 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+export DAGSTER_DISABLE_TELEMETRY := yes
+
+.DEFAULT_GOAL := help
+.PHONY: help install run plan test lint format ui lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+install: $(READY) ## Create .venv with the locked dependencies and this project
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-cache-dir --constraint requirements.lock --editable '.[dev]'
+	@touch $(READY)
+
+run: $(READY) ## Make the sample pictures with the local sandbox: no account, no money
+	@$(BIN)/ideogram-pipeline run
+
+plan: $(READY) ## Say what a run would do and cost
+	@$(BIN)/ideogram-pipeline plan
+
+test: $(READY) ## Run the tests
+	$(BIN)/pytest
+
+lint: $(READY) ## Check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(READY) ## Open Dagster's web UI on this project, with the runs of `make run`
+	@mkdir -p var/dagster && cp -n ideogram_pipeline/dagster.yaml var/dagster/
+	DAGSTER_HOME="$${DAGSTER_HOME:-$(CURDIR)/var/dagster}" $(BIN)/dagster dev --host 127.0.0.1
+
+lock: $(READY) ## Compile requirements.lock anew from pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --all-extras --no-emit-index-url --no-header --no-annotate \
+		--upgrade --output-file requirements.lock pyproject.toml
+
+clean: ## Remove what runs and tests left, but not .venv
+	rm -rf var .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

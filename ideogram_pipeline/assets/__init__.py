@@ -1,0 +1,1 @@
+"""What exists, one module a stage, in graph order: tables, requests, images, catalog, gallery."""

@@ -1,0 +1,98 @@
+"""Between Dagster's synchronous world and the engine's event loop, and what an interruption means.
+
+A native async asset is never told that its run was cancelled, so the loop runs in a thread of its own while the main
+thread waits and can be interrupted. Two kinds of interruption are told apart by the run's status:
+
+- somebody terminated the run (CANCELING): what fal has queued is cancelled, and nothing is tried again;
+- anything else (Ctrl-C, a pod that goes away): the run lets go. fal works on, the ledger knows, the next run fetches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+import dagster as dg
+
+Result = TypeVar("Result")
+
+_LOOK_AT_RUN_EVERY_S = 5.0
+_WAKE_EVERY_S = 0.2
+_FINISH_WITHIN_S = 25.0
+"""Less than the 30 s that Kubernetes gives a pod after SIGTERM."""
+
+
+class Interruption:
+    """Tells the work whether it is being interrupted because somebody terminated the run."""
+
+    def __init__(self) -> None:
+        self.terminated = False
+        """Somebody wants the run to end, not only this process."""
+
+    @asynccontextmanager
+    async def before_leaving(self, cancel: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+        """Run `cancel` when the work inside is interrupted by a termination."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.terminated:
+                await cancel()
+            raise
+
+
+def run_in_thread(
+    context: dg.AssetExecutionContext, work: Callable[[Interruption], Coroutine[Any, Any, Result]]
+) -> Result:
+    """Run `work` in an event loop of its own and return its result.
+
+    An interruption cancels the work, gives it time to let go in order, and is then raised: as a `Failure` without
+    retries where the run was terminated, as it came otherwise.
+    """
+    interruption = Interruption()
+    loop = _Loop(work(interruption))
+    try:
+        looked_at = time.monotonic()
+        while not loop.done.wait(_WAKE_EVERY_S):
+            if time.monotonic() - looked_at > _LOOK_AT_RUN_EVERY_S:
+                looked_at = time.monotonic()
+                if _is_terminated(context):  # some executors never interrupt a running step
+                    raise dg.Failure("The run was terminated.", allow_retries=False)
+    except BaseException:
+        interruption.terminated = _is_terminated(context)
+        loop.cancel()
+        loop.done.wait(_FINISH_WITHIN_S)
+        if interruption.terminated:
+            raise dg.Failure("The run was terminated.", allow_retries=False) from None
+        raise
+    return loop.result()
+
+
+class _Loop(Generic[Result]):
+    """One coroutine in an event loop in a daemon thread."""
+
+    def __init__(self, work: Coroutine[Any, Any, Result]) -> None:
+        self.done = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(work)
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(asyncio.wait([self._task]))
+        self.done.set()
+
+    def cancel(self) -> None:
+        if not self.done.is_set():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+    def result(self) -> Result:
+        return self._task.result()
+
+
+def _is_terminated(context: dg.AssetExecutionContext) -> bool:
+    run = context.instance.get_run_by_id(context.run_id)
+    return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)

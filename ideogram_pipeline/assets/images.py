@@ -1,0 +1,103 @@
+"""The pictures of a batch: the one stage that pays."""
+
+import base64
+import hashlib
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from ideogram_pipeline import __version__
+from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
+from ideogram_pipeline.assets.requests import generation_requests
+from ideogram_pipeline.partitions import BATCHES
+from ideogram_pipeline.resources import FalResource, Progress, StoreResource
+
+if TYPE_CHECKING:
+    from ideogram_pipeline.generation.records import ImageRow
+    from ideogram_pipeline.storage import Store
+
+PREVIEWS = 12
+"""Pictures on the contact sheet that Dagster shows."""
+
+
+@dg.asset(
+    group_name="generation",
+    kinds={"fal", "parquet"},
+    code_version="1",
+    partitions_def=BATCHES,
+    deps=[generation_requests],
+)
+def generated_images(
+    context: dg.AssetExecutionContext,
+    store: StoreResource,
+    fal: FalResource,
+    progress: dg.ResourceParam[Progress],
+) -> dg.MaterializeResult[None]:
+    """The batch's pictures with their metadata, and an outcome for every row. Nothing is paid for twice."""
+    from ideogram_pipeline.generation import files
+    from ideogram_pipeline.generation.engine import Engine, RunFacts
+    from ideogram_pipeline.generation.ledger import Ledger
+    from ideogram_pipeline.generation.outcomes import Outcome, Reused
+    from ideogram_pipeline.generation.records import image_rows, outcome_rows
+
+    opened = store.open()
+    batch = context.partition_key
+    plan = files.read_plan(opened, batch)
+    ledger = Ledger(opened, batch)
+    requests = [request for row in plan.rows if (request := row.request)]
+    progress.begin(batch, sum(request.num_images for request in requests))
+    facts = RunFacts(run_id=context.run_id, backend=fal.backend, code_version=__version__)
+
+    with fal.connect(opened) as make_client:
+
+        async def work(interruption: Interruption) -> tuple[list[Outcome], float]:
+            async with make_client() as client:
+                engine = Engine(
+                    client, opened, ledger, run=facts, max_in_flight=fal.max_in_flight, observer=progress
+                )
+                async with interruption.before_leaving(engine.cancel_queued):
+                    return await engine.run(requests), float(engine.spent_usd)
+
+        outcomes, spent_usd = run_in_thread(context, work)
+
+    pictures = image_rows(plan, ledger.entries)
+    rows = outcome_rows(plan, outcomes)
+    written = files.write_results(opened, batch, pictures, rows)
+    states = Counter(row.state for row in rows)
+    current = [picture for picture in pictures if picture.current]
+    reused = sum(isinstance(outcome, Reused) for outcome in outcomes)
+    reasons = [f"{row.prompt_id}: {row.state}: {row.reason}" for row in rows if row.state != "generated"]
+    for reason in reasons[:20]:
+        context.log.warning(reason)
+    return dg.MaterializeResult(
+        metadata={
+            "rows": len(rows),
+            "generated": states["generated"] - reused,
+            "reused": reused,
+            **{state: states[state] for state in ("rejected", "refused", "failed", "unknown", "not_reached")},
+            "images": len(current),
+            "bytes": sum(picture.bytes for picture in current),
+            "spent_usd": spent_usd,
+            "backend": fal.backend,
+            "path": dg.MetadataValue.path(opened.where(f"images/batch={batch}")),
+            "outcomes": dg.MetadataValue.path(opened.where(files.outcomes_path(batch))),
+            "preview": dg.MetadataValue.md(_preview(opened, current)),
+            "reasons": dg.MetadataValue.md(
+                "\n".join(f"- {reason}" for reason in reasons[:20]) or "every row is there"
+            ),
+        },
+        data_version=dg.DataVersion(hashlib.sha256(written).hexdigest()),
+    )
+
+
+def _preview(store: "Store", pictures: "list[ImageRow]") -> str:
+    """Return a contact sheet as Markdown with the picture inside, so that the UI can show it from anywhere."""
+    from ideogram_pipeline.gallery.sheet import contact_sheet
+    from ideogram_pipeline.generation.engine import thumbnail_path
+
+    paths = [thumbnail_path(f"images/batch={row.batch}/{row.file_name}") for row in pictures[:PREVIEWS]]
+    if not paths:
+        return "no pictures"
+    sheet = contact_sheet([store.get(path) for path in paths])
+    return f"![the first pictures](data:image/webp;base64,{base64.b64encode(sheet).decode()})"

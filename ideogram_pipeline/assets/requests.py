@@ -1,0 +1,48 @@
+"""The plan of a batch: what will be asked of fal, what it will cost, and what needs no asking."""
+
+import hashlib
+
+import dagster as dg
+
+from ideogram_pipeline.assets.tables import prompts, references
+from ideogram_pipeline.partitions import BATCHES
+from ideogram_pipeline.resources import StoreResource
+
+
+@dg.asset(
+    group_name="generation",
+    kinds={"parquet"},
+    code_version="1",
+    partitions_def=BATCHES,
+    deps=[prompts, references],
+)
+def generation_requests(
+    context: dg.AssetExecutionContext, store: StoreResource
+) -> dg.MaterializeResult[None]:
+    """A request for every row of the batch: joined, checked, fingerprinted, priced; or why it can't be sent."""
+    from ideogram_pipeline.generation import files
+    from ideogram_pipeline.generation.ledger import Ledger
+    from ideogram_pipeline.generation.planner import plan_batch
+
+    opened = store.open()
+    batch = context.partition_key
+    rows, rejections = files.read_prompts(opened, batch)
+    plan = plan_batch(batch, rows, rejections, files.read_references(opened), Ledger(opened, batch).entries)
+    files.write_plan(opened, plan)
+    return dg.MaterializeResult(
+        metadata={
+            "rows": len(plan.rows),
+            "new": plan.count("new"),
+            "reused": plan.count("reused"),
+            "rejected": plan.count("rejected"),
+            "estimated_usd": plan.cost_usd,
+            "unpriced": plan.unpriced,
+            "path": dg.MetadataValue.path(opened.where(files.plan_path(batch))),
+        },
+        data_version=_identity([f"{row.prompt_id} {row.fingerprint or row.reason}" for row in plan.rows]),
+    )
+
+
+def _identity(lines: list[str]) -> dg.DataVersion:
+    """What the plan asks for, and not how much of it was done before."""
+    return dg.DataVersion(hashlib.sha256("\n".join(lines).encode()).hexdigest())

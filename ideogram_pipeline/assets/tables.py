@@ -1,0 +1,68 @@
+"""The tables people write, checked row by row and kept as typed Parquet."""
+
+import hashlib
+from collections.abc import Iterable
+
+import dagster as dg
+from pydantic import BaseModel
+
+from ideogram_pipeline.partitions import register
+from ideogram_pipeline.resources import StoreResource, TablesResource
+
+GROUP = "tables"
+
+
+@dg.asset(group_name=GROUP, kinds={"parquet"}, code_version="1")
+def prompts(
+    context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
+) -> dg.MaterializeResult[None]:
+    """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
+    from ideogram_pipeline.generation import files
+    from ideogram_pipeline.tables.prompts import read_prompts
+
+    opened = store.open()
+    table = read_prompts(tables.prompts)
+    files.write_prompts(opened, table)
+    register(context.instance, table.batches)
+    for rejection in table.rejections[:20]:
+        context.log.warning(str(rejection))
+    return dg.MaterializeResult(
+        metadata={
+            "rows": len(table.rows),
+            "rejected": len(table.rejections),
+            "batches": len(table.batches),
+            "table": dg.MetadataValue.path(tables.prompts),
+            "path": dg.MetadataValue.path(opened.where(files.PROMPTS)),
+        },
+        data_version=_digest([*table.rows, *table.rejections]),
+    )
+
+
+@dg.asset(group_name=GROUP, kinds={"parquet"}, code_version="1")
+def references(
+    context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
+) -> dg.MaterializeResult[None]:
+    """The references table with every picture opened: size, kind and digest. The bytes are kept under their digest."""
+    from ideogram_pipeline.generation import files
+    from ideogram_pipeline.tables.references import read_references
+
+    opened = store.open()
+    table = read_references(tables.references, opened)
+    files.write_references(opened, table)
+    for rejection in table.rejections[:20]:
+        context.log.warning(str(rejection))
+    return dg.MaterializeResult(
+        metadata={
+            "rows": len(table.references),
+            "rejected": len(table.rejections),
+            "bytes": sum(reference.bytes for reference in table.references),
+            "table": dg.MetadataValue.path(tables.references),
+            "path": dg.MetadataValue.path(opened.where(files.REFERENCES)),
+        },
+        data_version=_digest([*table.references, *table.rejections]),
+    )
+
+
+def _digest(rows: Iterable[BaseModel]) -> dg.DataVersion:
+    content = "\n".join(row.model_dump_json() for row in rows)
+    return dg.DataVersion(hashlib.sha256(content.encode()).hexdigest())

@@ -1,0 +1,224 @@
+"""The `ideogram-pipeline` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ideogram_pipeline.errors import PipelineError
+from ideogram_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from ideogram_pipeline.generation.outcomes import Outcome
+    from ideogram_pipeline.generation.planner import Plan
+    from ideogram_pipeline.launch import RunSummary
+
+EXIT_INCOMPLETE = 3
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="ideogram-pipeline",
+    help="Tables of prompts and reference pictures in, pictures out: through fal's Ideogram V3, paid for once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+Batches = Annotated[
+    list[str] | None, typer.Option("--batch", help="Only this batch; repeat for more. Default: every batch.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def main() -> None:
+    """Run the command; a mistake that a person can mend ends in one line and exit code 2."""
+    try:
+        app()
+    except PipelineError as error:
+        _err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_USAGE)
+
+
+@app.command()
+def run(batch: Batches = None, json: AsJson = False) -> None:
+    """Make every picture that the prompts table asks for and that isn't there yet.
+
+    Exit codes: 0 every row has its pictures; 3 finished, some rows don't; 2 bad usage or configuration; 1 crash.
+    """
+    settings = Settings.from_environment()
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+    from ideogram_pipeline.launch import run as launch
+
+    try:
+        with Bar(settings) as bar:
+            summary = launch(settings, batch or [], progress=bar, expect=bar.expect)
+    except KeyboardInterrupt:
+        _err.print(
+            "Interrupted. What was submitted is in the ledger: the next run fetches it and pays nothing twice."
+        )
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if json:
+        typer.echo(summary.model_dump_json())
+    else:
+        _print_summary(settings, summary)
+    raise typer.Exit(0 if summary.complete else EXIT_INCOMPLETE)
+
+
+@app.command()
+def plan(batch: Batches = None, json: AsJson = False) -> None:
+    """Say what a run would do with every row and what it would cost. Sends and writes nothing."""
+    settings = Settings.from_environment()
+    from ideogram_pipeline.preview import preview
+
+    plans = preview(settings, batch or [])
+    if json:
+        typer.echo(_plan_json(plans))
+        return
+    table = Table("batch", "rows", "new", "reused", "re-attached", "rejected", "other", "cost")
+    for entry in plans:
+        counted = [entry.count(decision) for decision in ("new", "reused", "re-attached", "rejected")]
+        other = len(entry.rows) - sum(counted)
+        table.add_row(
+            entry.batch, str(len(entry.rows)), *map(str, counted), str(other), f"${entry.cost_usd:.2f}"
+        )
+    _out.print(table)
+    for entry in plans:
+        for row in entry.rows:
+            if row.decision == "rejected":
+                where = f"row {row.row_number}" + (f", column {row.column}" if row.column else "")
+                _out.print(
+                    f"rejected: {entry.batch}, {where}: {_plain(row.reason)}", highlight=False, soft_wrap=True
+                )
+    _out.print(f"A run would cost ${sum(entry.cost_usd for entry in plans):.2f}{_money_note(settings)}.")
+
+
+@app.command()
+def sandbox(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for the default.")] = 0,
+) -> None:
+    """Serve the local stand-in for fal, and print the variables that point a run to it."""
+    from ideogram_pipeline.sandbox import SandboxSettings, serve
+
+    serve(SandboxSettings(host=host, port=port))
+
+
+@app.command()
+def doctor() -> None:
+    """Check settings, tables, store and fal, and say what to mend. Exit code 2 if anything is wrong."""
+    settings = Settings.from_environment()
+    from ideogram_pipeline.doctor import examine
+
+    healthy = True
+    for finding in examine(settings):
+        healthy &= finding.ok
+        mark = "[green]ok[/]  " if finding.ok else "[red]bad[/] "
+        _out.print(f"{mark} {finding.what}: {_plain(finding.says)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(0 if healthy else EXIT_USAGE)
+
+
+class Bar:
+    """The progress of a run on the terminal: pictures ended, money, time left."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing is shown until the number of pictures is known."""
+        self._note = _money_note(settings)
+        self._settled = Decimal(0)
+        self._batch = Decimal(0)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("pictures"),
+            TextColumn("{task.fields[spent]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=_err,
+        )
+        self._task = self._bar.add_task("reading the tables", total=None, spent="")
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._bar.live.transient = error is not None
+        self._bar.stop()
+
+    def expect(self, images: int) -> None:
+        """Take note of how many pictures the rows ask for."""
+        self._bar.update(self._task, total=images)
+
+    def begin(self, batch: str, images: int) -> None:  # noqa: ARG002 - as the protocol has it
+        """Name the batch that is being worked."""
+        self._settled += self._batch
+        self._batch = Decimal(0)
+        self._bar.update(self._task, description=batch)
+
+    def ended(self, outcome: Outcome, spent_usd: Decimal) -> None:
+        """Advance by a row's pictures."""
+        self._batch = spent_usd
+        spent = f"${self._settled + spent_usd:.2f}{self._note}"
+        self._bar.update(self._task, advance=outcome.request.num_images, spent=spent)
+
+
+def _print_summary(settings: Settings, summary: RunSummary) -> None:
+    from ideogram_pipeline.storage import Store
+
+    store = Store.open(settings.store)
+    if summary.spent_usd == 0 and summary.generated == 0 and summary.complete:
+        _out.print("Everything was there already: nothing was submitted, nothing was paid.")
+    states = ("generated", "reused", "rejected", "refused", "failed", "unknown", "not_reached")
+    counts = {state: getattr(summary, state) for state in states}
+    rows = (
+        ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in counts.items() if count) or "none"
+    )
+    lines = {
+        "rows": f"{summary.rows} ({rows})",
+        "pictures": str(summary.images),
+        "spent": f"${summary.spent_usd:.2f}{_money_note(settings)}",
+        "seconds": f"{summary.seconds:.1f}",
+        "images": store.where("images"),
+        "Parquet": f"{store.where('catalog')}, {store.where('outcomes')}",
+        "gallery": store.where("gallery/index.html"),
+    }
+    for name, value in lines.items():
+        _out.print(f"{name:>9}  {value}", highlight=False, soft_wrap=True, markup=False)
+    if not summary.complete:
+        _out.print(
+            f"Why rows have no picture stands in {store.where('outcomes')}, column reason.", soft_wrap=True
+        )
+
+
+def _plan_json(plans: list[Plan]) -> str:
+    from ideogram_pipeline.preview import PlanSummary
+
+    return PlanSummary.of(plans).model_dump_json()
+
+
+def _money_note(settings: Settings) -> str:
+    return " of sandbox money" if settings.backend == "sandbox" else ""
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,59 @@
+"""The code location that Dagster loads: which assets, jobs and resources there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from ideogram_pipeline.assets.catalog import image_catalog
+from ideogram_pipeline.assets.gallery import gallery
+from ideogram_pipeline.assets.images import generated_images
+from ideogram_pipeline.assets.requests import generation_requests
+from ideogram_pipeline.assets.tables import prompts, references
+from ideogram_pipeline.partitions import BATCHES
+from ideogram_pipeline.resources import FalResource, LogProgress, StoreResource, TablesResource
+from ideogram_pipeline.settings import Settings
+
+refresh_tables = dg.define_asset_job(
+    "refresh_tables", [prompts, references], description="Read both tables; their batches become partitions."
+)
+generate_batch = dg.define_asset_job(
+    "generate_batch",
+    [generation_requests, generated_images],
+    partitions_def=BATCHES,
+    description="Plan one batch and pay for what is new in it.",
+)
+publish = dg.define_asset_job(
+    "publish", [image_catalog, gallery], description="Bring catalog and gallery up to date."
+)
+
+
+def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Assemble the project for given settings; `overrides` replaces resources by name."""
+    resources: dict[str, Any] = {
+        "store": StoreResource(url=settings.store, backend=settings.backend),
+        "tables": TablesResource(prompts=settings.prompts, references=settings.references),
+        "fal": FalResource(
+            backend=settings.backend,
+            key=dg.EnvVar("FAL_KEY") if settings.fal_key else None,
+            queue_url=settings.fal_queue_url,
+            rest_url=settings.fal_rest_url,
+            api_url=settings.fal_api_url,
+            max_in_flight=settings.max_in_flight,
+        ),
+        "progress": LogProgress(),
+    }
+    return dg.Definitions(
+        assets=[prompts, references, generation_requests, generated_images, image_catalog, gallery],
+        jobs=[refresh_tables, generate_batch, publish],
+        resources={**resources, **(overrides or {})},
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The project as the environment configures it."""
+    return build_definitions(Settings.from_environment())

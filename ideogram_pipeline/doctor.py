@@ -1,0 +1,97 @@
+"""Checks of everything a run needs, each with a word on what to mend."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import dagster as dg
+
+from ideogram_pipeline import __version__
+from ideogram_pipeline.definitions import build_definitions
+from ideogram_pipeline.errors import PipelineError
+from ideogram_pipeline.fal import FalError, RequestNotFound
+from ideogram_pipeline.resources import FalResource, StoreResource
+from ideogram_pipeline.settings import Settings
+from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.prompts import read_prompts
+from ideogram_pipeline.tables.references import read_references
+
+_NOBODYS_REQUEST = "00000000-0000-4000-8000-000000000000"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check."""
+
+    what: str
+    """What was checked."""
+    ok: bool
+    """Whether a run can rely on it."""
+    says: str
+    """What was found, and what to mend."""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Check versions, tables, store and fal, one after the other. Sends nothing that costs money."""
+    versions = (
+        f"ideogram_pipeline {__version__}, dagster {dg.__version__}, Python {platform.python_version()}"
+    )
+    yield Finding("versions", True, versions)
+    yield _check("prompts", lambda: _prompts(settings))
+    yield _check("references", lambda: _references(settings))
+    yield _check("store", lambda: _store(settings))
+    yield _check("fal", lambda: _fal(settings))
+
+
+def _check(what: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, True, check())
+    except (PipelineError, FalError) as error:
+        return Finding(what, False, str(error))
+
+
+def _prompts(settings: Settings) -> str:
+    table = read_prompts(settings.prompts)
+    rows, batches = len(table.rows), len(table.batches)
+    return f"{settings.prompts}: {rows} rows in {batches} batches, {len(table.rejections)} rejected"
+
+
+def _references(settings: Settings) -> str:
+    table = read_references(settings.references, store=None)
+    return f"{settings.references}: {len(table.references)} pictures, {len(table.rejections)} rejected"
+
+
+def _store(settings: Settings) -> str:
+    store = StoreResource(url=settings.store, backend=settings.backend).open()
+    probe = f"doctor/{secrets.token_hex(8)}"
+    try:
+        if not store.create(probe, b"1") or store.create(probe, b"2"):
+            raise PipelineError(
+                f"{store.url} does not refuse to create what exists; claims need that. Use another store."
+            )
+    finally:
+        store.delete(probe)
+    return f"{store.where('')}: readable, writable, creates only what is absent"
+
+
+def _fal(settings: Settings) -> str:
+    resource = build_definitions(settings).resources
+    assert resource is not None
+    fal: FalResource = resource["fal"].process_config_and_initialize()
+    with fal.connect(Store.open("memory://")) as make_client:
+
+        async def ask() -> None:
+            async with make_client() as client:
+                try:
+                    await client.status(client.attach("fal-ai/ideogram/v3", _NOBODYS_REQUEST))
+                except RequestNotFound:
+                    return
+
+        asyncio.run(ask())
+    return f"the {settings.backend} backend answers" + (
+        " and accepts the key" if settings.backend == "fal" else ""
+    )

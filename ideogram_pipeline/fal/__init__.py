@@ -1,0 +1,105 @@
+"""fal's queue protocol: an asynchronous, typed client that pays once. Knows no Ideogram and no Dagster."""
+
+from ideogram_pipeline.fal.answers import JsonObject
+from ideogram_pipeline.fal.client import FalClient
+from ideogram_pipeline.fal.errors import (
+    AccessRefused,
+    AccountLocked,
+    Cancelled,
+    ConnectionFailed,
+    DeadlineExceeded,
+    EndpointNotFound,
+    ErrorDetail,
+    FalError,
+    Forbidden,
+    IngressError,
+    InvalidCall,
+    MediaUnavailable,
+    ModelFailed,
+    ModelRefused,
+    NoAnswer,
+    NotReady,
+    RequestEnded,
+    RequestFailed,
+    RequestNotFound,
+    ResultExpired,
+    StartTimeout,
+    SubmitUnknown,
+    TooManyRequests,
+    Unauthorized,
+    UnexpectedAnswer,
+    UnsafeUrl,
+    WebhookRejected,
+)
+from ideogram_pipeline.fal.files import Uploaded
+from ideogram_pipeline.fal.http import Timeouts
+from ideogram_pipeline.fal.keys import FalKey
+from ideogram_pipeline.fal.media import Downloaded
+from ideogram_pipeline.fal.options import SubmitOptions
+from ideogram_pipeline.fal.platform import BillingEvent, Estimate, Listing, PastRequest, Price
+from ideogram_pipeline.fal.queue import (
+    CancelAnswer,
+    Completed,
+    InProgress,
+    InQueue,
+    LogLine,
+    QueuedRequest,
+    QueueStatus,
+    Result,
+)
+from ideogram_pipeline.fal.testing import no_waiting
+from ideogram_pipeline.fal.urls import FalHosts
+from ideogram_pipeline.fal.webhooks import Delivery
+
+__all__ = [
+    "AccessRefused",
+    "AccountLocked",
+    "BillingEvent",
+    "CancelAnswer",
+    "Cancelled",
+    "Completed",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Delivery",
+    "Downloaded",
+    "EndpointNotFound",
+    "ErrorDetail",
+    "Estimate",
+    "FalClient",
+    "FalError",
+    "FalHosts",
+    "FalKey",
+    "Forbidden",
+    "InProgress",
+    "InQueue",
+    "IngressError",
+    "InvalidCall",
+    "JsonObject",
+    "Listing",
+    "LogLine",
+    "MediaUnavailable",
+    "ModelFailed",
+    "ModelRefused",
+    "NoAnswer",
+    "NotReady",
+    "PastRequest",
+    "Price",
+    "QueueStatus",
+    "QueuedRequest",
+    "RequestEnded",
+    "RequestFailed",
+    "RequestNotFound",
+    "Result",
+    "ResultExpired",
+    "StartTimeout",
+    "SubmitOptions",
+    "SubmitUnknown",
+    "Timeouts",
+    "TooManyRequests",
+    "Unauthorized",
+    "UnexpectedAnswer",
+    "UnsafeUrl",
+    "Uploaded",
+    "WebhookRejected",
+    "no_waiting",
+]

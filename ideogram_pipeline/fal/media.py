@@ -1,0 +1,114 @@
+"""Downloading the files that answers name: never with the key, never from a private network, never by halves."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+import httpx2
+
+from ideogram_pipeline.fal.errors import InvalidCall, MediaUnavailable, NoAnswer, UnsafeUrl
+from ideogram_pipeline.fal.http import Http, repeating
+from ideogram_pipeline.fal.urls import shown
+
+MAX_REDIRECTS = 5
+"""Redirects followed for one download."""
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A file, whole."""
+
+    content: bytes
+    """Its bytes."""
+    content_type: str | None
+    """Its media type without parameters, as the server says; it proves nothing."""
+
+
+class MediaCalls:
+    """Downloads."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def download(self, url: str, *, max_bytes: int) -> Downloaded:
+        """The file at an https URL, at a URL of a configured host, or in a `data:` URI.
+
+        Redirects are followed by hand, each under the same rules. Raises `UnsafeUrl`, `MediaUnavailable` where the
+        file is gone, refused or larger than `max_bytes`, and `NoAnswer` where it keeps breaking off.
+        """
+        if url.startswith("data:"):
+            found = decode_data_uri(url)
+            if len(found.content) > max_bytes:
+                raise _too_large("The data URI", max_bytes)
+            return found
+        return await repeating(lambda: self._follow(url, max_bytes))
+
+    async def _follow(self, url: str, max_bytes: int) -> Downloaded:
+        for _ in range(MAX_REDIRECTS + 1):
+            found = await self._fetch(url, max_bytes)
+            if isinstance(found, Downloaded):
+                return found
+            url = found
+        raise UnsafeUrl(
+            message=f"More than {MAX_REDIRECTS} redirects, the last to {shown(url)}.", guidance=""
+        )
+
+    async def _fetch(self, url: str, max_bytes: int) -> Downloaded | str:
+        """The file, or where it has gone to."""
+        async with self._http.stream(
+            "GET",
+            url,
+            deadline_s=self._http.timeouts.transfer_s,
+            headers={"Accept-Encoding": "identity"},
+            keyed=False,
+        ) as response:
+            if response.status_code in {301, 302, 303, 307, 308} and "location" in response.headers:
+                return _joined(url, response.headers["location"])
+            if response.status_code in {408, 425, 429} or response.status_code >= 500:
+                raise NoAnswer(
+                    message=f"{shown(url)} answered {response.status_code}.", status=response.status_code
+                )
+            if response.status_code != 200:
+                raise MediaUnavailable(
+                    message=f"{shown(url)} answered {response.status_code}.",
+                    guidance="The file has expired, or needs a login.",
+                    status=response.status_code,
+                )
+            # aiohttp holds the body to its Content-Length, so a short one ends in NoAnswer.
+            content = bytearray()
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > max_bytes:
+                    raise _too_large(shown(url), max_bytes)
+            media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            return Downloaded(bytes(content), media_type or None)
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return str(httpx2.URL(url).join(location))
+    except (httpx2.InvalidURL, ValueError):
+        raise UnsafeUrl(message=f"{shown(url)} redirects to what is no URL.", guidance="") from None
+
+
+def _too_large(what: str, max_bytes: int) -> MediaUnavailable:
+    return MediaUnavailable(
+        message=f"{what} is larger than {max_bytes} bytes.", guidance="Raise the limit to take it."
+    )
+
+
+def decode_data_uri(uri: str) -> Downloaded:
+    """What a `data:` URI (RFC 2397) holds. Raises `InvalidCall` for one that is malformed."""
+    head, comma, payload = uri.removeprefix("data:").partition(",")
+    media_type, *parameters = [part.strip() for part in head.split(";")]
+    raw = unquote_to_bytes(payload)
+    try:
+        content = base64.b64decode(b"".join(raw.split()), validate=True) if "base64" in parameters else raw
+    except binascii.Error:
+        comma = ""
+    if not comma:
+        raise InvalidCall(message=f"A data URI is malformed: it begins {uri[:30]!r}.")
+    return Downloaded(content, media_type.lower() or None)

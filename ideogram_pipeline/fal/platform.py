@@ -1,0 +1,190 @@
+"""The Platform API: what is needed to find lost requests and to know prices and bills."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Generic, Literal, TypeVar
+from urllib.parse import urlencode
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from ideogram_pipeline.fal.answers import JsonObject, text
+from ideogram_pipeline.fal.errors import UnexpectedAnswer
+from ideogram_pipeline.fal.http import Http
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class PastRequest(_Told):
+    """One request as fal's history lists it."""
+
+    request_id: str
+    endpoint_id: str
+    sent_at: datetime = Field(description="When it was submitted.")
+    started_at: datetime | None = Field(default=None, description="When a runner took it.")
+    ended_at: datetime | None = Field(default=None, description="When it ended.")
+    status_code: int | None = Field(default=None, description="HTTP status of its result.")
+    json_input: JsonValue = Field(
+        default=None, description="Its arguments, where payloads are stored and asked for."
+    )
+    json_output: JsonValue = Field(default=None, description="Its result, likewise.")
+
+
+class Price(_Told):
+    """The base price of one endpoint; prices of variants (such as rendering speeds) are not in it."""
+
+    endpoint_id: str
+    unit_price: Decimal = Field(description="Price of one unit.")
+    unit: str = Field(description="What a unit is, such as `image`.")
+    currency: str = Field(description="Currency code.")
+
+
+class Estimate(_Told):
+    """What a number of calls or units would cost."""
+
+    total_cost: Decimal = Field(description="The sum.")
+    currency: str = Field(description="Currency code.")
+
+
+class BillingEvent(_Told):
+    """What one request was charged."""
+
+    request_id: str
+    endpoint_id: str
+    timestamp: datetime = Field(description="When it was booked.")
+    output_units: Decimal | None = Field(default=None, description="Units charged.")
+    unit_price: Decimal | None = Field(default=None, description="Price of one unit.")
+    cost_total: Decimal | None = Field(default=None, description="What was charged, after discounts.")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[M]):
+    """Entries of a list that fal gives in pages."""
+
+    items: tuple[M, ...]
+    """What was listed."""
+    truncated: bool
+    """Whether fal has more. An absence from a truncated list proves nothing."""
+
+
+class PlatformCalls:
+    """Calls to the Platform API. All raise `FalError`; `Forbidden` where the key's scope does not reach."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def requests_by_endpoint(
+        self,
+        endpoint_id: str,
+        *,
+        start: datetime,
+        end: datetime,
+        request_ids: Sequence[str] = (),
+        with_payloads: bool = False,
+        max_items: int = 1000,
+    ) -> Listing[PastRequest]:
+        """The account's requests to an endpoint, sent from `start` until before `end` (API scope).
+
+        With payloads, it is how a submit whose answer was lost is found again: match `json_input`. A request still
+        queued may be missing, the index lags by an unknown time, and payloads are there only where they are stored.
+        """
+        query = {
+            "endpoint_id": endpoint_id,
+            "start": _instant(start),
+            "end": _instant(end),
+            "request_id": list(request_ids),
+            "expand": ["payloads"] if with_payloads else [],
+            "limit": 100,
+        }
+        return await self._list("models/requests/by-endpoint", query, "items", PastRequest, max_items)
+
+    async def billing_events(
+        self,
+        *,
+        start: datetime,
+        end: datetime,
+        endpoint_id: str | None = None,
+        request_ids: Sequence[str] = (),
+        max_items: int = 10_000,
+    ) -> Listing[BillingEvent]:
+        """What was charged from `start` until before `end`, at most 90 days and 50 request ids (ADMIN scope)."""
+        query = {
+            "start": _instant(start),
+            "end": _instant(end),
+            "endpoint_id": [endpoint_id] if endpoint_id else [],
+            "request_id": list(request_ids),
+            "limit": 1000,
+        }
+        return await self._list("models/billing-events", query, "billing_events", BillingEvent, max_items)
+
+    async def pricing(self, endpoint_ids: Sequence[str]) -> tuple[Price, ...]:
+        """The base prices of 1 to 50 endpoints (API scope). An unknown endpoint raises `EndpointNotFound`."""
+        listing = await self._list(
+            "models/pricing", {"endpoint_id": list(endpoint_ids)}, "prices", Price, 1000
+        )
+        return listing.items
+
+    async def estimate(
+        self, quantities: Mapping[str, int], by: Literal["unit_price", "historical_api_price"] = "unit_price"
+    ) -> Estimate:
+        """What quantities per endpoint would cost: of units at list price, or of calls as the account's past ones."""
+        quantity = "unit_quantity" if by == "unit_price" else "call_quantity"
+        endpoints = {endpoint_id: {quantity: number} for endpoint_id, number in quantities.items()}
+        body = json.dumps({"estimate_type": by, "endpoints": endpoints}).encode()
+        return _read(Estimate, await self._json("POST", "models/pricing/estimate", body))
+
+    async def _list(
+        self, path: str, query: Mapping[str, object], name: str, model: type[M], max_items: int
+    ) -> Listing[M]:
+        items: list[M] = []
+        cursor: str | None = None
+        while True:
+            page_query = {**query, "cursor": cursor} if cursor else query
+            page = await self._json("GET", f"{path}?{urlencode(page_query, doseq=True)}")
+            entries = page.get(name)
+            if not isinstance(entries, list):
+                raise UnexpectedAnswer(
+                    message=f"fal's answer to {path} has no list {name!r}.", may_be_billed=False
+                )
+            items += [_read(model, entry) for entry in entries]
+            before, cursor = cursor, text(page.get("next_cursor"))
+            if not page.get("has_more"):
+                return Listing(tuple(items), truncated=False)
+            if len(items) >= max_items or cursor in {None, before} or not entries:
+                return Listing(tuple(items), truncated=True)
+
+    async def _json(self, method: str, path: str, content: bytes | None = None) -> JsonObject:
+        answer = await self._http.fetch(
+            method,
+            f"{self._http.hosts.api}/v1/{path}",
+            deadline_s=self._http.timeouts.call_s,
+            headers={"Content-Type": "application/json"} if content else None,
+            content=content,
+        )
+        return answer.object() or {}
+
+
+def _read(model: type[M], value: object) -> M:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        # The error's own text may quote the payload.
+        fields = ", ".join(
+            sorted({".".join(map(str, one["loc"])) for one in error.errors(include_input=False)})
+        )
+        raise UnexpectedAnswer(
+            message=f"fal's Platform API gives a {model.__name__} without readable {fields}.",
+            may_be_billed=False,
+        ) from None
+
+
+def _instant(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")

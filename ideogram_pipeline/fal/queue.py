@@ -1,0 +1,370 @@
+"""The queue: submit, status, stream, result and cancel.
+
+A submit is the one call here that costs money, and fal has no idempotency key for it (neither the docs nor the
+official clients know one). So its POST is sent again only where the first can't have been accepted. All other calls
+may be repeated, and are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Literal, TypeAlias
+from urllib.parse import quote
+
+from pydantic import JsonValue
+from pydantic_core import from_json
+
+from ideogram_pipeline.fal.answers import Answer, JsonObject, ending, number, refusal, text
+from ideogram_pipeline.fal.errors import (
+    ConnectionFailed,
+    FalError,
+    InvalidCall,
+    NoAnswer,
+    RequestNotFound,
+    ResultExpired,
+    SubmitUnknown,
+    UnexpectedAnswer,
+)
+from ideogram_pipeline.fal.http import Http, repeating
+from ideogram_pipeline.fal.options import NO_OPTIONS, SubmitOptions
+from ideogram_pipeline.fal.urls import FalHosts, app_path, normal_endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRequest:
+    """A request that fal has accepted. Endpoint id and request id are enough to attach to it again, from anywhere."""
+
+    endpoint_id: str
+    """The endpoint it was submitted to, whole."""
+    request_id: str
+    """fal's id for it; opaque."""
+    status_url: str
+    """Where its status is."""
+    result_url: str
+    """Where its result is."""
+    cancel_url: str
+    """Where it is cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line a model logged."""
+
+    message: str
+    """The text."""
+    timestamp: str | None = None
+    """When, ISO 8601 as fal gives it."""
+    level: str | None = None
+    """STDERR, STDOUT, ERROR, INFO, WARN or DEBUG."""
+
+
+@dataclass(frozen=True, slots=True)
+class InQueue:
+    """It waits: for capacity, or for the account's own concurrency. fal may also put a started request back here."""
+
+    position: int | None
+    """Requests ahead of it in the endpoint's shared queue; None where fal does not say."""
+    logs: tuple[LogLine, ...] = ()
+    """Its log so far, if asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """It runs."""
+
+    logs: tuple[LogLine, ...] = ()
+    """Its log so far, if asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """It ended, well or not: fal's only final status, also for failed and cancelled requests. `result` tells which."""
+
+    logs: tuple[LogLine, ...] = ()
+    """Its log, if asked for."""
+    inference_s: float | None = None
+    """Seconds the model ran, where fal says so."""
+    error: str | None = None
+    """fal's word on a failure. Its absence does not mean success."""
+    error_type: str | None = None
+    """The failure's kind, as in `RequestFailed.error_type`."""
+
+
+QueueStatus: TypeAlias = InQueue | InProgress | Completed
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a request brought."""
+
+    payload: JsonObject
+    """The model's own output."""
+    billable_units: float | None
+    """Units charged; None where fal does not say, which is not the same as 0."""
+    request_id: str
+    """The request it belongs to."""
+
+
+class CancelAnswer(StrEnum):
+    """What fal says to a cancellation."""
+
+    OK = "OK"
+    """It was still queued and is removed."""
+    CANCELLATION_REQUESTED = "CANCELLATION_REQUESTED"
+    """It runs and was told to stop; it may still complete, and be charged."""
+    ALREADY_COMPLETED = "ALREADY_COMPLETED"
+    """Too late: it has ended."""
+    NOT_FOUND = "NOT_FOUND"
+    """fal knows no such request."""
+
+
+class QueueCalls:
+    """The calls to fal's queue."""
+
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def submit(
+        self,
+        endpoint_id: str,
+        arguments: Mapping[str, JsonValue],
+        options: SubmitOptions = NO_OPTIONS,
+    ) -> QueuedRequest:
+        """Put a request into the queue. From here on it costs money, so keep the ids before doing anything else.
+
+        The POST is repeated only where no connection could be made (then also on the backup host), where fal answers
+        429, and where the load balancer answers 503. Any other doubt raises `SubmitUnknown`. Cancelling the task that
+        awaits this call raises that doubt as well, without an error to carry it: shield it, or note the intent first.
+
+        fal accepts arguments the model will refuse: such a refusal comes with the result. Raises `InvalidCall`,
+        `AccessRefused`, `EndpointNotFound` and others of `FalError`.
+        """
+        path = f"/{normal_endpoint(endpoint_id)}{options.query()}"
+        try:
+            body = json.dumps(dict(arguments), allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidCall(
+                message=f"The arguments for {endpoint_id} can't be written as JSON ({type(error).__name__}).",
+                endpoint_id=endpoint_id,
+            ) from None
+        return await repeating(lambda: self._submit_once(endpoint_id, path, body, options))
+
+    async def _submit_once(
+        self, endpoint_id: str, path: str, body: bytes, options: SubmitOptions
+    ) -> QueuedRequest:
+        hosts, sent_at = self._http.hosts, datetime.now(UTC)
+
+        async def post(base: str) -> Answer:
+            return await self._http.ask(
+                "POST",
+                base + path,
+                deadline_s=self._http.timeouts.submit_s,
+                headers={"Content-Type": "application/json", **options.headers()},
+                content=body,
+            )
+
+        def unknown(cause: str, request_id: str | None = None, status: int | None = None) -> SubmitUnknown:
+            return SubmitUnknown(
+                message=f"Nobody knows whether fal accepted a submit to {endpoint_id}: {cause}",
+                arguments_digest=hashlib.sha256(body).hexdigest(),
+                sent_at=sent_at,
+                cause=cause,
+                endpoint_id=endpoint_id,
+                request_id=request_id,
+                status=status,
+            )
+
+        try:
+            try:
+                answer = await post(hosts.queue)
+            except ConnectionFailed:
+                if hosts.backup_queue is None:
+                    raise
+                answer = await post(hosts.backup_queue)
+        except NoAnswer as error:
+            raise unknown(error.message) from None
+        found = answer.object() or {}
+        request_id = text(found.get("request_id"))
+        if answer.is_success and request_id:
+            return _queued(hosts, endpoint_id, request_id, found)
+        refused = 400 <= answer.status < 500 and answer.status not in {408, 499}
+        if refused:
+            raise ending(answer, endpoint_id=endpoint_id) or refusal(answer, endpoint_id=endpoint_id)
+        if answer.status == 503 and answer.from_ingress:
+            raise refusal(answer, endpoint_id=endpoint_id)
+        raise unknown(f"the answer was {answer.status} {answer.excerpt!r}.", answer.request_id, answer.status)
+
+    def attach(self, endpoint_id: str, request_id: str) -> QueuedRequest:
+        """A request submitted earlier, from its two ids. Asks nothing; raises `InvalidCall` for ids that can't be."""
+        return _queued(self._http.hosts, endpoint_id, request_id, {})
+
+    async def status(self, request: QueuedRequest, *, logs: bool = False) -> QueueStatus:
+        """Where the request is. Raises `RequestNotFound`, `Unauthorized` and others of `FalError`."""
+
+        async def once() -> QueueStatus:
+            answer = await self._call("GET", _with_logs(request.status_url, logs), request)
+            if not answer.is_success:
+                raise self._refused(answer, request)
+            return _status(answer.object(), request)
+
+        return await repeating(once)
+
+    async def stream(self, request: QueuedRequest, *, logs: bool = False) -> AsyncIterator[QueueStatus]:
+        """The request's status at every change, up to and with `Completed`, over one server-sent-event connection.
+
+        Raises `NoAnswer` where the connection falls silent, breaks or ends early; `status` tells how things stand then.
+        """
+        url = _with_logs(f"{request.status_url}/stream", logs)
+        async with self._http.stream(
+            "GET", url, deadline_s=None, headers={"Accept": "text/event-stream"}
+        ) as response:
+            if response.status_code != 200 or "text/event-stream" not in response.headers.get(
+                "content-type", ""
+            ):
+                raise NoAnswer(
+                    message=f"The status stream of {request.request_id} was answered {response.status_code}.",
+                    guidance="Ask for the status instead.",
+                    may_repeat=False,
+                    endpoint_id=request.endpoint_id,
+                    request_id=request.request_id,
+                    status=response.status_code,
+                )
+            lines = aiter(response.aiter_lines())
+            while True:
+                async with asyncio.timeout(self._http.timeouts.silence_s):
+                    line = await anext(lines, None)
+                if line is None:
+                    raise NoAnswer(
+                        message=f"The status stream of {request.request_id} ended before the request did.",
+                        endpoint_id=request.endpoint_id,
+                        request_id=request.request_id,
+                    )
+                if line.startswith("data:"):
+                    status = _status(_object(line.removeprefix("data:")), request)
+                    yield status
+                    if isinstance(status, Completed):
+                        return
+
+    async def result(self, request: QueuedRequest) -> Result:
+        """What the request brought, once it is `Completed`.
+
+        Fetch it promptly: fal keeps it about an hour, or six minutes from 10 KB. Raises `RequestEnded` in one of its
+        kinds if it failed, `NotReady` if it still runs, `ResultExpired` or `RequestNotFound` if it isn't there.
+        """
+
+        async def once() -> Result:
+            answer = await self._call("GET", request.result_url, request)
+            if ended := ending(answer, endpoint_id=request.endpoint_id, request_id=request.request_id):
+                raise ended
+            payload = answer.object()
+            in_progress = payload is not None and payload.get("detail") == "Request is still in progress"
+            if payload is None or not answer.is_success or in_progress:
+                raise self._refused(answer, request)
+            return Result(payload, answer.billable_units, request.request_id)
+
+        try:
+            return await repeating(once)
+        except RequestNotFound as error:
+            missing = error
+        if isinstance(await self.status(request), Completed):
+            raise ResultExpired(
+                message=f"Request {request.request_id} completed, and its result is no longer kept.",
+                endpoint_id=request.endpoint_id,
+                request_id=request.request_id,
+                status=missing.status,
+            )
+        raise missing
+
+    async def cancel(self, request: QueuedRequest) -> CancelAnswer:
+        """Ask fal to drop the request. A running one may complete all the same."""
+
+        async def once() -> CancelAnswer:
+            answer = await self._call("PUT", request.cancel_url, request)
+            body = answer.object()
+            word = text((body or {}).get("status"))
+            if word in set(CancelAnswer) and (answer.is_success or answer.status in {400, 404}):
+                return CancelAnswer(word)
+            if answer.is_success:
+                return CancelAnswer.CANCELLATION_REQUESTED if answer.status == 202 else CancelAnswer.OK
+            if answer.status == 404 and body is not None:
+                return CancelAnswer.NOT_FOUND
+            raise self._refused(answer, request)
+
+        return await repeating(once)
+
+    async def _call(self, method: Literal["GET", "PUT"], url: str, request: QueuedRequest) -> Answer:
+        try:
+            return await self._http.ask(method, url, deadline_s=self._http.timeouts.call_s)
+        except FalError as error:
+            error.endpoint_id, error.request_id = request.endpoint_id, request.request_id
+            raise
+
+    def _refused(self, answer: Answer, request: QueuedRequest) -> FalError:
+        return refusal(answer, endpoint_id=request.endpoint_id, request_id=request.request_id)
+
+
+def _queued(hosts: FalHosts, endpoint_id: str, request_id: str, given: JsonObject) -> QueuedRequest:
+    """The request with the URLs fal gave, or with those of its documented rule where fal gave none to trust."""
+    if request_id in {"", ".", ".."}:
+        raise InvalidCall(message=f"{request_id!r} is not a request id.", endpoint_id=endpoint_id)
+    base = f"{hosts.queue}/{app_path(endpoint_id)}/requests/{quote(request_id, safe='')}"
+
+    def url(name: str, rule: str) -> str:
+        found = text(given.get(name))
+        return found if found and hosts.takes_key(found) else rule
+
+    return QueuedRequest(
+        endpoint_id=endpoint_id,
+        request_id=request_id,
+        status_url=url("status_url", f"{base}/status"),
+        result_url=url("response_url", base),
+        cancel_url=url("cancel_url", f"{base}/cancel"),
+    )
+
+
+def _with_logs(url: str, logs: bool) -> str:
+    return f"{url}{'&' if '?' in url else '?'}logs=1" if logs else url
+
+
+def _object(line: str) -> JsonObject | None:
+    try:
+        value: JsonValue = from_json(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _status(body: JsonObject | None, request: QueuedRequest) -> QueueStatus:
+    body = body or {}
+    logs = _logs(body.get("logs"))
+    match body.get("status"):
+        case "IN_QUEUE":
+            position = number(body.get("queue_position"))
+            return InQueue(None if position is None else int(position), logs)
+        case "IN_PROGRESS":
+            return InProgress(logs)
+        case "COMPLETED":
+            metrics = body.get("metrics")
+            seconds = number(metrics.get("inference_time")) if isinstance(metrics, dict) else None
+            return Completed(logs, seconds, text(body.get("error")), text(body.get("error_type")))
+        case other:
+            raise UnexpectedAnswer(
+                message=f"The status of {request.request_id} is {str(other)[:50]!r}, which the protocol does not know.",
+                endpoint_id=request.endpoint_id,
+                request_id=request.request_id,
+            )
+
+
+def _logs(value: JsonValue) -> tuple[LogLine, ...]:
+    """The log lines that can be read: a malformed line must not cost a paid request."""
+    return tuple(
+        LogLine(message, text(entry.get("timestamp")), text(entry.get("level")))
+        for entry in (value if isinstance(value, list) else [])
+        if isinstance(entry, dict) and (message := text(entry.get("message")))
+    )

@@ -1,0 +1,137 @@
+"""Where things are: fal's hosts, the URLs of a queue request, and which URLs this client will talk to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+from urllib.parse import quote
+
+import httpx2
+
+from ideogram_pipeline.fal.errors import InvalidCall, UnsafeUrl
+
+PUBLIC_QUEUE = "https://queue.fal.run"
+PUBLIC_BACKUP_QUEUE = "https://queue.falrun.com"
+NAMESPACES = frozenset({"workflows", "comfy"})
+"""First segments that are followed by owner and app, rather than being the owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class FalHosts:
+    """The base URLs of fal, or of something that speaks its protocol. The key goes to these and nowhere else."""
+
+    queue: str = PUBLIC_QUEUE
+    """Submit, status, result, cancel."""
+    rest: str = "https://rest.fal.ai"
+    """Storage, CDN tokens and the webhook keys."""
+    api: str = "https://api.fal.ai"
+    """The Platform API."""
+    backup_queue: str | None = PUBLIC_BACKUP_QUEUE
+    """Where a submit goes when `queue` can't be connected to; None for a queue that isn't fal's."""
+    media: tuple[str, ...] = ()
+    """Base URLs files may be fetched from and put to besides public https."""
+
+    def __post_init__(self) -> None:
+        if self.queue != PUBLIC_QUEUE and self.backup_queue == PUBLIC_BACKUP_QUEUE:
+            object.__setattr__(self, "backup_queue", None)
+        for name in ("queue", "rest", "api"):
+            object.__setattr__(self, name, getattr(self, name).rstrip("/"))
+        for base in self.keyed + self.media:
+            origin_of(base)
+
+    @classmethod
+    def at(cls, base: str) -> FalHosts:
+        """All of fal behind one base URL, as a local stand-in serves it."""
+        return cls(queue=base, rest=base, api=base, backup_queue=None)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The host names of all configured base URLs."""
+        return frozenset(origin_of(base)[1] for base in self.keyed + self.media)
+
+    @property
+    def keyed(self) -> tuple[str, ...]:
+        """The base URLs the key may be sent to."""
+        return (self.queue, self.rest, self.api, *([self.backup_queue] if self.backup_queue else []))
+
+    def takes_key(self, url: str) -> bool:
+        """Whether the key may be sent to this URL."""
+        try:
+            return origin_of(url) in {origin_of(base) for base in self.keyed}
+        except UnsafeUrl:
+            return False
+
+    def check_media(self, url: str) -> httpx2.URL:
+        """The URL parsed, if a file may be fetched from or put to it. Raises `UnsafeUrl`.
+
+        That is any https URL with a host name or a public address, and any URL on a configured host. Whether a host
+        name leads to a public address is checked when it is resolved, so that the address checked is the one used.
+        """
+        scheme, host, _ = origin = origin_of(url)
+        if origin not in {origin_of(base) for base in self.keyed + self.media} and not (
+            scheme == "https" and (not is_address(host) or is_public(host))
+        ):
+            raise UnsafeUrl(message=f"{shown(url)} is neither public https nor on a configured host.")
+        return httpx2.URL(url)
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of an http(s) URL without credentials. Raises `UnsafeUrl` for anything else."""
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError, ValueError):
+        parsed = httpx2.URL("")
+    if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.userinfo:
+        raise UnsafeUrl(message=f"{shown(url)!r} is not a plain http or https URL.", guidance="")
+    return parsed.scheme, parsed.host.lower(), parsed.port or (443 if parsed.scheme == "https" else 80)
+
+
+def shown(url: str) -> str:
+    """The URL as messages may show it: without the query, which may hold a signature, and without credentials."""
+    bare = url.partition("?")[0].partition("#")[0][:200]
+    return bare if bare.startswith("data:") is False and "@" not in bare else "(URL not shown)"
+
+
+def is_address(host: str) -> bool:
+    """Whether the host is an IP address rather than a name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet: not private, loopback, link-local, multicast or reserved."""
+    parsed = ip_address(address.partition("%")[0])
+    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+    return parsed.is_global and not parsed.is_multicast
+
+
+def app_path(endpoint_id: str) -> str:
+    """The part of an endpoint id that a request's URLs use: `owner/app`, or `namespace/owner/app`.
+
+    fal-ai/ideogram/character -> fal-ai/ideogram, workflows/me/flow/step -> workflows/me/flow; the legacy form
+    12345-app means 12345/app. Raises `InvalidCall` for what is no endpoint id.
+    """
+    parts = normal_endpoint(endpoint_id).split("/")
+    return "/".join(parts[: 3 if parts[0] in NAMESPACES else 2])
+
+
+def normal_endpoint(endpoint_id: str) -> str:
+    """The endpoint id as a submit's path: checked, percent-encoded and with the legacy form rewritten."""
+    number, dash, name = endpoint_id.partition("-")
+    if "/" not in endpoint_id and number.isdecimal() and number.isascii() and dash and name:
+        endpoint_id = f"{number}/{name}"
+    parts = endpoint_id.split("/")
+    needed = 3 if parts[0] in NAMESPACES else 2
+    if len(parts) < needed or any(part in {"", ".", ".."} or not part.isprintable() for part in parts):
+        raise InvalidCall(
+            message=f"{endpoint_id!r} is not an endpoint id.",
+            guidance="It reads owner/app[/path], such as fal-ai/ideogram/character.",
+        )
+    return "/".join(quote(part, safe="@:+~") for part in parts)
+
+
+PUBLIC_FAL = FalHosts()
+"""fal itself."""

@@ -1,0 +1,162 @@
+"""The gallery: an index and a page per batch, static, with small pictures and without a server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+from urllib.parse import quote
+
+from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation.engine import THUMBNAIL_SIDE, thumbnail_path
+from ideogram_pipeline.generation.outcomes import OutcomeState
+from ideogram_pipeline.generation.planner import Plan
+from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+from ideogram_pipeline.generation.requests import PictureUse
+from ideogram_pipeline.pictures import BadPicture, thumbnail
+from ideogram_pipeline.storage import Store
+
+INDEX = "gallery/index.html"
+_REFERENCE_SIDE = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One row of the prompts table as the page shows it: with a picture, or with the reason there is none."""
+
+    outcome: OutcomeRow
+    """How the row ended."""
+    image: ImageRow | None
+    """The picture, if there is one."""
+    prompt: str
+    """As the plan has it."""
+    href: str
+    """Link to the picture."""
+    thumbnail: str
+    """Link to the small picture."""
+    references: tuple[tuple[str, str], ...]
+    """Names and small pictures of the references."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPage:
+    """One batch as the index shows it."""
+
+    batch: str
+    """The partition."""
+    href: str
+    """Link to its page."""
+    cards: tuple[Card, ...]
+    """Its rows."""
+    states: tuple[tuple[str, int], ...]
+    """Rows by state, those that occur."""
+    images: int
+    """Pictures."""
+    cost_usd: float
+    """US dollars whose amount is known."""
+    sandbox: bool
+    """Whether the local stand-in drew any of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GallerySummary:
+    """What a gallery shows."""
+
+    index: str
+    """Path of the first page in the store."""
+    batches: int
+    """Pages besides the index."""
+    rows: int
+    """Rows of the prompts table."""
+    images: int
+    """Pictures."""
+    digest: str
+    """Changes when, and only when, a page does."""
+
+
+def write_gallery(store: Store) -> GallerySummary:
+    """Write every page anew from what the batches' runs left; make the small pictures that are missing."""
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    templates = Environment(
+        loader=PackageLoader("ideogram_pipeline.gallery"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    whole = hashlib.sha256()
+    pages = [_page(store, batch) for batch in files.batches_with_results(store)]
+    for page in pages:
+        html = templates.get_template("batch.html.j2").render(page=page, side=THUMBNAIL_SIDE).encode()
+        store.put(f"gallery/batch={page.batch}/index.html", html)
+        whole.update(html)
+    html = templates.get_template("index.html.j2").render(pages=pages).encode()
+    store.put(INDEX, html)
+    whole.update(html)
+    return GallerySummary(
+        index=INDEX,
+        batches=len(pages),
+        rows=sum(sum(count for _, count in page.states) for page in pages),
+        images=sum(page.images for page in pages),
+        digest=whole.hexdigest(),
+    )
+
+
+def _page(store: Store, batch: str) -> BatchPage:
+    outcomes = files.read_outcomes(store, batch)
+    images = [row for row in files.read_images(store, batch) if row.current]
+    _fill_in_thumbnails(store, batch, images)
+    cards = tuple(_cards(store, files.read_plan(store, batch), outcomes, images))
+    counted = Counter[str](outcome.state for outcome in outcomes)
+    return BatchPage(
+        batch=batch,
+        href=quote(f"batch={batch}/index.html"),
+        cards=cards,
+        states=tuple((state, counted[state]) for state in get_args(OutcomeState) if counted[state]),
+        images=len(images),
+        cost_usd=sum(outcome.cost_usd or 0.0 for outcome in outcomes),
+        sandbox=any(image.backend == "sandbox" for image in images),
+    )
+
+
+def _cards(
+    store: Store, plan: Plan, outcomes: Sequence[OutcomeRow], images: Sequence[ImageRow]
+) -> list[Card]:
+    requests = {row.prompt_id: row.request for row in plan.rows}
+    pictures: dict[str | None, list[ImageRow]] = defaultdict(list)
+    for image in images:
+        pictures[image.fingerprint].append(image)
+    cards = []
+    for outcome in outcomes:
+        request = requests.get(outcome.prompt_id)
+        references = (
+            tuple((use.reference_id, _reference(store, use)) for use in request.pictures) if request else ()
+        )
+        prompt = str(request.arguments.get("prompt", "")) if request else ""
+        if outcome.fingerprint not in pictures:
+            cards.append(Card(outcome, None, prompt, "", "", references))
+        for image in pictures.get(outcome.fingerprint, []):
+            path = f"images/batch={image.batch}/{image.file_name}"
+            href, small = quote(f"../../{path}"), quote(f"../../{thumbnail_path(path)}")
+            cards.append(Card(outcome, image, prompt, href, small, references))
+    return cards
+
+
+def _fill_in_thumbnails(store: Store, batch: str, images: Sequence[ImageRow]) -> None:
+    there = {found.path for found in store.objects(f"gallery/batch={batch}/thumbnails")}
+    for image in images:
+        path = f"images/batch={batch}/{image.file_name}"
+        if thumbnail_path(path) not in there:
+            store.put(thumbnail_path(path), thumbnail(store.get(path), THUMBNAIL_SIDE))
+
+
+def _reference(store: Store, use: PictureUse) -> str:
+    path = f"gallery/references/{use.sha256}.webp"
+    if not store.exists(path):
+        try:
+            store.put(path, thumbnail(store.get(use.path), _REFERENCE_SIDE))
+        except (FileNotFoundError, BadPicture):
+            return ""
+    return f"../../{path}"

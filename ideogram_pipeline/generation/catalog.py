@@ -1,0 +1,58 @@
+"""The catalog: the picture rows of all batches in one folder, a file a batch, each rewritten only when it changes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation.records import ImageRow
+from ideogram_pipeline.storage import Store, parquet
+
+FOLDER = "catalog"
+
+
+class CatalogRow(ImageRow):
+    """One picture, found from the store's root."""
+
+    path: str = Field(description="The picture, relative to the store's root.")
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSummary:
+    """What a catalog holds."""
+
+    images: int
+    """Pictures."""
+    batches: int
+    """Batches, one file each."""
+    rewritten: int
+    """Files that had changed."""
+    cost_usd: float
+    """US dollars of all pictures whose cost is known."""
+    digest: str
+    """Changes when, and only when, a row does."""
+
+
+def refresh(store: Store) -> CatalogSummary:
+    """Bring the catalog up to date with the batches' metadata."""
+    images, rewritten, cost = 0, 0, 0.0
+    whole = hashlib.sha256()
+    batches = files.batches_with_results(store)
+    for batch in batches:
+        folder = files.metadata_path(batch).rpartition("/")[0]
+        rows = [
+            CatalogRow(**row.model_dump(), path=f"{folder}/{row.file_name}")
+            for row in files.read_images(store, batch)
+        ]
+        content = parquet.encode(CatalogRow, rows)
+        path = f"{FOLDER}/{batch}.parquet"
+        if not store.exists(path) or store.get(path) != content:
+            store.put(path, content)
+            rewritten += 1
+        whole.update(content)
+        images += len(rows)
+        cost += sum(row.cost_usd or 0.0 for row in rows)
+    return CatalogSummary(images, len(batches), rewritten, round(cost, 6), whole.hexdigest())

@@ -1,0 +1,418 @@
+"""The engine: works the requests of one batch through fal, each to a settled ledger entry, none twice.
+
+A row is a loop over what the ledger says of it: reserve and submit, or wait and fetch, until its entry is settled. So a
+row that another run left half-way simply enters the loop further down, and nothing is paid again. A picture lies in the
+store before the ledger says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Protocol
+
+from pydantic import JsonValue, ValidationError
+
+from ideogram_pipeline.errors import PipelineError
+from ideogram_pipeline.fal import CancelAnswer, Completed, FalClient, QueuedRequest
+from ideogram_pipeline.fal.errors import (
+    AccessRefused,
+    ConnectionFailed,
+    FalError,
+    ModelRefused,
+    NotReady,
+    RequestEnded,
+    RequestNotFound,
+)
+from ideogram_pipeline.generation.ledger import (
+    AlreadyWritten,
+    CostSource,
+    Entry,
+    Ledger,
+    Released,
+    Reserved,
+    Settled,
+    StoredImage,
+    Submitted,
+)
+from ideogram_pipeline.generation.outcomes import (
+    Failed,
+    Generated,
+    NotReached,
+    Outcome,
+    Refused,
+    Reused,
+    Unknown,
+)
+from ideogram_pipeline.generation.polling import pauses
+from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.generation.uploads import ReferenceUrls
+from ideogram_pipeline.ideogram.endpoints import File, Output
+from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, inspect_and_shrink
+from ideogram_pipeline.storage import Store
+
+MAX_PICTURE_BYTES = 50 * 1024 * 1024
+"""No answer's picture is downloaded beyond this."""
+DOWNLOAD_ATTEMPTS = 3
+"""A picture that arrives damaged is fetched again this often in all."""
+PATIENCE_S = 3600.0
+"""A request that isn't done after so many seconds is left for the next run to fetch."""
+THUMBNAIL_SIDE = 320
+"""Pixels of a thumbnail's longer side."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a run writes into every entry it makes."""
+
+    run_id: str
+    """The Dagster run."""
+    backend: str
+    """`fal` or `sandbox`."""
+    code_version: str
+    """Version of this package."""
+
+
+class Observer(Protocol):
+    """Who wants to know how the run goes on. Called in the engine's event loop; must not block."""
+
+    def ended(self, outcome: Outcome, spent_usd: Decimal) -> None:
+        """Take note of a row's outcome and of the dollars settled in this run so far."""
+
+
+class _Ended(Exception):
+    """A row ended in a way its ledger entry does not settle."""
+
+    def __init__(self, kind: type[Failed | Unknown | NotReached], reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+class Engine:
+    """Works the requests of one batch. One engine, one run."""
+
+    def __init__(
+        self,
+        fal: FalClient,
+        store: Store,
+        ledger: Ledger,
+        *,
+        run: RunFacts,
+        max_in_flight: int,
+        observer: Observer,
+    ) -> None:
+        self._fal = fal
+        self._store = store
+        self._ledger = ledger
+        self._run = run
+        self._max_in_flight = max_in_flight
+        self._observer = observer
+        self._references = ReferenceUrls(fal, store)
+        self._queued: dict[str, QueuedRequest] = {}
+        self._submitting: set[asyncio.Task[None]] = set()
+        self._stopped: str | None = None
+        self.spent_usd = Decimal(0)
+        """Dollars of everything settled in this run whose cost is known."""
+
+    async def run(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
+        """Work every request to its outcome, in order, at most `max_in_flight` at a time.
+
+        Cancelling this call stops submitting at once, waits for the answers of submits that are on their way, and
+        leaves the rest with fal, in the ledger, for the next run.
+
+        Raises:
+            PipelineError: the store failed; what was submitted is in the ledger.
+        """
+        outcomes: dict[int, Outcome] = {}
+        waiting = iter(enumerate(requests))
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(min(self._max_in_flight, len(requests))):
+                    workers.create_task(self._work(waiting, outcomes))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            if self._submitting:
+                await asyncio.wait(self._submitting)
+        return [outcomes[position] for position in range(len(requests))]
+
+    async def cancel_queued(self) -> int:
+        """Cancel at fal what is submitted and hasn't started yet; return how many were cancelled before any work."""
+        last = {fingerprint: self._ledger.entries[fingerprint].last for fingerprint in self._queued}
+        waiting = [
+            (attempt.reserved.request, self._queued[fingerprint])
+            for fingerprint, attempt in last.items()
+            if attempt.submitted and not attempt.settled
+        ]
+        return sum(await asyncio.gather(*(self._cancel(request, queued) for request, queued in waiting)))
+
+    async def _work(
+        self, waiting: Iterator[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
+    ) -> None:
+        for position, request in waiting:
+            outcomes[position] = await self._outcome(request)
+            self._observer.ended(outcomes[position], self.spent_usd)
+
+    async def _outcome(self, request: GenerationRequest) -> Outcome:
+        known = self._entry(request).state == "generated"
+        try:
+            while self._entry(request).state in ("new", "retryable", "submitted"):
+                if self._entry(request).state == "submitted":
+                    await self._fetch(request)
+                else:
+                    await self._submit(request)
+        except _Ended as end:
+            return end.kind(request, self._entry(request), end.reason)
+        except PipelineError:
+            raise
+        except Exception as error:
+            _log.exception("prompt %s ended in an unexpected error", request.prompt_id)
+            return Failed(
+                request, self._entry(request), f"unexpected {type(error).__name__}; the log has the details"
+            )
+        entry = self._entry(request)
+        settled = entry.last.settled
+        match entry.state:
+            case "generated":
+                return Reused(request, entry) if known else Generated(request, entry)
+            case "refused":
+                return Refused(request, entry, settled.reason if settled else "")
+            case "failed":
+                return Failed(request, entry, settled.reason if settled else "")
+            case _:
+                reason = f"run {entry.last.reserved.owner} was submitting it and left no answer; it may have been paid"
+                return Unknown(request, entry, reason)
+
+    def _entry(self, request: GenerationRequest) -> Entry:
+        return self._ledger.entries.get(request.fingerprint, Entry())
+
+    async def _submit(self, request: GenerationRequest) -> None:
+        if self._stopped:
+            raise _Ended(NotReached, self._stopped)
+        try:
+            arguments = await self._references.filled_in(request)
+        except AccessRefused as error:
+            self._stop(str(error))
+        except FalError as error:
+            raise _Ended(NotReached, f"a reference could not be uploaded: {error}") from None
+        # From here to the recorded answer nothing may be cut off: bytes that left are money that may be owed.
+        task = asyncio.create_task(self._reserve_and_post(request, arguments))
+        self._submitting.add(task)
+        task.add_done_callback(self._submit_done)
+        await asyncio.shield(task)
+
+    def _submit_done(self, task: asyncio.Task[None]) -> None:
+        self._submitting.discard(task)
+        if not task.cancelled():
+            task.exception()  # a row that was cancelled meanwhile no longer awaits it; the ledger has it
+
+    async def _reserve_and_post(self, request: GenerationRequest, arguments: dict[str, JsonValue]) -> None:
+        reserved = Reserved(
+            request=request,
+            attempt=len(self._entry(request).attempts) + 1,
+            owner=self._run.run_id,
+            reserved_at=datetime.now(UTC),
+            backend=self._run.backend,
+            code_version=self._run.code_version,
+        )
+        try:
+            await self._ledger.reserve(reserved)
+        except AlreadyWritten:
+            raise _Ended(
+                NotReached, "another run is working on this row; run again to see how it ended"
+            ) from None
+        try:
+            queued = await self._fal.submit(request.endpoint_id, arguments)
+        except RequestEnded as error:
+            await self._settle_without_result(request, error)
+            return
+        except FalError as error:
+            if error.may_be_billed:
+                raise _Ended(Unknown, str(error)) from None
+            await self._ledger.release(
+                request.fingerprint, Released(released_at=datetime.now(UTC), reason=error.message)
+            )
+            if isinstance(error, AccessRefused | ConnectionFailed):
+                self._stop(str(error))
+            raise _Ended(NotReached, str(error)) from None
+        self._queued[request.fingerprint] = queued
+        await self._ledger.submitted(
+            request.fingerprint,
+            Submitted(
+                request_id=queued.request_id,
+                status_url=queued.status_url,
+                response_url=queued.result_url,
+                cancel_url=queued.cancel_url,
+                submitted_at=datetime.now(UTC),
+            ),
+        )
+
+    def _stop(self, reason: str) -> None:
+        """Stop submitting: what ended this row would end every other one too."""
+        self._stopped = self._stopped or reason
+        raise _Ended(NotReached, reason)
+
+    async def _fetch(self, request: GenerationRequest) -> None:
+        submitted = self._entry(request).last.submitted
+        assert submitted is not None
+        queued = self._queued.get(request.fingerprint) or self._fal.attach(
+            request.endpoint_id, submitted.request_id
+        )
+        self._queued[request.fingerprint] = queued
+        try:
+            completed = await self._completed(queued)
+            result = await self._fal.result(queued)
+            output = Output.model_validate(result.payload)
+            files = enumerate(output.images)
+            images = await asyncio.gather(*(self._store_image(request, index, file) for index, file in files))
+        except RequestEnded as error:
+            await self._settle_without_result(request, error)
+        except RequestNotFound as error:
+            await self._settle_lost(
+                request, f"{queued.request_id} may have been paid, and its result is gone: {error}"
+            )
+        except ValidationError as error:
+            problems = "; ".join(f"{finding['loc']}: {finding['msg']}" for finding in error.errors()[:3])
+            await self._settle_lost(
+                request, f"fal's answer to {queued.request_id} is not one of Ideogram's: {problems}"
+            )
+        except FalError as error:
+            reason = (
+                f"{queued.request_id} is paid for and could not be fetched; the next run tries again: {error}"
+            )
+            raise _Ended(Failed, reason) from None
+        else:
+            await self._settle_generated(request, output, images, completed)
+
+    async def _completed(self, queued: QueuedRequest) -> Completed:
+        deadline = asyncio.get_running_loop().time() + PATIENCE_S
+        for pause in pauses():
+            await asyncio.sleep(pause)
+            try:
+                status = await self._fal.status(queued)
+            except NotReady:
+                continue
+            if isinstance(status, Completed):
+                return status
+            if asyncio.get_running_loop().time() > deadline:
+                break
+        raise _Ended(NotReached, f"{queued.request_id} is still with fal; the next run fetches it")
+
+    async def _store_image(self, request: GenerationRequest, index: int, file: File) -> StoredImage:
+        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+            downloaded = await self._fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
+            try:
+                picture, shrunk = await asyncio.to_thread(
+                    inspect_and_shrink, downloaded.content, side=THUMBNAIL_SIDE
+                )
+                break
+            except BadPicture as problem:
+                if attempt == DOWNLOAD_ATTEMPTS:
+                    reason = f"picture {index} arrives damaged: {problem}; it is paid for and fetched again next run"
+                    raise _Ended(Failed, reason) from None
+        name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
+        path = f"images/batch={request.batch}/{name}.{EXTENSIONS[picture.kind]}"
+        await self._store.put_async(path, downloaded.content)
+        if shrunk:
+            await self._store.put_async(thumbnail_path(path), shrunk)
+        return StoredImage(
+            index=index,
+            path=path,
+            sha256=picture.sha256,
+            bytes=picture.bytes,
+            width=picture.width,
+            height=picture.height,
+            format=picture.kind,
+        )
+
+    async def _settle_generated(
+        self, request: GenerationRequest, output: Output, images: Sequence[StoredImage], completed: Completed
+    ) -> None:
+        if not images:
+            await self._settle_lost(request, "fal's answer holds no picture")
+            return
+        price = request.price_usd
+        cost = None if price is None else price / request.num_images * len(images)
+        await self._settle(
+            request,
+            Settled(
+                state="generated",
+                images=tuple(images),
+                seed=output.seed,
+                inference_s=completed.inference_s,
+                completed_at=datetime.now(UTC),
+                cost_usd=cost,
+                cost_source="unknown" if cost is None else "price_list",
+            ),
+        )
+
+    async def _settle_without_result(self, request: GenerationRequest, error: RequestEnded) -> None:
+        cost, source = _cost_of_failure(error)
+        await self._settle(
+            request,
+            Settled(
+                state="refused" if isinstance(error, ModelRefused) else "failed",
+                reason=str(error),
+                retryable=error.may_resubmit,
+                completed_at=datetime.now(UTC),
+                cost_usd=cost,
+                cost_source=source,
+            ),
+        )
+
+    async def _settle_lost(self, request: GenerationRequest, reason: str) -> None:
+        """Record an end with nothing to fetch and an unknown bill; it is never sent again by itself."""
+        await self._settle(
+            request,
+            Settled(
+                state="failed",
+                reason=reason,
+                completed_at=datetime.now(UTC),
+                cost_usd=None,
+                cost_source="unknown",
+            ),
+        )
+
+    async def _settle(self, request: GenerationRequest, settled: Settled) -> None:
+        await self._ledger.settle(request.fingerprint, settled)
+        self.spent_usd += settled.cost_usd or Decimal(0)
+
+    async def _cancel(self, request: GenerationRequest, queued: QueuedRequest) -> bool:
+        try:
+            answer = await self._fal.cancel(queued)
+        except FalError:
+            return False
+        if answer is not CancelAnswer.OK:
+            return False
+        await self._settle(
+            request,
+            Settled(
+                state="failed",
+                reason="cancelled before it started",
+                retryable=True,
+                completed_at=datetime.now(UTC),
+                cost_usd=Decimal(0),
+                cost_source="price_list",
+            ),
+        )
+        return True
+
+
+def _cost_of_failure(error: RequestEnded) -> tuple[Decimal | None, CostSource]:
+    """Return what a request without a result cost: nothing where fal says so, else unknown."""
+    if error.billable_units == 0:
+        return Decimal(0), "billable_units_header"
+    return (None, "unknown") if error.may_be_billed else (Decimal(0), "price_list")
+
+
+def thumbnail_path(image_path: str) -> str:
+    """Return where in the store the thumbnail of a picture lies."""
+    batch, name = image_path.removeprefix("images/").split("/", 1)
+    return f"gallery/{batch}/thumbnails/{name.rsplit('.', 1)[0]}.webp"

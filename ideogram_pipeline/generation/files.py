@@ -1,0 +1,97 @@
+"""What lies where in the store, and reading and writing it as rows."""
+
+from __future__ import annotations
+
+from ideogram_pipeline.generation.planner import Plan, PlannedRow, References
+from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.tables.prompts import PromptsTable
+from ideogram_pipeline.tables.references import ReferencesTable
+from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection
+
+PROMPTS = "tables/prompts.parquet"
+REJECTED_PROMPTS = "tables/rejected_prompts.parquet"
+REFERENCES = "tables/references.parquet"
+REJECTED_REFERENCES = "tables/rejected_references.parquet"
+
+
+def write_prompts(store: Store, table: PromptsTable) -> None:
+    """Keep the prompts table, by batch, so that one batch can be read without the others."""
+    parquet.write(store, PROMPTS, PromptRow, sorted(table.rows, key=lambda row: row.batch))
+    parquet.write(store, REJECTED_PROMPTS, Rejection, table.rejections)
+
+
+def batches(store: Store) -> dict[str, int]:
+    """Return every batch of the prompts table with the number of pictures its rows ask for."""
+    images: dict[str, int] = {}
+    for row in parquet.read(store, PROMPTS, PromptRow):
+        images[row.batch] = images.get(row.batch, 0) + (row.num_images or 1)
+    for rejection in parquet.read(store, REJECTED_PROMPTS, Rejection):
+        images.setdefault(rejection.batch, 0)
+    return images
+
+
+def read_prompts(store: Store, batch: str) -> tuple[list[PromptRow], list[Rejection]]:
+    """Return a batch's rows and its rejected records."""
+    rows = list(parquet.read(store, PROMPTS, PromptRow, where=("batch", batch)))
+    return rows, list(parquet.read(store, REJECTED_PROMPTS, Rejection, where=("batch", batch)))
+
+
+def write_references(store: Store, table: ReferencesTable) -> None:
+    """Keep the references table."""
+    parquet.write(store, REFERENCES, Reference, table.references)
+    parquet.write(store, REJECTED_REFERENCES, Rejection, table.rejections)
+
+
+def read_references(store: Store) -> References:
+    """Return the references table."""
+    return References.of(
+        parquet.read(store, REFERENCES, Reference), parquet.read(store, REJECTED_REFERENCES, Rejection)
+    )
+
+
+def plan_path(batch: str) -> str:
+    """Return where a batch's plan lies."""
+    return f"plans/batch={batch}/plan.parquet"
+
+
+def write_plan(store: Store, plan: Plan) -> None:
+    """Keep a batch's plan."""
+    parquet.write(store, plan_path(plan.batch), PlannedRow, plan.rows)
+
+
+def read_plan(store: Store, batch: str) -> Plan:
+    """Return a batch's plan."""
+    return Plan(batch, tuple(parquet.read(store, plan_path(batch), PlannedRow)))
+
+
+def metadata_path(batch: str) -> str:
+    """Return where the rows of a batch's pictures lie: beside the pictures."""
+    return f"images/batch={batch}/metadata.parquet"
+
+
+def outcomes_path(batch: str) -> str:
+    """Return where the outcomes of a batch's prompt rows lie."""
+    return f"outcomes/batch={batch}/outcomes.parquet"
+
+
+def write_results(store: Store, batch: str, images: list[ImageRow], outcomes: list[OutcomeRow]) -> bytes:
+    """Keep a batch's picture rows and outcomes; return the bytes written, which say all that there is to say."""
+    return parquet.write(store, metadata_path(batch), ImageRow, images) + parquet.write(
+        store, outcomes_path(batch), OutcomeRow, outcomes
+    )
+
+
+def batches_with_results(store: Store) -> list[str]:
+    """Return the batches that were run, sorted."""
+    return [folder.removeprefix("batch=") for folder in store.folders("outcomes")]
+
+
+def read_images(store: Store, batch: str) -> list[ImageRow]:
+    """Return the rows of a batch's pictures."""
+    return list(parquet.read(store, metadata_path(batch), ImageRow))
+
+
+def read_outcomes(store: Store, batch: str) -> list[OutcomeRow]:
+    """Return how a batch's prompt rows ended."""
+    return list(parquet.read(store, outcomes_path(batch), OutcomeRow))

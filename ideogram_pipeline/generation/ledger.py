@@ -1,0 +1,219 @@
+"""The ledger: what is known of every request's money, in files that are each written once and never changed.
+
+Under `ledger/batch=<batch>/<fingerprint>/` each attempt to submit a request leaves up to three files:
+
+    1-reserved.json     before the POST: who is about to pay, when and how much
+    1-released.json     the POST certainly never reached fal; the next attempt may follow
+    1-submitted.json    fal's request id and URLs, before anything else is awaited
+    1-settled.json      how it ended: generated, refused or failed, with files, hashes and cost
+
+Every file is created only if it isn't there, so each transition happens once, whoever tries; a fingerprint whose
+attempt is reserved but neither released nor submitted has an unknown answer and is never submitted again by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.storage import Store
+
+MAX_ATTEMPTS = 3
+"""A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
+
+CostSource = Literal["billing_event", "billable_units_header", "price_list", "unknown"]
+EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Reserved(_Record):
+    """The intent to pay, durable before the POST."""
+
+    request: GenerationRequest = Field(description="What is about to be sent.")
+    attempt: int = Field(description="1 for the first submit of this fingerprint.")
+    owner: str = Field(description="The run that reserved it.")
+    reserved_at: datetime = Field(description="UTC.")
+    backend: str = Field(description="`fal` or `sandbox`.")
+    code_version: str = Field(description="Version of this package.")
+
+
+class Released(_Record):
+    """The proof that an attempt's POST was never accepted."""
+
+    released_at: datetime = Field(description="UTC.")
+    reason: str = Field(description="What fal or the network answered.")
+
+
+class Submitted(_Record):
+    """fal's answer to the POST, durable before anything else is awaited."""
+
+    request_id: str = Field(description="fal's id of the request.")
+    status_url: str = Field(description="As fal gave it.")
+    response_url: str = Field(description="As fal gave it.")
+    cancel_url: str = Field(description="As fal gave it.")
+    submitted_at: datetime = Field(description="UTC, when the answer had arrived.")
+
+
+class StoredImage(_Record):
+    """One picture in the store."""
+
+    index: int = Field(description="Position in fal's answer, from 0.")
+    path: str = Field(description="Path in the store.")
+    sha256: str = Field(description="Hex digest of the file.")
+    bytes: int = Field(description="Length of the file.")
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    format: str = Field(description="`png`, `jpeg` or `webp`, from the bytes.")
+
+
+class Settled(_Record):
+    """How an attempt ended."""
+
+    state: Literal["generated", "refused", "failed"] = Field(description="The end.")
+    reason: str = Field(default="", description="Why, for a refusal or failure.")
+    retryable: bool = Field(
+        default=False, description="The request ended without a result and a new one may succeed."
+    )
+    images: tuple[StoredImage, ...] = Field(default=(), description="The pictures, all in the store.")
+    seed: int | None = Field(default=None, description="The seed fal says it used.")
+    inference_s: float | None = Field(default=None, description="Seconds of work, as fal measured them.")
+    completed_at: datetime = Field(description="UTC, when the end was seen.")
+    cost_usd: Decimal | None = Field(description="US dollars for the request, or None if not known.")
+    cost_source: CostSource = Field(description="Who says what it cost.")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt to submit a request, as far as it got."""
+
+    reserved: Reserved
+    """Who tried."""
+    released: Released | None = None
+    """Proof that it cost nothing, if there is."""
+    submitted: Submitted | None = None
+    """fal's answer, if it came."""
+    settled: Settled | None = None
+    """The end, if it was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """All attempts of one fingerprint, oldest first."""
+
+    attempts: tuple[Attempt, ...] = field(default=())
+    """Never empty in a ledger."""
+
+    @property
+    def last(self) -> Attempt:
+        """The newest attempt."""
+        return self.attempts[-1]
+
+    @property
+    def paid_attempts(self) -> int:
+        """Attempts whose POST may have reached fal."""
+        return sum(attempt.released is None for attempt in self.attempts)
+
+    @property
+    def state(self) -> EntryState:
+        """What may be done next: submit (`new`, `retryable`), fetch (`submitted`), wait (`reserved`), or nothing."""
+        if not self.attempts or self.last.released:
+            return "retryable" if self.paid_attempts else "new"
+        if self.last.settled:
+            again = self.last.settled.retryable and self.paid_attempts < MAX_ATTEMPTS
+            return "retryable" if again else self.last.settled.state
+        return "submitted" if self.last.submitted else "reserved"
+
+
+class AlreadyWritten(Exception):
+    """Another run made this transition first."""
+
+
+_NAME = re.compile(
+    r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>\d+)-(?P<step>reserved|released|submitted|settled)\.json"
+)
+_STEPS: Mapping[str, type[_Record]] = {
+    "reserved": Reserved,
+    "released": Released,
+    "submitted": Submitted,
+    "settled": Settled,
+}
+
+
+class Ledger:
+    """The ledger of one batch: read whole when opened, kept up to date with what this process writes."""
+
+    def __init__(self, store: Store, batch: str) -> None:
+        self._store = store
+        self._folder = f"ledger/batch={batch}"
+        self.entries: dict[str, Entry] = _read(store, self._folder)
+        """What is known, by fingerprint."""
+
+    async def reserve(self, reserved: Reserved) -> None:
+        """Claim an attempt. Raises `AlreadyWritten` where another run has it."""
+        fingerprint = reserved.request.fingerprint
+        await self._create(fingerprint, reserved.attempt, "reserved", reserved)
+        earlier = self.entries.get(fingerprint, Entry())
+        self.entries[fingerprint] = Entry((*earlier.attempts, Attempt(reserved)))
+
+    async def release(self, fingerprint: str, released: Released) -> None:
+        """Record that the last attempt was never accepted."""
+        await self._advance(fingerprint, "released", released)
+
+    async def submitted(self, fingerprint: str, submitted: Submitted) -> None:
+        """Record fal's answer to the last attempt."""
+        await self._advance(fingerprint, "submitted", submitted)
+
+    async def settle(self, fingerprint: str, settled: Settled) -> None:
+        """Record how the last attempt ended."""
+        await self._advance(fingerprint, "settled", settled)
+
+    async def _advance(self, fingerprint: str, step: str, record: _Record) -> None:
+        entry = self.entries[fingerprint]
+        await self._create(fingerprint, entry.last.reserved.attempt, step, record)
+        last = replace(entry.last, **{step: record})  # type: ignore[arg-type]  # step names a field of its record's type
+        self.entries[fingerprint] = Entry((*entry.attempts[:-1], last))
+
+    async def _create(self, fingerprint: str, attempt: int, step: str, record: _Record) -> None:
+        path = f"{self._folder}/{fingerprint}/{attempt}-{step}.json"
+        if not await self._store.create_async(path, record.model_dump_json().encode()):
+            raise AlreadyWritten(path)
+
+
+def _read(store: Store, folder: str) -> dict[str, Entry]:
+    paths = [found.path for found in store.objects(folder)]
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        records = threads.map(lambda path: _record(store, path), paths)
+        steps: dict[str, dict[int, dict[str, _Record]]] = defaultdict(lambda: defaultdict(dict))
+        for path, record in zip(paths, records, strict=True):
+            name = _NAME.search(path)
+            if name and record:
+                steps[name["fingerprint"]][int(name["attempt"])][name["step"]] = record
+    return {fingerprint: Entry(tuple(_attempts(attempts))) for fingerprint, attempts in steps.items()}
+
+
+def _record(store: Store, path: str) -> _Record | None:
+    name = _NAME.search(path)
+    if name is None:
+        return None
+    try:
+        return _STEPS[name["step"]].model_validate_json(store.get(path))
+    except ValueError as error:
+        raise StoreError(f"The ledger file {store.where(path)!r} can't be read: {error}") from None
+
+
+def _attempts(steps: Mapping[int, Mapping[str, _Record]]) -> Iterable[Attempt]:
+    for number in sorted(steps):
+        yield Attempt(**steps[number])  # type: ignore[arg-type]  # each step was parsed as its own type

@@ -1,0 +1,102 @@
+"""How a row ended: a small closed family, each member carrying its facts. Every planned row ends as exactly one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ideogram_pipeline.generation.ledger import Entry
+from ideogram_pipeline.generation.requests import GenerationRequest
+
+OutcomeState = Literal["generated", "rejected", "refused", "failed", "unknown", "not_reached"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Paid for in this run, and its pictures are in the store."""
+
+    request: GenerationRequest
+    """What was asked."""
+    entry: Entry
+    """What the ledger holds of it, settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """Paid for in an earlier run; its pictures are in the store."""
+
+    request: GenerationRequest
+    """What was asked."""
+    entry: Entry
+    """What the ledger holds of it, settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The model refused the input; the same input would be refused again."""
+
+    request: GenerationRequest
+    """What was asked."""
+    entry: Entry
+    """What the ledger holds of it, settled."""
+    reason: str
+    """The model's reasons."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No picture, for a reason that is not the input's: the request failed, or what it made could not be fetched."""
+
+    request: GenerationRequest
+    """What was asked."""
+    entry: Entry
+    """What the ledger holds of it."""
+    reason: str
+    """What failed, and whether the next run tries again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A submit whose answer never came: it may be paid, and is not sent again before it was looked for."""
+
+    request: GenerationRequest
+    """What was asked."""
+    entry: Entry
+    """What the ledger holds of it: reserved."""
+    reason: str
+    """What happened to the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotReached:
+    """Nothing was paid in this run: it stopped before the row, or left it with fal for the next run to fetch."""
+
+    request: GenerationRequest
+    """What was to be asked."""
+    entry: Entry | None
+    """What the ledger holds of it, if anything."""
+    reason: str
+    """Why the run stopped."""
+
+
+Outcome = Generated | Reused | Refused | Failed | Unknown | NotReached
+
+
+def state_of(outcome: Outcome) -> OutcomeState:
+    """Return the row's visible state; a reused row is generated."""
+    match outcome:
+        case Generated() | Reused():
+            return "generated"
+        case Refused():
+            return "refused"
+        case Failed():
+            return "failed"
+        case Unknown():
+            return "unknown"
+        case NotReached():
+            return "not_reached"
+
+
+def reason_of(outcome: Outcome) -> str:
+    """Return why a row ended as it did; empty for a generated one."""
+    return "" if isinstance(outcome, Generated | Reused) else outcome.reason

@@ -1,0 +1,270 @@
+"""The rows people query: one per picture (`metadata.parquet`) and one per prompt row (`outcomes.parquet`).
+
+Both are derived from the plan and the ledger, and can be made again from them at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from ideogram_pipeline.generation.ledger import Attempt, Entry, StoredImage
+from ideogram_pipeline.generation.outcomes import Outcome, OutcomeState, reason_of, state_of
+from ideogram_pipeline.generation.planner import Plan, PlannedRow
+from ideogram_pipeline.generation.requests import GenerationRequest
+
+
+class ImageRow(BaseModel):
+    """One picture file and everything about how it came to be. Times are UTC."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file_name: str = Field(
+        description="The picture, relative to the folder of this file (Hugging Face ImageFolder)."
+    )
+    prompt_id: str = Field(description="Row of the prompts table.")
+    batch: str = Field(description="Partition of the prompts table.")
+    image_index: int = Field(description="Position among the request's pictures, from 0.")
+    current: bool = Field(description="False once the row was edited and asks for another picture.")
+    endpoint: str = Field(description="Short name of the endpoint, such as `character`.")
+    prompt: str | None = Field(description="As sent.")
+    negative_prompt: str | None = Field(description="As sent.")
+    reference_ids: tuple[str, ...] = Field(description="Character references, as in the references table.")
+    reference_sha256s: tuple[str, ...] = Field(description="Hex digests of their bytes.")
+    reference_mask_ids: tuple[str, ...] = Field(description="Masks of the character references.")
+    reference_mask_sha256s: tuple[str, ...] = Field(description="Hex digests of their bytes.")
+    style_reference_ids: tuple[str, ...] = Field(description="Style references.")
+    style_reference_sha256s: tuple[str, ...] = Field(description="Hex digests of their bytes.")
+    image_id: str | None = Field(description="Source picture of an edit, remix, reframe or new background.")
+    image_sha256: str | None = Field(description="Hex digest of its bytes.")
+    mask_id: str | None = Field(description="Mask of an edit.")
+    mask_sha256: str | None = Field(description="Hex digest of its bytes.")
+    rendering_speed: str | None = Field(description="As sent: TURBO, BALANCED or QUALITY.")
+    style: str | None = Field(description="As sent.")
+    style_preset: str | None = Field(description="As sent.")
+    style_codes: tuple[str, ...] = Field(description="As sent.")
+    color_palette: str | None = Field(description="As sent, as JSON.")
+    image_size: str | None = Field(description="As sent: a preset's name or width x height.")
+    num_images: int = Field(description="Pictures asked for in the request.")
+    strength: float | None = Field(description="As sent, 0.01 to 1.")
+    expand_prompt: bool | None = Field(description="As sent.")
+    sync_mode: bool | None = Field(description="As sent.")
+    seed: int = Field(description="Seed asked for.")
+    seed_returned: int | None = Field(description="Seed that fal says it used, one per request.")
+    request_json: str = Field(description="The body sent, with `sha256:…` in place of each picture's URL.")
+    fingerprint: str = Field(
+        description="Identity of the request: SHA-256 of prompt id, endpoint and arguments."
+    )
+    request_id: str | None = Field(description="fal's id of the request.")
+    width: int = Field(description="Pixels, measured.")
+    height: int = Field(description="Pixels, measured.")
+    format: str = Field(description="`png`, `jpeg` or `webp`, from the bytes.")
+    bytes: int = Field(description="Length of the file.")
+    sha256: str = Field(description="Hex digest of the file.")
+    submitted_at: datetime | None = Field(description="When fal's answer to the submit had arrived.")
+    started_at: datetime | None = Field(
+        description="completed_at less inference_s: fal doesn't tell the start."
+    )
+    completed_at: datetime = Field(description="When this project saw the request completed.")
+    inference_s: float | None = Field(description="Seconds of work, from fal's metrics.")
+    cost_usd: float | None = Field(
+        description="US dollars for this picture: the request's cost over its pictures."
+    )
+    cost_source: str = Field(description="billing_event, billable_units_header, price_list or unknown.")
+    attempts: int = Field(description="Submits that may have reached fal, over all runs.")
+    backend: str = Field(description="`fal`, or `sandbox` for pictures that the local stand-in drew.")
+    dagster_run_id: str = Field(description="The Dagster run that paid for it.")
+    code_version: str = Field(description="Version of ideogram_pipeline that made it.")
+    extra: str = Field(description="The prompts table's other columns, as a JSON object.")
+
+
+class OutcomeRow(BaseModel):
+    """How one row of the prompts table ended. The batch is the folder's name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_id: str = Field(description="Row of the prompts table.")
+    state: OutcomeState = Field(description="generated, rejected, refused, failed, unknown or not_reached.")
+    reason: str = Field(description="Why, and what to do next; empty for generated rows.")
+    fingerprint: str | None = Field(description="Identity of the request; empty for rejected rows.")
+    request_id: str | None = Field(description="fal's id of the newest request.")
+    cost_usd: float | None = Field(description="US dollars over all attempts; empty if any is not known.")
+    cost_source: str = Field(description="billing_event, billable_units_header, price_list or unknown.")
+    attempts: int = Field(description="Submits that may have reached fal, over all runs.")
+    images: int = Field(description="Pictures in the store.")
+    endpoint: str | None = Field(description="Short name of the endpoint.")
+    row_number: int = Field(description="Where the row stands in the table.")
+    column: str = Field(description="The column at fault, for rejected rows.")
+    advice: tuple[str, ...] = Field(description="What the result may surprise with.")
+
+
+def image_rows(plan: Plan, entries: Mapping[str, Entry]) -> list[ImageRow]:
+    """Return a row for every picture the ledger knows of a batch: those of the plan's rows first, in their order."""
+    order = {row.fingerprint: position for position, row in enumerate(plan.rows) if row.fingerprint}
+    extras = {row.fingerprint: row.request.extra for row in plan.rows if row.request}
+    known = sorted(entries.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
+    return [row for fingerprint, entry in known for row in _images(entry, extras.get(fingerprint))]
+
+
+def _images(entry: Entry, extra: str | None) -> Iterator[ImageRow]:
+    for attempt in entry.attempts:
+        for image in attempt.settled.images if attempt.settled else ():
+            yield _image(entry, attempt, image, extra)
+
+
+def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None) -> ImageRow:
+    request, submitted, settled = attempt.reserved.request, attempt.submitted, attempt.settled
+    assert settled is not None
+    sent = request.arguments
+    worked = timedelta(seconds=settled.inference_s) if settled.inference_s is not None else None
+    image_id, image_sha256 = _first(request, "image_url")
+    mask_id, mask_sha256 = _first(request, "mask_url")
+    return ImageRow(
+        file_name=PurePosixPath(image.path).name,
+        prompt_id=request.prompt_id,
+        batch=request.batch,
+        image_index=image.index,
+        current=extra is not None,
+        endpoint=request.endpoint,
+        prompt=_text(sent.get("prompt")),
+        negative_prompt=_text(sent.get("negative_prompt")),
+        reference_ids=_ids(request, "reference_image_urls"),
+        reference_sha256s=_digests(request, "reference_image_urls"),
+        reference_mask_ids=_ids(request, "reference_mask_urls"),
+        reference_mask_sha256s=_digests(request, "reference_mask_urls"),
+        style_reference_ids=_ids(request, "image_urls"),
+        style_reference_sha256s=_digests(request, "image_urls"),
+        image_id=image_id,
+        image_sha256=image_sha256,
+        mask_id=mask_id,
+        mask_sha256=mask_sha256,
+        rendering_speed=_text(sent.get("rendering_speed")),
+        style=_text(sent.get("style")),
+        style_preset=_text(sent.get("style_preset")),
+        style_codes=_texts(sent.get("style_codes")),
+        color_palette=json.dumps(sent["color_palette"]) if "color_palette" in sent else None,
+        image_size=_size(sent.get("image_size")),
+        num_images=request.num_images,
+        strength=_number(sent.get("strength")),
+        expand_prompt=_flag(sent.get("expand_prompt")),
+        sync_mode=_flag(sent.get("sync_mode")),
+        seed=request.seed,
+        seed_returned=settled.seed,
+        request_json=json.dumps(sent, ensure_ascii=False, sort_keys=True),
+        fingerprint=request.fingerprint,
+        request_id=submitted.request_id if submitted else None,
+        width=image.width,
+        height=image.height,
+        format=image.format,
+        bytes=image.bytes,
+        sha256=image.sha256,
+        submitted_at=submitted.submitted_at if submitted else None,
+        started_at=settled.completed_at - worked if worked is not None else None,
+        completed_at=settled.completed_at,
+        inference_s=settled.inference_s,
+        cost_usd=float(settled.cost_usd / len(settled.images)) if settled.cost_usd is not None else None,
+        cost_source=settled.cost_source,
+        attempts=entry.paid_attempts,
+        backend=attempt.reserved.backend,
+        dagster_run_id=attempt.reserved.owner,
+        code_version=attempt.reserved.code_version,
+        extra=request.extra if extra is None else extra,
+    )
+
+
+def outcome_rows(plan: Plan, outcomes: Iterable[Outcome]) -> list[OutcomeRow]:
+    """Return one row for every row of the plan, in table order."""
+    by_fingerprint = {outcome.request.fingerprint: outcome for outcome in outcomes}
+    return [
+        _outcome(row, by_fingerprint[row.fingerprint]) if row.fingerprint else _rejected(row)
+        for row in plan.rows
+    ]
+
+
+def _rejected(row: PlannedRow) -> OutcomeRow:
+    return OutcomeRow(
+        prompt_id=row.prompt_id,
+        state="rejected",
+        reason=f"{row.column}: {row.reason}" if row.column else row.reason,
+        fingerprint=None,
+        request_id=None,
+        cost_usd=0.0,
+        cost_source="price_list",
+        attempts=0,
+        images=0,
+        endpoint=row.endpoint,
+        row_number=row.row_number,
+        column=row.column,
+        advice=(),
+    )
+
+
+def _outcome(row: PlannedRow, outcome: Outcome) -> OutcomeRow:
+    entry = outcome.entry or Entry()
+    last = entry.attempts[-1] if entry.attempts else None
+    costs = [_cost(attempt) for attempt in entry.attempts]
+    return OutcomeRow(
+        prompt_id=row.prompt_id,
+        state=state_of(outcome),
+        reason=reason_of(outcome),
+        fingerprint=row.fingerprint,
+        request_id=last.submitted.request_id if last and last.submitted else None,
+        cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
+        cost_source=last.settled.cost_source
+        if last and last.settled
+        else "price_list"
+        if None not in costs
+        else "unknown",
+        attempts=entry.paid_attempts,
+        images=len(last.settled.images) if last and last.settled else 0,
+        endpoint=row.endpoint,
+        row_number=row.row_number,
+        column="",
+        advice=outcome.request.advice,
+    )
+
+
+def _cost(attempt: Attempt) -> float | None:
+    """Return what an attempt cost: nothing if it was never accepted, not known until it is settled."""
+    if attempt.released:
+        return 0.0
+    if attempt.settled is None or attempt.settled.cost_usd is None:
+        return None
+    return float(attempt.settled.cost_usd)
+
+
+def _ids(request: GenerationRequest, field: str) -> tuple[str, ...]:
+    return tuple(use.reference_id for use in request.pictures if use.field == field)
+
+
+def _digests(request: GenerationRequest, field: str) -> tuple[str, ...]:
+    return tuple(use.sha256 for use in request.pictures if use.field == field)
+
+
+def _first(request: GenerationRequest, field: str) -> tuple[str | None, str | None]:
+    use = next((use for use in request.pictures if use.field == field), None)
+    return (use.reference_id, use.sha256) if use else (None, None)
+
+
+def _text(value: JsonValue) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _texts(value: JsonValue) -> tuple[str, ...]:
+    return tuple(str(member) for member in value) if isinstance(value, list) else ()
+
+
+def _number(value: JsonValue) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _flag(value: JsonValue) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _size(value: JsonValue) -> str | None:
+    return f"{value['width']}x{value['height']}" if isinstance(value, dict) else _text(value)

@@ -1,0 +1,92 @@
+"""A generation request: one call to fal, with its identity and its price, before anything was sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, EndpointName
+
+FINGERPRINT_VERSION = 1
+"""Part of every fingerprint; changes only if what is hashed changes, which would make every picture new."""
+
+
+class PictureUse(BaseModel):
+    """A picture that a request refers to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    field: str = Field(description="The endpoint's field it goes to, such as `reference_image_urls`.")
+    reference_id: str = Field(description="The row of the references table.")
+    uri: str = Field(description="Where the table says the picture is.")
+    sha256: str = Field(description="Hex digest of the picture's bytes.")
+    path: str = Field(description="The copy of those bytes in the store.")
+
+    @property
+    def token(self) -> str:
+        """What stands for the picture in the arguments until it is sent."""
+        return f"sha256:{self.sha256}"
+
+
+class GenerationRequest(BaseModel):
+    """One call to fal: 1 to 8 pictures of one row of the prompts table."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_id: str = Field(description="The row of the prompts table.")
+    batch: str = Field(description="The row's partition.")
+    row_number: int = Field(description="Where the row stands in the table.")
+    endpoint: EndpointName = Field(description="Short name of the endpoint.")
+    arguments: dict[str, JsonValue] = Field(
+        description="The body that will be sent, with every default spelled out and `sha256:…` for each picture's URL."
+    )
+    pictures: tuple[PictureUse, ...] = Field(default=(), description="The pictures the arguments refer to.")
+    fingerprint: str = Field(description="The request's identity: see `fingerprint`.")
+    price_usd: Decimal | None = Field(
+        description="List price of the whole request, or None if it isn't known."
+    )
+    advice: tuple[str, ...] = Field(default=(), description="What the result may surprise with.")
+    extra: str = Field(default="{}", description="The table's other columns, as a JSON object.")
+
+    @property
+    def endpoint_id(self) -> str:
+        """fal's name of the endpoint."""
+        return ENDPOINTS[self.endpoint].id
+
+    @property
+    def num_images(self) -> int:
+        """How many pictures are asked for."""
+        return int(str(self.arguments["num_images"]))
+
+    @property
+    def seed(self) -> int:
+        """The seed asked for."""
+        return int(str(self.arguments["seed"]))
+
+
+def fingerprint(prompt_id: str, endpoint_id: str, arguments: Mapping[str, JsonValue]) -> str:
+    """Return the identity of a request: a hex SHA-256 of prompt id, endpoint and every argument.
+
+    Pictures stand in the arguments as digests of their bytes, so a changed picture is another request and a moved
+    file is not. The batch and the table's other columns don't count.
+    """
+    identity = {
+        "v": FINGERPRINT_VERSION,
+        "prompt_id": prompt_id,
+        "endpoint": endpoint_id,
+        "arguments": arguments,
+    }
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def derived_seed(prompt_id: str) -> int:
+    """Return the seed of a row that names none: 31 bits that only its prompt id decides.
+
+    A row keeps its seed when its prompt is edited, so that takes can be compared.
+    """
+    return int.from_bytes(hashlib.sha256(f"seed:{prompt_id}".encode()).digest()[:4]) & 0x7FFFFFFF

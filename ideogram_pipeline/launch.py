@@ -1,0 +1,125 @@
+"""The main job from start to end, through Dagster: the same assets, jobs and events as in its UI."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import BaseModel, ConfigDict, Field
+
+from ideogram_pipeline.definitions import build_definitions
+from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.generation.files import batches as all_batches
+from ideogram_pipeline.resources import Progress
+from ideogram_pipeline.settings import Settings
+from ideogram_pipeline.storage import Store
+
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class RunSummary(BaseModel):
+    """What a run did, over all its batches."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int = Field(description="Rows of the prompts table.")
+    generated: int = Field(description="Rows paid for and stored in this run.")
+    reused: int = Field(description="Rows whose pictures were there.")
+    rejected: int = Field(description="Rows that can't be sent.")
+    refused: int = Field(description="Rows that the model refused.")
+    failed: int = Field(description="Rows without a picture for another reason.")
+    unknown: int = Field(description="Rows whose submit was never answered.")
+    not_reached: int = Field(description="Rows the run stopped before.")
+    images: int = Field(description="Pictures in the store for these rows.")
+    spent_usd: float = Field(description="Dollars settled in this run.")
+    estimated_usd: float = Field(description="Dollars that the plan expected.")
+    seconds: float = Field(description="Wall time.")
+    store: str = Field(description="Where everything lies.")
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row has its pictures."""
+        return self.generated + self.reused == self.rows
+
+
+def run(
+    settings: Settings, batches: Sequence[str], *, progress: Progress, expect: Callable[[int], None]
+) -> RunSummary:
+    """Refresh the tables, run the batches one after the other (all of them if none is named), publish.
+
+    `expect` is told how many pictures the rows ask for, once that is known.
+
+    Raises:
+        PipelineError: a table, setting or the store is at fault; nothing more is submitted.
+    """
+    started = time.monotonic()
+    instance = _instance(settings)
+    definitions = build_definitions(settings, overrides={"progress": progress})
+
+    def execute(job: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
+        try:
+            return definitions.resolve_job_def(job).execute_in_process(
+                instance=instance, partition_key=batch, run_config=_QUIET
+            )
+        except dg.DagsterExecutionInterruptedError:
+            raise KeyboardInterrupt from None
+
+    execute("refresh_tables")
+    images = all_batches(Store.open(settings.store))
+    chosen = list(dict.fromkeys(batches)) or list(images)
+    for batch in chosen:
+        if batch not in images:
+            raise ConfigurationError(
+                f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(images) or 'none'}."
+            )
+    expect(sum(images[batch] for batch in chosen))
+    totals: dict[str, float] = {}
+    for batch in chosen:
+        result = execute("generate_batch", batch)
+        for asset in ("generation_requests", "generated_images"):
+            for name, value in _numbers(result, asset).items():
+                if asset == "generated_images" or name == "estimated_usd":
+                    totals[name] = totals.get(name, 0) + value
+    execute("publish")
+    counts = {
+        name: totals.get(name, 0)
+        for name, field in RunSummary.model_fields.items()
+        if field.annotation in (int, float) and name != "seconds"
+    }
+    return RunSummary.model_validate(
+        {**counts, "seconds": round(time.monotonic() - started, 3), "store": settings.store}
+    )
+
+
+def _numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, float]:
+    metadata: dict[str, Any] = {}
+    for materialization in result.asset_materializations_for_node(asset):
+        metadata |= materialization.metadata
+    return {
+        name: entry.value
+        for name, entry in metadata.items()
+        if isinstance(entry, dg.IntMetadataValue | dg.FloatMetadataValue) and entry.value is not None
+    }
+
+
+def _instance(settings: Settings) -> dg.DagsterInstance:
+    """Return Dagster's instance: the one `DAGSTER_HOME` names, else one of the store's own."""
+    if not os.environ.get("DAGSTER_HOME"):
+        home = dagster_home(settings)
+        home.mkdir(parents=True, exist_ok=True)
+        config = home / "dagster.yaml"
+        if not config.exists():
+            config.write_bytes(files("ideogram_pipeline").joinpath("dagster.yaml").read_bytes())
+        os.environ["DAGSTER_HOME"] = str(home)
+    return dg.DagsterInstance.get()
+
+
+def dagster_home(settings: Settings) -> Path:
+    """Return where Dagster keeps its runs if `DAGSTER_HOME` doesn't say: in the store, or beside it if it is remote."""
+    root = Path("var") if "://" in settings.store else Path(settings.store).expanduser()
+    return (root / "dagster").resolve()

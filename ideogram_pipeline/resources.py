@@ -1,0 +1,152 @@
+"""The Dagster resources: configuration of the parts below, and how they are opened. Nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dagster as dg
+from pydantic import Field
+
+from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.settings import Backend, check_backend
+
+if TYPE_CHECKING:
+    from ideogram_pipeline.fal import FalClient
+    from ideogram_pipeline.generation.outcomes import Outcome
+    from ideogram_pipeline.storage import Store
+
+STORE_MARK = "store.json"
+"""Says whose pictures a store holds, so that the sandbox's can't be taken for fal's."""
+
+
+class StoreResource(dg.ConfigurableResource[Any]):
+    """Where pictures, tables, plans and the ledger lie."""
+
+    url: str = Field(description="Folder or URL (s3://, gs://, az://).")
+    backend: Backend = Field(
+        description="Whose pictures the store holds: `fal`'s or the `sandbox`'s; never both."
+    )
+
+    def open(self) -> Store:
+        """Open the store.
+
+        Raises:
+            StoreError: it can't be opened.
+            ConfigurationError: it holds the other backend's pictures.
+        """
+        from ideogram_pipeline.storage import Store
+
+        store = Store.open(self.url)
+        mark = f'{{"backend": "{self.backend}"}}'.encode()
+        if not store.create(STORE_MARK, mark) and store.get(STORE_MARK) != mark:
+            other = "fal" if self.backend == "sandbox" else "sandbox"
+            raise ConfigurationError(
+                f"The store {store.url!r} holds pictures of the {other} backend. Set IDEOGRAM_STORE to another place "
+                f"for the {self.backend} backend, so that drawn and real pictures never mix."
+            )
+        return store
+
+
+class TablesResource(dg.ConfigurableResource[Any]):
+    """The tables people write."""
+
+    prompts: str = Field(description="Prompts table: CSV, JSONL, Parquet or Excel.")
+    references: str = Field(description="References table, in the same formats.")
+
+
+class FalResource(dg.ConfigurableResource[Any]):
+    """fal's queue, or the sandbox that speaks its protocol."""
+
+    backend: Backend = Field(description="`fal`, which costs money, or `sandbox`.")
+    key: str | None = Field(
+        default=None,
+        repr=False,
+        json_schema_extra={"dagster__is_secret": True},
+        description="fal's API key; give it as an EnvVar.",
+    )
+    queue_url: str | None = Field(
+        default=None, description="Host of the queue, if not fal's or the embedded sandbox."
+    )
+    rest_url: str | None = Field(default=None, description="Host of the storage, likewise.")
+    api_url: str | None = Field(default=None, description="Host of the platform API, likewise.")
+    max_in_flight: int = Field(default=64, description="Requests with fal at a time, per run.")
+
+    def check(self) -> None:
+        """Raise a `ConfigurationError` where a client could not be opened."""
+        check_backend(self.backend, bool(self.key), self.queue_url)
+
+    @contextmanager
+    def connect(self, store: Store) -> Iterator[Callable[[], FalClient]]:
+        """Hand out a maker of clients; the sandbox, where it is embedded, runs as long as the block does.
+
+        A client opens its connections in the event loop it is entered in, so it is made there.
+        """
+        from ideogram_pipeline.fal import FalClient, FalHosts
+
+        self.check()
+        connections = self.max_in_flight + 8
+        if self.backend == "sandbox" and not self.queue_url:
+            with embedded_sandbox(store) as url:
+                yield lambda: FalClient("sandbox:sandbox", FalHosts.at(url), max_connections=connections)
+            return
+        public = FalHosts()
+        queue = self.queue_url or public.queue
+        hosts = FalHosts(queue=queue, rest=self.rest_url or public.rest, api=self.api_url or public.api)
+        if self.backend == "sandbox":
+            hosts = FalHosts(
+                queue=queue, rest=self.rest_url or queue, api=self.api_url or queue, backup_queue=None
+            )
+        yield lambda: FalClient(self.key or "sandbox:sandbox", hosts, max_connections=connections)
+
+
+@contextmanager
+def embedded_sandbox(store: Store) -> Iterator[str]:
+    """Run a sandbox on a free loopback port and hand out its address.
+
+    Its memory lies in the store, so that a run that was interrupted finds its requests again.
+    """
+    from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
+
+    state = ":memory:"
+    if store.folder:
+        (store.folder / "sandbox").mkdir(exist_ok=True)
+        state = str(store.folder / "sandbox" / "state.sqlite")
+    with running_sandbox(
+        SandboxSettings(state=state, host="127.0.0.1", port=0, result_ttl=10 * 365 * 86_400)
+    ) as sandbox:
+        yield sandbox.url
+
+
+class Progress(Protocol):
+    """Who is told how the rows of a run end. Both methods must return at once."""
+
+    def begin(self, batch: str, images: int) -> None:
+        """Take note that a batch begins that asks for so many pictures."""
+
+    def ended(self, outcome: Outcome, spent_usd: Decimal) -> None:
+        """Take note of a row's outcome and of the dollars its batch has settled in this run so far."""
+
+
+class LogProgress:
+    """Writes a line to the run's log for every so many rows."""
+
+    def __init__(self, every: int = 50) -> None:
+        self._every = every
+        self._batch = ""
+        self._ended = 0
+
+    def begin(self, batch: str, images: int) -> None:
+        """Start counting a batch."""
+        self._batch, self._ended = batch, 0
+        dg.get_dagster_logger().info(f"batch {batch}: {images} pictures asked for")
+
+    def ended(self, outcome: Outcome, spent_usd: Decimal) -> None:  # noqa: ARG002 - as the protocol has it
+        """Count a row."""
+        self._ended += 1
+        if self._ended % self._every == 0:
+            dg.get_dagster_logger().info(
+                f"batch {self._batch}: {self._ended} rows ended, ${spent_usd:.2f} spent"
+            )

@@ -1,0 +1,88 @@
+"""Every setting of the project, read from the environment."""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ideogram_pipeline.errors import ConfigurationError
+
+Backend = Literal["sandbox", "fal"]
+
+
+class Settings(BaseSettings):
+    """The settings: each is the environment variable `IDEOGRAM_<NAME>`, or `FAL_<NAME>` for those named `fal_…`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="IDEOGRAM_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+
+    backend: Backend = Field(
+        default="sandbox",
+        description="`fal`, which costs money, or `sandbox`, a local stand-in that draws and is free.",
+    )
+    store: str = Field(
+        default="./var", description="Folder or URL (s3://, gs://, az://) that keeps everything."
+    )
+    prompts: str = Field(default="data/prompts.csv", description="The prompts table.")
+    references: str = Field(default="data/references.csv", description="The references table.")
+    max_in_flight: int = Field(default=64, ge=1, le=1000, description="Requests with fal at a time, per run.")
+    fal_key: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("FAL_KEY", "fal_key"), description="fal's API key."
+    )
+    fal_queue_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("FAL_QUEUE_URL", "fal_queue_url"),
+        description="Host of fal's queue.",
+    )
+    fal_rest_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("FAL_REST_URL", "fal_rest_url"),
+        description="Host of fal's storage.",
+    )
+    fal_api_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("FAL_API_URL", "fal_api_url"),
+        description="Host of fal's platform.",
+    )
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Read and check the environment.
+
+        Raises:
+            ConfigurationError: a variable is malformed, missing, or contradicts another; the message names it.
+        """
+        try:
+            settings = cls()
+        except ValidationError as error:
+            finding = error.errors(include_url=False)[0]
+            raise ConfigurationError(f"{_variable(finding['loc'][0])}: {finding['msg']}.") from None
+        check_backend(settings.backend, settings.fal_key is not None, settings.fal_queue_url)
+        return settings
+
+
+def check_backend(backend: Backend, has_key: bool, queue_url: str | None) -> None:
+    """Raise a `ConfigurationError` where the backend can't be reached as it is configured, before anything is done."""
+    if backend == "fal" and not has_key:
+        raise ConfigurationError(
+            "IDEOGRAM_BACKEND is 'fal' and FAL_KEY is not set. Set FAL_KEY to a key from fal.ai/dashboard/keys, "
+            "or leave IDEOGRAM_BACKEND out to use the local sandbox."
+        )
+    try:
+        host = urlsplit(queue_url or "").hostname or ""
+    except ValueError:
+        raise ConfigurationError(f"FAL_QUEUE_URL is {queue_url!r}, which is no URL.") from None
+    if backend == "sandbox" and host.endswith(("fal.run", "falrun.com")):
+        raise ConfigurationError(
+            f"FAL_QUEUE_URL is fal's own {host}, and IDEOGRAM_BACKEND is 'sandbox'. Set IDEOGRAM_BACKEND=fal to pay "
+            "for pictures, or leave FAL_QUEUE_URL out to use the local sandbox."
+        )
+
+
+def _variable(field: str | int) -> str:
+    name = str(field)
+    return name.upper() if name.upper().startswith("FAL_") else f"IDEOGRAM_{name.upper()}"

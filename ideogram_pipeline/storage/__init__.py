@@ -1,0 +1,5 @@
+"""One store for everything the project keeps: whole writes, create-if-absent, Parquet in and out."""
+
+from ideogram_pipeline.storage.store import Store
+
+__all__ = ["Store"]

@@ -1,0 +1,94 @@
+"""Parquet in and out of the store, with schemas declared once: as pydantic models.
+
+A model's fields give the columns: names, types, nullability and, as column metadata, their descriptions.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from ideogram_pipeline.storage.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = TypeVar("Row", bound=BaseModel)
+
+
+def arrow_schema(model: type[BaseModel]) -> pa.Schema:
+    """Return the Arrow schema of a model: `str`, `int`, `float`, `bool`, `datetime` (UTC, µs), tuples of these, None.
+
+    Raises:
+        TypeError: a field has a type for which no column type is declared.
+    """
+    import pyarrow as pa
+
+    fields = []
+    for name, field in model.model_fields.items():
+        column_type, nullable = _column(field.annotation)
+        metadata = {"description": field.description} if field.description else None
+        fields.append(pa.field(name, column_type, nullable=nullable, metadata=metadata))
+    return pa.schema(fields)
+
+
+def encode(model: type[Row], rows: Iterable[Row], *, row_group_size: int = 10_000) -> bytes:
+    """Return the rows as one Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist([row.model_dump() for row in rows], schema=arrow_schema(model))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
+    return sink.getvalue().to_pybytes()
+
+
+def write(store: Store, path: str, model: type[Row], rows: Iterable[Row]) -> bytes:
+    """Write the rows as one Parquet file, whole or not at all, and return the bytes written."""
+    content = encode(model, rows)
+    store.put(path, content)
+    return content
+
+
+def read(store: Store, path: str, model: type[Row], *, where: tuple[str, str] | None = None) -> Iterator[Row]:
+    """Yield the rows of a Parquet file that was written from `model`.
+
+    `where` keeps the rows whose column equals a value; row groups that can't hold it are skipped.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    filters = pc.field(where[0]) == where[1] if where else None
+    table = pq.read_table(pa.BufferReader(store.get(path)), filters=filters, partitioning=None)
+    for batch in table.to_batches(max_chunksize=2_000):
+        for row in batch.to_pylist():
+            yield model.model_validate(row)
+
+
+def _column(annotation: Any) -> tuple[pa.DataType, bool]:
+    import pyarrow as pa
+
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _column(arguments[0])
+    if origin is Literal:
+        return _column(type(arguments[0]))
+    if origin in (Union, types.UnionType) and len(arguments) == 2 and arguments[1] is type(None):
+        return _column(arguments[0])[0], True
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return pa.list_(_column(arguments[0])[0]), False
+    scalars: dict[Any, pa.DataType] = {
+        str: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        bool: pa.bool_(),
+        datetime: pa.timestamp("us", tz="UTC"),
+    }
+    if annotation not in scalars:
+        raise TypeError(f"no column type is declared for {annotation!r}")
+    return scalars[annotation], False

@@ -1,0 +1,172 @@
+"""The store: a root URL under which pictures, tables, plans and the ledger lie.
+
+Nothing here knows what is stored. A write appears whole or not at all; `create` writes only where nothing is yet, and
+is what claims between processes and hosts are built from (local disks, S3, GCS and Azure all offer it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ideogram_pipeline.errors import StoreError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object as a listing shows it."""
+
+    path: str
+    """Path below the store's root, `/` between folders."""
+    size: int
+    """Bytes."""
+    etag: str | None
+    """Changes whenever the content does."""
+
+
+class Store:
+    """Objects below one root URL.
+
+    Paths are relative to the root, with `/` between folders. Every method raises `StoreError`, naming the path and the
+    cause, where the medium fails; a missing object raises `FileNotFoundError`.
+    """
+
+    def __init__(self, url: str, backend: ObjectStore, folder: Path | None) -> None:
+        self.url = url
+        """The root as it was configured, without credentials."""
+        self.folder = folder
+        """The root as a local folder, or None where the store is remote."""
+        self._backend = backend
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """Open the store at a folder path or an `s3://`, `gs://`, `az://` or `memory://` URL; a folder is created."""
+        from obstore.exceptions import BaseError
+        from obstore.store import LocalStore, MemoryStore, from_url
+
+        try:
+            if "://" not in url:
+                folder = Path(url).expanduser().resolve()
+                return cls(url, LocalStore(folder, mkdir=True), folder)
+            if url.startswith("memory://"):
+                return cls(url, MemoryStore(), None)
+            return cls(url, from_url(url), None)
+        except (OSError, ValueError, BaseError) as error:
+            raise StoreError(
+                f"The store {url!r} can't be opened: {_first_line(error)}. Check IDEOGRAM_STORE."
+            ) from None
+
+    def where(self, path: str) -> str:
+        """Return what a person can open: a file path for a local store, a URL otherwise."""
+        return str(self.folder / path) if self.folder else f"{self.url.rstrip('/')}/{path}"
+
+    def get(self, path: str) -> bytes:
+        """Return an object's bytes."""
+        import obstore
+
+        with self._failures("read", path):
+            return bytes(obstore.get(self._backend, path).bytes())
+
+    async def get_async(self, path: str) -> bytes:
+        """Return an object's bytes."""
+        import obstore
+
+        with self._failures("read", path):
+            return bytes(await (await obstore.get_async(self._backend, path)).bytes_async())
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write an object, replacing what was there."""
+        import obstore
+
+        with self._failures("write", path):
+            obstore.put(self._backend, path, content)
+
+    async def put_async(self, path: str, content: bytes) -> None:
+        """Write an object, replacing what was there."""
+        import obstore
+
+        with self._failures("write", path):
+            await obstore.put_async(self._backend, path, content)
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Write an object only if nothing is there yet; return whether this call wrote it."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with self._failures("create", path):
+            try:
+                obstore.put(self._backend, path, content, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    async def create_async(self, path: str, content: bytes) -> bool:
+        """Write an object only if nothing is there yet; return whether this call wrote it."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with self._failures("create", path):
+            try:
+                await obstore.put_async(self._backend, path, content, mode="create")
+            except AlreadyExistsError:
+                return False
+        return True
+
+    def delete(self, path: str) -> None:
+        """Remove an object; one that isn't there is no error."""
+        import obstore
+
+        with self._failures("delete", path):
+            try:
+                obstore.delete(self._backend, path)
+            except FileNotFoundError:
+                return
+
+    def exists(self, path: str) -> bool:
+        """Say whether an object is there."""
+        import obstore
+
+        with self._failures("look up", path):
+            try:
+                obstore.head(self._backend, path)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def objects(self, folder: str) -> Iterator[StoredObject]:
+        """Yield every object below a folder, in no order."""
+        import obstore
+
+        with self._failures("list", folder):
+            for chunk in obstore.list(self._backend, prefix=folder):
+                for meta in chunk:
+                    yield StoredObject(meta["path"], meta["size"], meta["e_tag"])
+
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders directly below a folder, sorted."""
+        import obstore
+
+        with self._failures("list", folder):
+            listing = obstore.list_with_delimiter(self._backend, prefix=folder)
+            return sorted(prefix.rsplit("/", 1)[-1] for prefix in listing["common_prefixes"])
+
+    @contextmanager
+    def _failures(self, verb: str, path: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except FileNotFoundError:
+            raise FileNotFoundError(f"There is no {self.where(path)!r}.") from None
+        except (OSError, ValueError, BaseError) as error:  # a ValueError for a path that leaves the root
+            raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,79 @@
+"""The prompts table: every record becomes a typed row or a rejection."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ideogram_pipeline.errors import TableError
+from ideogram_pipeline.tables.reader import RawRow, read_rows
+from ideogram_pipeline.tables.rows import (
+    DEFAULT_BATCH,
+    REJECTED_BATCH,
+    PromptRow,
+    Rejection,
+    RowProblem,
+    as_text,
+    is_name,
+    parse_row,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptsTable:
+    """What a prompts table holds."""
+
+    rows: tuple[PromptRow, ...]
+    """The usable rows, in table order."""
+    rejections: tuple[Rejection, ...]
+    """The others, in table order, each in the batch it is shown in."""
+
+    @property
+    def batches(self) -> list[str]:
+        """The batches that hold a row or a rejection, in the order in which they first stand in the table."""
+        places = [(row.row_number, row.batch) for row in self.rows]
+        places += [(rejection.row_number, rejection.batch) for rejection in self.rejections]
+        return list(dict.fromkeys(batch for _, batch in sorted(places)))
+
+
+def read_prompts(url: str) -> PromptsTable:
+    """Read a prompts table (CSV, JSONL, Parquet or Excel, by its ending).
+
+    Raises:
+        TableError: the file is missing or unreadable, has no `prompt_id` or `prompt` column, or repeats a `prompt_id`.
+    """
+    records = read_rows(url, required=("prompt_id", "prompt"))
+    refuse_repeated_ids(url, "prompt_id", records)
+    rows: list[PromptRow] = []
+    rejections: list[Rejection] = []
+    for record in records:
+        try:
+            rows.append(parse_row(PromptRow, record))
+        except RowProblem as problem:
+            rejections.append(_rejection(url, record, problem))
+    return PromptsTable(tuple(rows), tuple(rejections))
+
+
+def refuse_repeated_ids(url: str, column: str, records: list[RawRow]) -> None:
+    """Raise a `TableError` that names the rows where an id stands more than once."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        if column in record.cells:
+            places[str(as_text(record.cells[column]))].append(str(record.number))
+    for value, rows in places.items():
+        if len(rows) > 1:
+            raise TableError(
+                f"{url}: {column} {value!r} stands in rows {', '.join(rows[:5])}; ids must be unique."
+            )
+
+
+def _rejection(url: str, record: RawRow, problem: RowProblem) -> Rejection:
+    batch = str(as_text(record.cells.get("batch", DEFAULT_BATCH)))
+    return Rejection(
+        file=url,
+        row_number=record.number,
+        row_id=str(record.cells.get("prompt_id", "")),
+        batch=batch if is_name(batch) else REJECTED_BATCH,
+        column=problem.column,
+        reason=problem.reason,
+    )

@@ -1,0 +1,86 @@
+"""The references table: every record becomes a reference whose picture was opened, or a rejection."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Picture, inspect
+from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.prompts import refuse_repeated_ids
+from ideogram_pipeline.tables.reader import RawRow, read_rows
+from ideogram_pipeline.tables.rows import Reference, ReferenceRow, Rejection, RowProblem, parse_row
+from ideogram_pipeline.tables.sources import read_reference
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencesTable:
+    """What a references table holds."""
+
+    references: tuple[Reference, ...]
+    """The usable references, in table order."""
+    rejections: tuple[Rejection, ...]
+    """The others, in table order."""
+
+
+def picture_path(reference: Reference) -> str:
+    """Return where in the store a reference lies: under its digest, so that what was hashed is what is sent."""
+    return f"references/{reference.sha256}.{EXTENSIONS[reference.kind]}"
+
+
+def read_references(url: str, store: Store | None) -> ReferencesTable:
+    """Read a references table and open every picture in it; keep a copy of the bytes in `store`, where one is given.
+
+    Raises:
+        TableError: the file is missing or unreadable, lacks `reference_id` or `uri`, or repeats a `reference_id`.
+    """
+    records = read_rows(url, required=("reference_id", "uri"))
+    refuse_repeated_ids(url, "reference_id", records)
+    with ThreadPoolExecutor(max_workers=8) as threads:
+        opened = list(threads.map(lambda record: _open(url, record, store), records))
+    return ReferencesTable(
+        references=tuple(entry for entry in opened if isinstance(entry, Reference)),
+        rejections=tuple(entry for entry in opened if isinstance(entry, Rejection)),
+    )
+
+
+def _open(url: str, record: RawRow, store: Store | None) -> Reference | Rejection:
+    try:
+        row = parse_row(ReferenceRow, record)
+        content = _content(row, url)
+        picture = _picture(content)
+    except RowProblem as problem:
+        return Rejection(
+            file=url,
+            row_number=record.number,
+            row_id=str(record.cells.get("reference_id", "")),
+            column=problem.column,
+            reason=problem.reason,
+        )
+    reference = Reference(
+        **row.model_dump(exclude={"uri"}),
+        uri=row.uri if not row.uri.startswith("data:") else f"data:image/{picture.kind}",
+        sha256=picture.sha256,
+        kind=picture.kind,
+        width=picture.width,
+        height=picture.height,
+        bytes=picture.bytes,
+    )
+    if store:
+        store.create(picture_path(reference), content)
+    return reference
+
+
+def _content(row: ReferenceRow, table: str) -> bytes:
+    try:
+        return read_reference(row.uri, table)
+    except (OSError, StoreError) as error:
+        raise RowProblem("uri", f"the picture can't be read: {error}") from None
+
+
+def _picture(content: bytes) -> Picture:
+    try:
+        return inspect(content)
+    except BadPicture as problem:
+        raise RowProblem("uri", f"the picture can't be used: {problem}") from None

@@ -1,0 +1,196 @@
+"""The typed rows of the two tables, and the rejection of a row that can't be one of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ideogram_pipeline.tables.reader import RawRow
+
+DEFAULT_BATCH = "default"
+REJECTED_BATCH = "_rejected"
+"""Where rows are shown whose own batch can't name a folder. No row can claim it: names don't start with `_`."""
+
+Role = Literal["character", "style", "image", "mask"]
+
+MAX_NAME_BYTES = 100
+"""File systems count a file name's bytes, at most 255, and a picture's name holds more than the prompt id."""
+
+_NAME = re.compile(r"[^\W_][\w.-]*")
+
+
+def is_name(text: str) -> bool:
+    """Say whether a text can name a file, a folder and a partition on every system: letters, digits, `_`, `.`, `-`."""
+    return (
+        _NAME.fullmatch(text) is not None
+        and ".." not in text
+        and not text.endswith(".")
+        and len(text.encode()) <= MAX_NAME_BYTES
+    )
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(
+            f"names are letters, digits, '_', '-' and '.', start with a letter or digit, have no '..' "
+            f"and no '.' at the end, and at most {MAX_NAME_BYTES} bytes"
+        )
+    return text
+
+
+def as_text(cell: Any) -> Any:
+    """Take numbers for text: a column of ids 1, 2, 3 comes out of Excel as numbers."""
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    return cell.strip() if isinstance(cell, str) else str(cell) if isinstance(cell, int) else cell
+
+
+def _members(cell: Any) -> Any:
+    """Take `a|b` apart; a list is taken as it is."""
+    if isinstance(cell, str):
+        return tuple(part.strip() for part in cell.split("|") if part.strip())
+    return cell if isinstance(cell, list | tuple) else (cell,)
+
+
+Text = Annotated[str, BeforeValidator(as_text)]
+Name = Annotated[Text, AfterValidator(_name)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_members)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_members)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""A whole number that a Parquet column can hold."""
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+
+Row = TypeVar("Row", bound=_Row)
+
+
+class PromptRow(_Row):
+    """One row of the prompts table. Values that only some endpoints know are checked by the planner, not here."""
+
+    prompt_id: Name = Field(description="Unique in the table; part of the picture's file name.")
+    batch: Name = Field(default=DEFAULT_BATCH, description="The partition the row belongs to.")
+    row_number: int = Field(description="Row number in the table, as a spreadsheet or editor shows it.")
+    prompt: Text = Field(default="", description="What to draw.")
+    endpoint: Text | None = Field(
+        default=None, description="`character`, `v3/edit`, …; chosen from the references if empty."
+    )
+    reference_ids: Names = Field(
+        default=(), alias="reference_id", description="The character's pictures; fal uses the first."
+    )
+    reference_mask_ids: Names = Field(
+        default=(), alias="reference_mask_id", description="Masks that say where the character is."
+    )
+    image_id: Name | None = Field(default=None, description="The source picture to edit, remix or reframe.")
+    mask_id: Name | None = Field(default=None, description="The mask of the region to repaint.")
+    style_reference_ids: Names = Field(default=(), description="Pictures whose look is imitated.")
+    negative_prompt: Text | None = Field(default=None, description="What to leave out.")
+    rendering_speed: Text | None = Field(
+        default=None, description="TURBO, BALANCED or QUALITY; sets the price."
+    )
+    style: Text | None = Field(default=None, description="Rendering family.")
+    style_preset: Text | None = Field(default=None, description="One of Ideogram's 62 named looks.")
+    style_codes: Texts = Field(default=(), description="Style codes of 8 hexadecimal digits.")
+    color_palette: Text | None = Field(
+        default=None, description="A preset name, or `#RRGGBB:0.5|#RRGGBB:0.3`."
+    )
+    image_size: Text | None = Field(
+        default=None, description="A preset name, or width x height such as `1280x720`."
+    )
+    num_images: Whole | None = Field(
+        default=None, description="Pictures asked for in one request; 1 if empty."
+    )
+    strength: float | None = Field(
+        default=None, description="How strongly a remix keeps its source, 0.01 to 1."
+    )
+    expand_prompt: bool | None = Field(
+        default=None, description="Let Ideogram rewrite the prompt, which can't be repeated; false if empty."
+    )
+    sync_mode: bool | None = Field(
+        default=None, description="Have the pictures sent inline, not as links; false if empty."
+    )
+    seed: Whole | None = Field(default=None, description="Random seed; derived from the prompt id if empty.")
+    extra: str = Field(default="{}", description="The table's other columns, as a JSON object.")
+
+
+class ReferenceRow(_Row):
+    """One row of the references table, before its picture was opened."""
+
+    reference_id: Name = Field(description="Unique in the table.")
+    row_number: int = Field(description="Row number in the table, as a spreadsheet or editor shows it.")
+    uri: Text = Field(description="Path relative to the table, `https://`, `s3://` or a data URI.")
+    role: Role = Field(default="character", description="What the picture is for.")
+    license: Text | None = Field(default=None, description="Terms under which the picture may be used.")
+    notes: Text | None = Field(default=None, description="Anything people want to remember.")
+    extra: str = Field(default="{}", description="The table's other columns, as a JSON object.")
+
+
+class Reference(ReferenceRow):
+    """A reference whose picture was opened and decoded; its bytes lie in the store under their digest."""
+
+    sha256: str = Field(description="Hex digest of the picture's bytes.")
+    kind: Literal["jpeg", "png", "webp"] = Field(description="What the bytes are, whatever the name says.")
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    bytes: int = Field(description="Length of the file.")
+
+
+class Rejection(_Row):
+    """A row that can't be used, and what a person can do about it."""
+
+    file: str = Field(description="The table the row stands in.")
+    row_number: int = Field(description="Row number in the table, as a spreadsheet or editor shows it.")
+    row_id: str = Field(description="The row's prompt_id or reference_id as written, or empty.")
+    batch: str = Field(default="", description="The batch the row is shown in; empty for references.")
+    column: str = Field(description="The column at fault, or empty where the whole row is.")
+    reason: str = Field(description="What is wrong and how to mend it.")
+
+    def __str__(self) -> str:
+        """Return the rejection as one line."""
+        place = f"{self.file}, row {self.row_number}" + (f", column {self.column}" if self.column else "")
+        return f"{place}: {self.reason}"
+
+
+def parse_row(model: type[Row], raw: RawRow) -> Row:
+    """Turn a raw record into a typed row; columns the model doesn't know go to `extra`.
+
+    Raises:
+        RowProblem: the record can't be one; names the column and the reason.
+    """
+    if raw.malformed:
+        raise RowProblem("", raw.malformed)
+    columns = {field.alias or name for name, field in model.model_fields.items()} - {"row_number", "extra"}
+    known = {name: cell for name, cell in raw.cells.items() if name in columns}
+    extra = {name: cell for name, cell in raw.cells.items() if name not in columns}
+    as_json = json.dumps(extra, default=str, ensure_ascii=False, sort_keys=True)
+    try:
+        return model.model_validate({**known, "row_number": raw.number, "extra": as_json})
+    except ValidationError as error:
+        raise RowProblem(*first_problem(error)) from None
+
+
+class RowProblem(Exception):
+    """A record that is no row: the column at fault (empty for the whole record) and why."""
+
+    def __init__(self, column: str, reason: str) -> None:
+        super().__init__(column, reason)
+        self.column = column
+        self.reason = reason
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return the field at fault, the reason and the value found, from a validation error's first finding."""
+    finding: Mapping[str, Any] = error.errors(include_url=False)[0]
+    column = str(finding["loc"][0]) if finding["loc"] else ""
+    reason = str(finding["msg"]).removeprefix("Value error, ")
+    if finding["type"] == "missing":
+        return column, "it is empty; every row needs one"
+    found = repr(finding["input"])
+    shortened = found if len(found) <= 80 else f"{found[:79]}…"
+    return column, f"{reason[:1].lower()}{reason[1:]} (found {shortened})"
