@@ -12,7 +12,6 @@ from ideogram_pipeline.assets.gallery import gallery
 from ideogram_pipeline.assets.images import generated_images
 from ideogram_pipeline.assets.requests import generation_requests
 from ideogram_pipeline.assets.tables import prompts, references
-from ideogram_pipeline.partitions import BATCHES
 from ideogram_pipeline.resources import FalResource, LogProgress, StoreResource, TablesResource
 from ideogram_pipeline.settings import Settings
 
@@ -22,7 +21,6 @@ refresh_tables = dg.define_asset_job(
 generate_batch = dg.define_asset_job(
     "generate_batch",
     [generation_requests, generated_images],
-    partitions_def=BATCHES,
     description="Plan one batch and pay for what is new in it.",
 )
 publish = dg.define_asset_job(

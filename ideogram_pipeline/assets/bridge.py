@@ -45,9 +45,9 @@ class Interruption:
 
 
 def run_in_thread(
-    context: dg.AssetExecutionContext, work: Callable[[Interruption], Coroutine[Any, Any, Result]]
+    work: Callable[[Interruption], Coroutine[Any, Any, Result]], *, is_terminated: Callable[[], bool]
 ) -> Result:
-    """Run `work` in an event loop of its own and return its result.
+    """Run `work` in an event loop of its own and return its result; `is_terminated` says what `terminated` does.
 
     An interruption cancels the work, gives it time to let go in order, and is then raised: as a `Failure` without
     retries where the run was terminated, as it came otherwise.
@@ -55,14 +55,15 @@ def run_in_thread(
     interruption = Interruption()
     loop = _Loop(work(interruption))
     try:
+        loop.start()
         looked_at = time.monotonic()
         while not loop.done.wait(_WAKE_EVERY_S):
             if time.monotonic() - looked_at > _LOOK_AT_RUN_EVERY_S:
                 looked_at = time.monotonic()
-                if _is_terminated(context):  # some executors never interrupt a running step
+                if is_terminated():  # some executors never interrupt a running step
                     raise dg.Failure("The run was terminated.", allow_retries=False)
     except BaseException:
-        interruption.terminated = _is_terminated(context)
+        interruption.terminated = is_terminated()
         loop.cancel()
         loop.done.wait(_FINISH_WITHIN_S)
         if interruption.terminated:
@@ -78,6 +79,8 @@ class _Loop(Generic[Result]):
         self.done = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._task = self._loop.create_task(work)
+
+    def start(self) -> None:
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     def _run(self) -> None:
@@ -93,6 +96,7 @@ class _Loop(Generic[Result]):
         return self._task.result()
 
 
-def _is_terminated(context: dg.AssetExecutionContext) -> bool:
-    run = context.instance.get_run_by_id(context.run_id)
+def terminated(context: dg.AssetExecutionContext) -> bool:
+    """Say whether somebody wants this run to end, from its status as it is stored now."""
+    run = context.instance.get_run_by_id(context.run.run_id)
     return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from ideogram_pipeline import __version__
-from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
+from ideogram_pipeline.assets.bridge import Interruption, run_in_thread, terminated
 from ideogram_pipeline.assets.requests import generation_requests
 from ideogram_pipeline.partitions import BATCHES
 from ideogram_pipeline.resources import FalResource, Progress, StoreResource
@@ -47,7 +47,7 @@ def generated_images(
     ledger = Ledger(opened, batch)
     requests = [request for row in plan.rows if (request := row.request)]
     progress.begin(batch, sum(request.num_images for request in requests))
-    facts = RunFacts(run_id=context.run_id, backend=fal.backend, code_version=__version__)
+    facts = RunFacts(run_id=context.run.run_id, backend=fal.backend, code_version=__version__)
 
     with fal.connect(opened) as make_client:
 
@@ -59,7 +59,7 @@ def generated_images(
                 async with interruption.before_leaving(engine.cancel_queued):
                     return await engine.run(requests), float(engine.spent_usd)
 
-        outcomes, spent_usd = run_in_thread(context, work)
+        outcomes, spent_usd = run_in_thread(work, is_terminated=lambda: terminated(context))
 
     pictures = image_rows(plan, ledger.entries)
     rows = outcome_rows(plan, outcomes)

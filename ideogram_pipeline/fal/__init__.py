@@ -1,4 +1,20 @@
-"""fal's queue protocol: an asynchronous, typed client that pays once. Knows no Ideogram and no Dagster."""
+"""fal's queue protocol: an asynchronous, typed client that pays once. Knows no Ideogram and no Dagster.
+
+    async with FalClient(FalKey.from_environment()) as fal:
+        request = await fal.submit("fal-ai/ideogram/v3", {"prompt": "a lighthouse"})
+        ...                                   # keep request.request_id: from here on it costs money
+        while not isinstance(await fal.status(request), Completed):
+            await asyncio.sleep(1)
+        result = await fal.result(request)
+        picture = await fal.download(result.payload["images"][0]["url"], max_bytes=50_000_000)
+
+Another process, or another day, goes on from the two ids: `fal.attach(endpoint_id, request_id)`. For callers that
+keep no ids, `fal.subscribe` does all of it.
+
+What it promises: a submit is posted again only where the first can't have been accepted, and otherwise raises
+`SubmitUnknown`; every call ends by its deadline, in its result or in a `FalError` that says whether to repeat, whether
+to submit again and whether money may be due; the key goes to fal's hosts and shows nowhere.
+"""
 
 from ideogram_pipeline.fal.answers import JsonObject
 from ideogram_pipeline.fal.client import FalClient

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TypeAlias
 
 import httpx2
@@ -19,8 +18,10 @@ from ideogram_pipeline.fal.errors import (
     FalError,
     Forbidden,
     IngressError,
+    MediaUnavailable,
     ModelFailed,
     ModelRefused,
+    NoAnswer,
     NotReady,
     RequestEnded,
     RequestFailed,
@@ -61,9 +62,7 @@ class Answer:
     headers: httpx2.Headers
     """HTTP headers."""
     body: bytes
-    """The body, decompressed; with the key blacked out if this is a refusal."""
-    asked_at: datetime
-    """When the request was begun, UTC."""
+    """The body, decompressed."""
 
     @property
     def is_success(self) -> bool:
@@ -145,7 +144,7 @@ def refusal(answer: Answer, *, endpoint_id: str | None = None, request_id: str |
     elif answer.status == 403:
         error = (
             AccountLocked(message=said)
-            if re.search(r"locked|balance", reason, re.I)
+            if re.search(r"\b(locked|balance)\b", reason, re.I)
             else Forbidden(message=said)
         )
     elif answer.status == 404 and (
@@ -172,13 +171,15 @@ def ending(answer: Answer, *, endpoint_id: str, request_id: str | None = None) -
     Bodies come in two families (fal docs, errors pages): a *list* under `detail` is the model speaking, a *string* is
     fal's infrastructure with an `error_type` beside it, or a model that crashed. 5xx are never charged.
     """
+    if answer.status < 400:
+        return None
     body = answer.object() or {}
     reason = _reason(body)
     details = _details(body.get("detail"))
     status, advice = answer.status, answer.advises_retry
     error_type = text(body.get("error_type")) or text(answer.headers.get("x-fal-error-type"))
     error: RequestEnded
-    if status < 400 or status in {408, 429} or "request is still in progress" in reason.lower():
+    if status in {408, 429} or "request is still in progress" in reason.lower():
         return None
     if details and status == 422:
         error = ModelRefused(
@@ -214,6 +215,15 @@ def ending(answer: Answer, *, endpoint_id: str, request_id: str | None = None) -
         error.may_be_billed = error.billable_units > 0
     _with_facts(error, answer, endpoint_id, request_id)
     return error
+
+
+def file_refusal(url: str, status: int) -> FalError:
+    """The error that a file server's answer other than 200 means; it says nothing about the key or the account."""
+    if status in {408, 425, 429} or status >= 500:
+        return NoAnswer(message=f"{url} answered {status}.", status=status)
+    return MediaUnavailable(
+        message=f"{url} answered {status}.", guidance="The URL has expired, or needs a login.", status=status
+    )
 
 
 def _with_facts(error: FalError, answer: Answer, endpoint_id: str | None, request_id: str | None) -> FalError:

@@ -23,7 +23,7 @@ FalError
 │   └── StartTimeout     504: the caller's own start deadline passed in the queue
 ├── DeadlineExceeded     the caller's own patience in `subscribe` ended; carries the request
 ├── UnsafeUrl            a URL this client won't talk to
-├── MediaUnavailable     a file can't be downloaded, or does not fit the caller's limit
+├── MediaUnavailable     a file server refuses, or the file does not fit the caller's limit
 ├── WebhookRejected      a delivery isn't fal's, or not fresh
 └── UnexpectedAnswer     anything else
 
@@ -275,7 +275,7 @@ class UnsafeUrl(FalError):
 
 @dataclass(eq=False, kw_only=True)
 class MediaUnavailable(FalError):
-    """A file can't be had: gone, refused, or larger than the caller's limit."""
+    """A file server refuses a download or an upload, or the file is larger than the caller's limit."""
 
 
 @dataclass(eq=False, kw_only=True)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ideogram_pipeline.fal.answers import Answer, JsonObject, text
 from ideogram_pipeline.fal.errors import InvalidCall, UnexpectedAnswer
-from ideogram_pipeline.fal.http import Http
+from ideogram_pipeline.fal.http import Call, Http
 from ideogram_pipeline.fal.media import decode_data_uri
 
 MULTIPART_ABOVE_BYTES = 90 * 2**20
@@ -59,7 +59,10 @@ class _Source:
                 file.seek(start)
                 return file.read(length)
 
-        return await asyncio.to_thread(piece)
+        try:
+            return await asyncio.to_thread(piece)
+        except OSError as error:
+            raise _unreadable(path, error) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +134,17 @@ class FileCalls:
             "X-Fal-File-Name": source.file_name,
             **lifecycle,
         }
-        url = f"{token.base_url}/files/upload"
-        if source.size <= MULTIPART_ABOVE_BYTES:
-            answered = await self._post(url, await source.read(), headers, keyed=False)
-        else:
+        url, parts = f"{token.base_url}/files/upload", source.size > MULTIPART_ABOVE_BYTES
+        if parts:
             answered = await self._post(f"{url}/multipart", headers=headers, keyed=False)
+        else:
+            answered = await self._post(url, await source.read(), headers, keyed=False)
         access_url, upload_id = text(answered.get("access_url")), text(answered.get("uploadId"))
-        if not access_url:
+        if not access_url or (parts and not upload_id):
             raise _incomplete("CDN")
-        if source.size > MULTIPART_ABOVE_BYTES:
-            await self._parts(
-                source, f"{access_url}/multipart/{upload_id}", "", {"Authorization": token.authorization}
-            )
+        if parts:
+            authorization = {"Authorization": token.authorization}
+            await self._parts(source, f"{access_url}/multipart/{upload_id}", "", authorization)
         return access_url
 
     async def _cdn_token(self) -> _Token:
@@ -151,17 +153,7 @@ class FileCalls:
                 body = await self._post(
                     f"{self._http.hosts.rest}/storage/auth/token?storage_type=fal-cdn-v3", b"{}"
                 )
-                try:
-                    self._token = _Token(
-                        authorization=" ".join((str(body["token_type"]), str(body["token"]))),
-                        base_url=str(body["base_url"]).rstrip("/"),
-                        expires_at=datetime.fromisoformat(str(body["expires_at"])).astimezone(UTC),
-                    )
-                    if not self._token.authorization.isascii() or not self._token.authorization.isprintable():
-                        raise ValueError
-                except (KeyError, ValueError):
-                    self._token = None
-                    raise _incomplete("CDN token") from None
+                self._token = _read_token(body)
             return self._token
 
     async def _parts(self, source: _Source, base: str, query: str, headers: Mapping[str, str]) -> None:
@@ -184,33 +176,42 @@ class FileCalls:
                 tasks = [group.create_task(send(part)) for part in range(1, count + 1)]
         except* Exception as failures:
             raise failures.exceptions[0] from None
-        await self._http.fetch(
-            "POST",
+        await self._post(
             f"{base}/complete{query}",
-            deadline_s=self._http.timeouts.transfer_s,
-            headers={"Content-Type": "application/json", **headers},
-            content=json.dumps({"parts": [task.result() for task in tasks]}).encode(),
+            json.dumps({"parts": [task.result() for task in tasks]}).encode(),
+            headers,
             keyed=False,
         )
 
     async def _put(self, url: str, content: bytes, headers: Mapping[str, str]) -> Answer:
-        deadline_s = self._http.timeouts.transfer_s
         return await self._http.fetch(
-            "PUT", url, deadline_s=deadline_s, headers=headers, content=content, keyed=False
+            Call("PUT", url, self._http.timeouts.transfer_s, headers, content, keyed=False)
         )
 
     async def _post(
         self, url: str, content: bytes = b"", headers: Mapping[str, str] | None = None, *, keyed: bool = True
     ) -> JsonObject:
+        headers = {"Content-Type": "application/json", **(headers or {})}
         answer = await self._http.fetch(
-            "POST",
-            url,
-            deadline_s=self._http.timeouts.transfer_s,
-            headers={"Content-Type": "application/json", **(headers or {})},
-            content=content,
-            keyed=keyed,
+            Call("POST", url, self._http.timeouts.transfer_s, headers, content, keyed)
         )
         return answer.object() or {}
+
+
+def _read_token(body: JsonObject) -> _Token:
+    kind, token, base_url, expires_at = (
+        text(body.get(name)) for name in ("token_type", "token", "base_url", "expires_at")
+    )
+    authorization = f"{kind} {token}"
+    try:
+        if not (kind and token and base_url and authorization.isascii() and authorization.isprintable()):
+            raise ValueError("a field is missing, or can't stand in a header")
+        expiry = datetime.fromisoformat(expires_at or "")
+    except ValueError:
+        raise _incomplete("CDN token request") from None
+    return _Token(
+        authorization, base_url.rstrip("/"), expiry if expiry.tzinfo else expiry.replace(tzinfo=UTC)
+    )
 
 
 async def _source(
@@ -232,7 +233,11 @@ async def _source(
     try:
         return _Source(content, (await asyncio.to_thread(content.stat)).st_size, content_type, file_name)
     except OSError as error:
-        raise InvalidCall(message=f"{content} can't be read ({type(error).__name__}).") from None
+        raise _unreadable(content, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidCall:
+    return InvalidCall(message=f"{path} can't be read ({type(error).__name__}).")
 
 
 def _png(image: Image.Image) -> bytes:

@@ -11,7 +11,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
@@ -23,7 +22,7 @@ import httpx2
 import stamina
 from httpx_aiohttp.httpx2 import AiohttpTransport, Httpx2AiohttpClient
 
-from ideogram_pipeline.fal.answers import Answer, refusal
+from ideogram_pipeline.fal.answers import Answer, file_refusal, refusal
 from ideogram_pipeline.fal.errors import (
     ConnectionFailed,
     FalError,
@@ -72,6 +71,24 @@ DEFAULT_TIMEOUTS = Timeouts()
 """What suits fal."""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request to make."""
+
+    method: str
+    """Its verb."""
+    url: str
+    """Where to: with the key, a host that takes it; without, wherever files may be."""
+    deadline_s: float | None
+    """Seconds for all of it. With None the head of the answer has the usual ones, and the reader minds the rest."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers besides the key's."""
+    content: bytes | None = None
+    """Its body."""
+    keyed: bool = True
+    """Whether it carries the key."""
+
+
 @dataclass(slots=True)
 class Http:
     """Two connection pools: one for fal, which may carry the key, and one for files, which never does."""
@@ -100,108 +117,75 @@ class Http:
             if client is not None:
                 await client.aclose()
 
-    async def ask(
-        self,
-        method: str,
-        url: str,
-        *,
-        deadline_s: float,
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
-        keyed: bool = True,
-    ) -> Answer:
-        """Send one request and read its whole answer, whatever its status.
+    async def ask(self, call: Call) -> Answer:
+        """Make one call and read its whole answer, whatever its status.
 
-        A request with the key goes to a host that takes it; one without goes where files may go. Raises
-        `ConnectionFailed` where nothing was sent, `NoAnswer` where something was, and `UnsafeUrl`.
+        Raises `ConnectionFailed` where nothing was sent, `NoAnswer` where something was, and `UnsafeUrl`.
         """
-        started_at = datetime.now(UTC)
-        async with self.stream(
-            method, url, deadline_s=deadline_s, headers=headers, content=content, keyed=keyed
-        ) as response:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_ANSWER_BYTES:
-                    raise NoAnswer(
-                        message=f"The answer of {shown(url)} is larger than {MAX_ANSWER_BYTES} bytes.",
-                        guidance="",
-                        may_repeat=False,
-                    )
-        status = response.status_code
-        content_read = bytes(body) if status < 400 else self.key.redact(bytes(body))
-        return Answer(shown(url), status, response.headers, content_read, started_at)
+        async with self.stream(call) as response:
+            return await self.read(response)
 
-    async def fetch(
-        self,
-        method: str,
-        url: str,
-        *,
-        deadline_s: float,
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
-        keyed: bool = True,
-    ) -> Answer:
-        """Ask for something that may be asked for repeatedly, and bring the 2xx answer or raise what `refusal` says."""
+    async def read(self, response: httpx2.Response) -> Answer:
+        """The whole answer of an open response, with the key blacked out should it be echoed."""
+        url, body = shown(str(response.url)), bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                raise NoAnswer(
+                    message=f"The answer of {url} is larger than {MAX_ANSWER_BYTES} bytes.",
+                    guidance="",
+                    may_repeat=False,
+                )
+        return Answer(url, response.status_code, response.headers, self.key.redact(bytes(body)))
+
+    async def fetch(self, call: Call) -> Answer:
+        """Make a call that may safely be repeated, and bring its 2xx answer or raise what the refusal means."""
 
         async def once() -> Answer:
-            answer = await self.ask(
-                method, url, deadline_s=deadline_s, headers=headers, content=content, keyed=keyed
-            )
+            answer = await self.ask(call)
             if not answer.is_success:
-                raise refusal(answer)
+                raise refusal(answer) if call.keyed else file_refusal(answer.url, answer.status)
             return answer
 
         return await repeating(once)
 
     @asynccontextmanager
-    async def stream(
-        self,
-        method: str,
-        url: str,
-        *,
-        deadline_s: float | None,
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
-        keyed: bool = True,
-    ) -> AsyncIterator[httpx2.Response]:
-        """Send one request and hand out the open response; failures inside the block are translated as in `ask`.
-
-        Without a deadline, only the head of the answer has one, and whoever reads the body must mind the time.
-        """
-        client = self._fal if keyed else self._files
+    async def stream(self, call: Call) -> AsyncIterator[httpx2.Response]:
+        """Make one call and hand out the open response; failures inside the block are translated as in `ask`."""
+        client = self._fal if call.keyed else self._files
         if client is None:
             raise InvalidCall(
                 message="The fal client is not open.", guidance="Use it as `async with FalClient(...)`."
             )
-        if keyed and not self.hosts.takes_key(url):
-            raise UnsafeUrl(message=f"{shown(url)} is not a host the fal key may be sent to.")
-        if not keyed:
-            self.hosts.check_media(url)
-        authorization = {"Authorization": self.key.header()} if keyed else {}
+        if not call.keyed:
+            self.hosts.check_media(call.url)
+        elif not self.hosts.takes_key(call.url):
+            raise UnsafeUrl(message=f"{shown(call.url)} is not a host the fal key may be sent to.")
+        authorization = {"Authorization": self.key.header()} if call.keyed else {}
+        deadline_s = call.deadline_s or self.timeouts.call_s
         # Waiting for a free connection ends before the deadline does, so that a deadline means "sent".
-        waiting_s = self.timeouts.connect_s if deadline_s is None else max(deadline_s / 2, 0.001)
+        waiting = httpx2.Timeout(
+            None, connect=min(self.timeouts.connect_s, deadline_s / 2), pool=deadline_s / 2
+        )
         request = client.build_request(
-            method,
-            url,
-            headers={"User-Agent": "ideogram-pipeline", **(headers or {}), **authorization},
-            content=content,
-            timeout=httpx2.Timeout(None, connect=min(self.timeouts.connect_s, waiting_s), pool=waiting_s),
+            call.method,
+            call.url,
+            headers={"User-Agent": "ideogram-pipeline", **call.headers, **authorization},
+            content=call.content,
+            timeout=waiting,
         )
         try:
-            async with asyncio.timeout(deadline_s or self.timeouts.call_s) as deadline:
+            async with asyncio.timeout(deadline_s) as deadline:
                 response = await client.send(request, stream=True, follow_redirects=False)
-                if deadline_s is None:
+                if call.deadline_s is None:
                     deadline.reschedule(None)
                 try:
                     yield response
                 finally:
                     await response.aclose()
-        except FalError:
-            raise
         except TRANSPORT_ERRORS as error:
             # The original may hold the request with its headers, so it isn't chained.
-            raise _failure(error, f"{method} {shown(url)}") from None
+            raise _failure(error, f"{call.method} {shown(call.url)}") from None
 
 
 def _failure(error: Exception, what: str) -> FalError:

@@ -9,8 +9,9 @@ from urllib.parse import unquote_to_bytes
 
 import httpx2
 
-from ideogram_pipeline.fal.errors import InvalidCall, MediaUnavailable, NoAnswer, UnsafeUrl
-from ideogram_pipeline.fal.http import Http, repeating
+from ideogram_pipeline.fal.answers import file_refusal
+from ideogram_pipeline.fal.errors import InvalidCall, MediaUnavailable, UnsafeUrl
+from ideogram_pipeline.fal.http import Call, Http, repeating
 from ideogram_pipeline.fal.urls import shown
 
 MAX_REDIRECTS = 5
@@ -58,25 +59,13 @@ class MediaCalls:
 
     async def _fetch(self, url: str, max_bytes: int) -> Downloaded | str:
         """The file, or where it has gone to."""
-        async with self._http.stream(
-            "GET",
-            url,
-            deadline_s=self._http.timeouts.transfer_s,
-            headers={"Accept-Encoding": "identity"},
-            keyed=False,
-        ) as response:
+        headers = {"Accept-Encoding": "identity"}
+        call = Call("GET", url, self._http.timeouts.transfer_s, headers, keyed=False)
+        async with self._http.stream(call) as response:
             if response.status_code in {301, 302, 303, 307, 308} and "location" in response.headers:
                 return _joined(url, response.headers["location"])
-            if response.status_code in {408, 425, 429} or response.status_code >= 500:
-                raise NoAnswer(
-                    message=f"{shown(url)} answered {response.status_code}.", status=response.status_code
-                )
             if response.status_code != 200:
-                raise MediaUnavailable(
-                    message=f"{shown(url)} answered {response.status_code}.",
-                    guidance="The file has expired, or needs a login.",
-                    status=response.status_code,
-                )
+                raise file_refusal(shown(url), response.status_code)
             # aiohttp holds the body to its Content-Length, so a short one ends in NoAnswer.
             content = bytearray()
             async for chunk in response.aiter_bytes():

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from ideogram_pipeline.fal.answers import JsonObject, text
 from ideogram_pipeline.fal.errors import UnexpectedAnswer
-from ideogram_pipeline.fal.http import Http
+from ideogram_pipeline.fal.http import Call, Http
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -26,8 +26,8 @@ class _Told(BaseModel):
 class PastRequest(_Told):
     """One request as fal's history lists it."""
 
-    request_id: str
-    endpoint_id: str
+    request_id: str = Field(description="fal's id of the request.")
+    endpoint_id: str = Field(description="The endpoint it was submitted to.")
     sent_at: datetime = Field(description="When it was submitted.")
     started_at: datetime | None = Field(default=None, description="When a runner took it.")
     ended_at: datetime | None = Field(default=None, description="When it ended.")
@@ -41,7 +41,7 @@ class PastRequest(_Told):
 class Price(_Told):
     """The base price of one endpoint; prices of variants (such as rendering speeds) are not in it."""
 
-    endpoint_id: str
+    endpoint_id: str = Field(description="The endpoint.")
     unit_price: Decimal = Field(description="Price of one unit.")
     unit: str = Field(description="What a unit is, such as `image`.")
     currency: str = Field(description="Currency code.")
@@ -57,8 +57,8 @@ class Estimate(_Told):
 class BillingEvent(_Told):
     """What one request was charged."""
 
-    request_id: str
-    endpoint_id: str
+    request_id: str = Field(description="fal's id of the request.")
+    endpoint_id: str = Field(description="The endpoint it was submitted to.")
     timestamp: datetime = Field(description="When it was booked.")
     output_units: Decimal | None = Field(default=None, description="Units charged.")
     unit_price: Decimal | None = Field(default=None, description="Price of one unit.")
@@ -162,13 +162,11 @@ class PlatformCalls:
                 return Listing(tuple(items), truncated=True)
 
     async def _json(self, method: str, path: str, content: bytes | None = None) -> JsonObject:
-        answer = await self._http.fetch(
-            method,
+        url, headers = (
             f"{self._http.hosts.api}/v1/{path}",
-            deadline_s=self._http.timeouts.call_s,
-            headers={"Content-Type": "application/json"} if content else None,
-            content=content,
+            {"Content-Type": "application/json"} if content else {},
         )
+        answer = await self._http.fetch(Call(method, url, self._http.timeouts.call_s, headers, content))
         return answer.object() or {}
 
 

@@ -31,7 +31,7 @@ from ideogram_pipeline.fal.errors import (
     SubmitUnknown,
     UnexpectedAnswer,
 )
-from ideogram_pipeline.fal.http import Http, repeating
+from ideogram_pipeline.fal.http import Call, Http, repeating
 from ideogram_pipeline.fal.options import NO_OPTIONS, SubmitOptions
 from ideogram_pipeline.fal.urls import FalHosts, app_path, normal_endpoint
 
@@ -158,50 +158,55 @@ class QueueCalls:
     async def _submit_once(
         self, endpoint_id: str, path: str, body: bytes, options: SubmitOptions
     ) -> QueuedRequest:
-        hosts, sent_at = self._http.hosts, datetime.now(UTC)
+        sent_at = datetime.now(UTC)
 
-        async def post(base: str) -> Answer:
-            return await self._http.ask(
-                "POST",
-                base + path,
-                deadline_s=self._http.timeouts.submit_s,
-                headers={"Content-Type": "application/json", **options.headers()},
-                content=body,
-            )
-
-        def unknown(cause: str, request_id: str | None = None, status: int | None = None) -> SubmitUnknown:
+        def unknown(cause: str, answer: Answer | None = None) -> SubmitUnknown:
             return SubmitUnknown(
                 message=f"Nobody knows whether fal accepted a submit to {endpoint_id}: {cause}",
                 arguments_digest=hashlib.sha256(body).hexdigest(),
                 sent_at=sent_at,
                 cause=cause,
                 endpoint_id=endpoint_id,
-                request_id=request_id,
-                status=status,
+                request_id=answer.request_id if answer else None,
+                status=answer.status if answer else None,
             )
 
         try:
-            try:
-                answer = await post(hosts.queue)
-            except ConnectionFailed:
-                if hosts.backup_queue is None:
-                    raise
-                answer = await post(hosts.backup_queue)
+            answer = await self._post_to_a_host(path, body, options)
+        except (ConnectionFailed, InvalidCall):
+            raise
         except NoAnswer as error:
             raise unknown(error.message) from None
+        except Exception as error:
+            # A fault nobody foresaw does not tell that nothing was sent.
+            raise unknown(f"{type(error).__name__}.") from None
         found = answer.object() or {}
         request_id = text(found.get("request_id"))
-        if answer.is_success and request_id:
-            return _queued(hosts, endpoint_id, request_id, found)
-        refused = 400 <= answer.status < 500 and answer.status not in {408, 499}
-        if refused:
+        if answer.is_success and request_id and _can_be_id(request_id):
+            return _queued(self._http.hosts, endpoint_id, request_id, found)
+        if 400 <= answer.status < 500 and answer.status not in {408, 499}:
             raise ending(answer, endpoint_id=endpoint_id) or refusal(answer, endpoint_id=endpoint_id)
         if answer.status == 503 and answer.from_ingress:
-            raise refusal(answer, endpoint_id=endpoint_id)
-        raise unknown(f"the answer was {answer.status} {answer.excerpt!r}.", answer.request_id, answer.status)
+            refused = refusal(answer, endpoint_id=endpoint_id)
+            refused.may_resubmit = True
+            raise refused
+        raise unknown(f"the answer was {answer.status} {answer.excerpt!r}.", answer)
+
+    async def _post_to_a_host(self, path: str, body: bytes, options: SubmitOptions) -> Answer:
+        """The submit's POST, on the backup host if the first could not be connected to."""
+        headers = {"Content-Type": "application/json", **options.headers()}
+        hosts, deadline_s = self._http.hosts, self._http.timeouts.submit_s
+        try:
+            return await self._http.ask(Call("POST", hosts.queue + path, deadline_s, headers, body))
+        except ConnectionFailed:
+            if hosts.backup_queue is None:
+                raise
+        return await self._http.ask(Call("POST", hosts.backup_queue + path, deadline_s, headers, body))
 
     def attach(self, endpoint_id: str, request_id: str) -> QueuedRequest:
         """A request submitted earlier, from its two ids. Asks nothing; raises `InvalidCall` for ids that can't be."""
+        if not _can_be_id(request_id):
+            raise InvalidCall(message=f"{request_id!r} is not a request id.", endpoint_id=endpoint_id)
         return _queued(self._http.hosts, endpoint_id, request_id, {})
 
     async def status(self, request: QueuedRequest, *, logs: bool = False) -> QueueStatus:
@@ -210,7 +215,7 @@ class QueueCalls:
         async def once() -> QueueStatus:
             answer = await self._call("GET", _with_logs(request.status_url, logs), request)
             if not answer.is_success:
-                raise self._refused(answer, request)
+                raise _about(refusal(answer), request)
             return _status(answer.object(), request)
 
         return await repeating(once)
@@ -218,33 +223,22 @@ class QueueCalls:
     async def stream(self, request: QueuedRequest, *, logs: bool = False) -> AsyncIterator[QueueStatus]:
         """The request's status at every change, up to and with `Completed`, over one server-sent-event connection.
 
-        Raises `NoAnswer` where the connection falls silent, breaks or ends early; `status` tells how things stand then.
+        Raises `NoAnswer` where the connection falls silent, breaks or ends early (ask for the `status` then), and what
+        `status` raises.
         """
         url = _with_logs(f"{request.status_url}/stream", logs)
-        async with self._http.stream(
-            "GET", url, deadline_s=None, headers={"Accept": "text/event-stream"}
-        ) as response:
-            if response.status_code != 200 or "text/event-stream" not in response.headers.get(
-                "content-type", ""
-            ):
-                raise NoAnswer(
-                    message=f"The status stream of {request.request_id} was answered {response.status_code}.",
-                    guidance="Ask for the status instead.",
-                    may_repeat=False,
-                    endpoint_id=request.endpoint_id,
-                    request_id=request.request_id,
-                    status=response.status_code,
-                )
+        async with self._http.stream(Call("GET", url, None, {"Accept": "text/event-stream"})) as response:
+            media_type = response.headers.get("content-type", "")
+            if response.status_code != 200 or "text/event-stream" not in media_type:
+                async with asyncio.timeout(self._http.timeouts.call_s):
+                    raise _about(refusal(await self._http.read(response)), request)
             lines = aiter(response.aiter_lines())
             while True:
                 async with asyncio.timeout(self._http.timeouts.silence_s):
                     line = await anext(lines, None)
                 if line is None:
-                    raise NoAnswer(
-                        message=f"The status stream of {request.request_id} ended before the request did.",
-                        endpoint_id=request.endpoint_id,
-                        request_id=request.request_id,
-                    )
+                    told = f"The status stream of {request.request_id} ended before the request did."
+                    raise _about(NoAnswer(message=told), request)
                 if line.startswith("data:"):
                     status = _status(_object(line.removeprefix("data:")), request)
                     yield status
@@ -265,7 +259,7 @@ class QueueCalls:
             payload = answer.object()
             in_progress = payload is not None and payload.get("detail") == "Request is still in progress"
             if payload is None or not answer.is_success or in_progress:
-                raise self._refused(answer, request)
+                raise _about(refusal(answer), request)
             return Result(payload, answer.billable_units, request.request_id)
 
         try:
@@ -294,25 +288,24 @@ class QueueCalls:
                 return CancelAnswer.CANCELLATION_REQUESTED if answer.status == 202 else CancelAnswer.OK
             if answer.status == 404 and body is not None:
                 return CancelAnswer.NOT_FOUND
-            raise self._refused(answer, request)
+            raise _about(refusal(answer), request)
 
         return await repeating(once)
 
     async def _call(self, method: Literal["GET", "PUT"], url: str, request: QueuedRequest) -> Answer:
         try:
-            return await self._http.ask(method, url, deadline_s=self._http.timeouts.call_s)
+            return await self._http.ask(Call(method, url, self._http.timeouts.call_s))
         except FalError as error:
-            error.endpoint_id, error.request_id = request.endpoint_id, request.request_id
-            raise
+            raise _about(error, request) from None
 
-    def _refused(self, answer: Answer, request: QueuedRequest) -> FalError:
-        return refusal(answer, endpoint_id=request.endpoint_id, request_id=request.request_id)
+
+def _can_be_id(request_id: str) -> bool:
+    """Whether it can stand in a URL as one segment; otherwise an id is opaque."""
+    return request_id not in {"", ".", ".."}
 
 
 def _queued(hosts: FalHosts, endpoint_id: str, request_id: str, given: JsonObject) -> QueuedRequest:
     """The request with the URLs fal gave, or with those of its documented rule where fal gave none to trust."""
-    if request_id in {"", ".", ".."}:
-        raise InvalidCall(message=f"{request_id!r} is not a request id.", endpoint_id=endpoint_id)
     base = f"{hosts.queue}/{app_path(endpoint_id)}/requests/{quote(request_id, safe='')}"
 
     def url(name: str, rule: str) -> str:
@@ -326,6 +319,12 @@ def _queued(hosts: FalHosts, endpoint_id: str, request_id: str, given: JsonObjec
         result_url=url("response_url", base),
         cancel_url=url("cancel_url", f"{base}/cancel"),
     )
+
+
+def _about(error: FalError, request: QueuedRequest) -> FalError:
+    """The error, as one about a request that fal has accepted."""
+    error.endpoint_id, error.request_id, error.may_be_billed = request.endpoint_id, request.request_id, True
+    return error
 
 
 def _with_logs(url: str, logs: bool) -> str:
@@ -354,11 +353,8 @@ def _status(body: JsonObject | None, request: QueuedRequest) -> QueueStatus:
             seconds = number(metrics.get("inference_time")) if isinstance(metrics, dict) else None
             return Completed(logs, seconds, text(body.get("error")), text(body.get("error_type")))
         case other:
-            raise UnexpectedAnswer(
-                message=f"The status of {request.request_id} is {str(other)[:50]!r}, which the protocol does not know.",
-                endpoint_id=request.endpoint_id,
-                request_id=request.request_id,
-            )
+            told = f"The status of {request.request_id} is {str(other)[:50]!r}, which the protocol does not know."
+            raise _about(UnexpectedAnswer(message=told), request)
 
 
 def _logs(value: JsonValue) -> tuple[LogLine, ...]:

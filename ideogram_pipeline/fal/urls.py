@@ -89,7 +89,7 @@ def origin_of(url: str) -> tuple[str, str, int]:
 def shown(url: str) -> str:
     """The URL as messages may show it: without the query, which may hold a signature, and without credentials."""
     bare = url.partition("?")[0].partition("#")[0][:200]
-    return bare if bare.startswith("data:") is False and "@" not in bare else "(URL not shown)"
+    return "(URL not shown)" if bare.startswith("data:") or "@" in bare else bare
 
 
 def is_address(host: str) -> bool:

@@ -19,7 +19,7 @@ from pydantic_core import from_json
 
 from ideogram_pipeline.fal.answers import JsonObject, text
 from ideogram_pipeline.fal.errors import UnexpectedAnswer, WebhookRejected
-from ideogram_pipeline.fal.http import Http
+from ideogram_pipeline.fal.http import Call, Http
 
 TOLERANCE_S = 300
 """Largest difference between a delivery's timestamp and now (fal docs, webhooks page)."""
@@ -108,9 +108,7 @@ class WebhookCalls:
         async with self._keys_lock:
             if time.monotonic() - self._keys_read_at > max_age_s:
                 url = f"{self._http.hosts.rest}/.well-known/jwks.json"
-                answer = await self._http.fetch(
-                    "GET", url, deadline_s=self._http.timeouts.call_s, keyed=False
-                )
+                answer = await self._http.fetch(Call("GET", url, self._http.timeouts.call_s, keyed=False))
                 self._keys, self._keys_read_at = _read_keys(answer.object() or {}), time.monotonic()
             return self._keys
 

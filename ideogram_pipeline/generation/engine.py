@@ -21,6 +21,7 @@ from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import CancelAnswer, Completed, FalClient, QueuedRequest
 from ideogram_pipeline.fal.errors import (
     AccessRefused,
+    Cancelled,
     ConnectionFailed,
     FalError,
     ModelRefused,
@@ -144,14 +145,16 @@ class Engine:
         return [outcomes[position] for position in range(len(requests))]
 
     async def cancel_queued(self) -> int:
-        """Cancel at fal what is submitted and hasn't started yet; return how many were cancelled before any work."""
-        last = {fingerprint: self._ledger.entries[fingerprint].last for fingerprint in self._queued}
-        waiting = [
-            (attempt.reserved.request, self._queued[fingerprint])
-            for fingerprint, attempt in last.items()
-            if attempt.submitted and not attempt.settled
-        ]
-        return sum(await asyncio.gather(*(self._cancel(request, queued) for request, queued in waiting)))
+        """Cancel at fal what is submitted and hasn't ended; return how many were cancelled before any work.
+
+        The newest goes first, so that no place falls free for one that is about to be cancelled.
+        """
+        cancelled = 0
+        for fingerprint, queued in reversed(self._queued.items()):
+            attempt = self._ledger.entries[fingerprint].last
+            if attempt.submitted and not attempt.settled:
+                cancelled += await self._cancel(attempt.reserved.request, queued)
+        return cancelled
 
     async def _work(
         self, waiting: Iterator[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
@@ -360,7 +363,7 @@ class Engine:
             Settled(
                 state="refused" if isinstance(error, ModelRefused) else "failed",
                 reason=str(error),
-                retryable=error.may_resubmit,
+                retryable=error.may_resubmit or isinstance(error, Cancelled),
                 completed_at=datetime.now(UTC),
                 cost_usd=cost,
                 cost_source=source,

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -21,7 +21,7 @@ from ideogram_pipeline.sandbox import queue, state
 from ideogram_pipeline.sandbox.config import FaultKind, SandboxSettings
 from ideogram_pipeline.sandbox.control import Control
 from ideogram_pipeline.sandbox.http import HangUp, base_url, detail, key_problem
-from ideogram_pipeline.sandbox.pictures import PictureShelf
+from ideogram_pipeline.sandbox.pictures import PictureProblem, PictureShelf
 from ideogram_pipeline.sandbox.platform import PlatformApi
 from ideogram_pipeline.sandbox.results import output
 from ideogram_pipeline.sandbox.storage import StorageApi
@@ -41,6 +41,7 @@ _SUBMIT_FAULTS: Mapping[FaultKind, Response] = {
     FaultKind.SUBMIT_500: detail(500, "Internal server error"),
     FaultKind.DROP_BEFORE_ACCEPT: HangUp(),
 }
+_ARGUMENTS = TypeAdapter(dict[str, JsonValue])
 _KEEPALIVE_S = 15.0
 _STREAM_STEP_S = 0.05
 
@@ -68,7 +69,11 @@ def create_app(settings: SandboxSettings | None = None) -> Starlette:
         *courier.routes(),
         *QueueApi(requests, memory, studio, courier).routes(),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={PictureProblem: _gone})
+
+
+async def _gone(request: Request, problem: Exception) -> Response:  # noqa: ARG001 - a handler's signature
+    return detail(410, f"A picture this one is painted from has gone. {problem}")
 
 
 class QueueApi:
@@ -129,12 +134,9 @@ class QueueApi:
         if longest.isdecimal() and self._state.queued() > int(longest):
             return detail(429, "Queue is full")
         try:
-            arguments = await request.json()
+            return self._queue.read(endpoint_id, _ARGUMENTS.validate_json(await request.body()))
         except ValueError:
-            arguments = None
-        if not isinstance(arguments, dict):
             return detail(400, "The body is not a JSON object")
-        return self._queue.read(endpoint_id, arguments)
 
     def _find(self, request: Request) -> state.Request | None:
         found = self._queue.find(request.path_params["request_id"])

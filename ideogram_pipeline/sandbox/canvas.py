@@ -20,20 +20,24 @@ _OVERSAMPLED = 3
 _LINE = 1.28  # distance of two lines of text, in font sizes
 
 
-@lru_cache(maxsize=96)
-def rounded(width: int, height: int, radius: int) -> Image.Image:
+@lru_cache(maxsize=48)
+def rounded(width: int, height: int, radius: int, opacity: int = 255) -> Image.Image:
     """Mask of a box with round corners; a disc when the radius is half of both sides."""
-    corner = Image.new("L", (2 * radius * _OVERSAMPLED,) * 2)
-    ImageDraw.Draw(corner).ellipse((0, 0, corner.width - 1, corner.height - 1), fill=255)
-    corner = corner.reduce(_OVERSAMPLED) if radius else corner
-    mask = Image.new("L", (width, height), 255)
-    for left, x in ((0, 0), (radius, width - radius)):
-        for top, y in ((0, 0), (radius, height - radius)):
-            mask.paste(corner.crop((left, top, left + radius, top + radius)), (x, y))
+    mask = Image.new("L", (width, height), opacity)
+    if radius == 0:
+        return mask
+    large = radius * _OVERSAMPLED
+    corner = Image.new("L", (large, large))
+    ImageDraw.Draw(corner).ellipse((0, 0, 2 * large - 1, 2 * large - 1), fill=opacity)
+    left = corner.reduce(_OVERSAMPLED)
+    right = left.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for x, top in ((0, left), (width - radius, right)):
+        mask.paste(top, (x, 0))
+        mask.paste(top.transpose(Image.Transpose.FLIP_TOP_BOTTOM), (x, height - radius))
     return mask
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def arch(width: int, height: int) -> Image.Image:
     """Mask of a box with a round top and slightly round feet."""
     mask = rounded(width, height, width // 8).copy()
@@ -41,29 +45,21 @@ def arch(width: int, height: int) -> Image.Image:
     return mask
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def _shadow(width: int, height: int, radius: int, blur: int, opacity: int) -> Image.Image:
     shrunk = 4  # nobody sees the difference once it is blurred
     small = Image.new("L", ((width + 4 * blur) // shrunk, (height + 4 * blur) // shrunk))
-    inner = rounded(width // shrunk, height // shrunk, radius // shrunk).point(
-        lambda value: value * opacity // 255
-    )
+    inner = rounded(width // shrunk, height // shrunk, radius // shrunk, opacity)
     small.paste(inner, (2 * blur // shrunk, 2 * blur // shrunk))
     small = small.filter(ImageFilter.GaussianBlur(blur / shrunk))
     return small.resize((width + 4 * blur, height + 4 * blur), Image.Resampling.BILINEAR)
-
-
-@lru_cache(maxsize=96)
-def faded(mask_width: int, mask_height: int, radius: int, opacity: int) -> Image.Image:
-    """Mask of a translucent box with round corners."""
-    return rounded(mask_width, mask_height, radius).point(lambda value: value * opacity // 255)
 
 
 def fill_box(image: Image.Image, box: Box, radius: int, color: Color, opacity: int = 255) -> None:
     """Fill a box with round corners; it may reach over the edges."""
     width, height = box[2] - box[0], box[3] - box[1]
     radius = min(radius, width // 2, height // 2)
-    _paste(image, box[:2], color, faded(width, height, radius, opacity))
+    _paste(image, box[:2], color, rounded(width, height, radius, opacity))
 
 
 def fill_disc(
@@ -158,7 +154,8 @@ def png(image: Image.Image, notes: dict[str, str]) -> bytes:
     )  # each row starts with its filter: 2, difference to above
     rows.paste(ImageChops.subtract_modulo(flat, above), (1, 0))
     text = b"".join(
-        _chunk(b"tEXt", name.encode("latin-1") + b"\0" + value.encode("latin-1", "replace"))
+        # keyword, not compressed, no language, no translated keyword, UTF-8; a zero byte would end the text
+        _chunk(b"iTXt", name.encode() + bytes(5) + value.replace("\0", "").encode("utf-8", "replace"))
         for name, value in notes.items()
     )
     return b"".join(

@@ -4,17 +4,19 @@ What belongs here: the addresses below ``/sandbox`` and the shapes of what they 
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from decimal import Decimal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS_BY_ID
 from ideogram_pipeline.sandbox.config import Fault, SandboxSettings, parse_faults
+from ideogram_pipeline.sandbox.http import detail
 from ideogram_pipeline.sandbox.queue import Queue
-from ideogram_pipeline.sandbox.state import Rendered, State
+from ideogram_pipeline.sandbox.state import Rendered, Request, State
 
 
 class Stats(BaseModel):
@@ -106,19 +108,10 @@ class Control:
                 "failed": sum(one.outcome is not None for one in requests) - len(rendered),
                 "images": sum(outcome.images for outcome in rendered),
                 "usd": sum((Decimal(outcome.usd or 0) for outcome in rendered), Decimal(0)),
-                "surplus_fields": self._surplus(),
+                "surplus_fields": _surplus(requests),
             }
         )
         return JSONResponse(stats.model_dump(mode="json"))
-
-    def _surplus(self) -> dict[str, dict[str, int]]:
-        seen: dict[str, Counter[str]] = {}
-        for one in self._state.requests():
-            endpoint_id = one.submission.given.endpoint_id
-            known = ENDPOINTS_BY_ID[endpoint_id].input_model.model_fields
-            if surplus := one.submission.given.arguments.keys() - known.keys():
-                seen.setdefault(endpoint_id, Counter()).update(surplus)
-        return {endpoint_id: dict(fields) for endpoint_id, fields in seen.items()}
 
     async def requests(self, request: HttpRequest) -> Response:  # noqa: ARG002 - a handler's signature
         """Every accepted submit, oldest first."""
@@ -138,11 +131,21 @@ class Control:
         try:
             change = Change.model_validate_json(await request.body())
             self._queue.settings = change.applied_to(self._queue.settings)
-        except ValidationError as error:
-            return Response(error.json(include_url=False), 422, media_type="application/json")
+        except ValueError as error:
+            return detail(422, str(error))
         return Response(change.model_dump_json(exclude_none=True), media_type="application/json")
 
     async def reset(self, request: HttpRequest) -> Response:  # noqa: ARG002 - a handler's signature
         """Forget all requests, files and counts."""
         self._state.reset()
         return JSONResponse({"status": "OK"})
+
+
+def _surplus(requests: Iterable[Request]) -> dict[str, dict[str, int]]:
+    seen: dict[str, Counter[str]] = {}
+    for one in requests:
+        given = one.submission.given
+        known = ENDPOINTS_BY_ID[given.endpoint_id].input_model.model_fields
+        if surplus := given.arguments.keys() - known.keys():
+            seen.setdefault(given.endpoint_id, Counter()).update(surplus)
+    return {endpoint_id: dict(fields) for endpoint_id, fields in seen.items()}

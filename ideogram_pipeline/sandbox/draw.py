@@ -36,7 +36,7 @@ _STYLE_PALETTES: Mapping[str, tuple[str, ...]] = {
 def draw(scene: Scene) -> bytes:
     """The scene as a PNG: the same bytes for an equal scene."""
     image = _COMPOSITIONS[scene.endpoint](scene)
-    return canvas.png(image, {"Software": SOFTWARE, "Description": scene.prompt})
+    return canvas.png(image, {"Software": SOFTWARE, "Description": scene.caption})
 
 
 def _generated(scene: Scene) -> Image.Image:
@@ -99,8 +99,8 @@ def _edited(scene: Scene) -> Image.Image:
     image = _covering(scene.source, scene.size)
     if scene.pictures.mask is None:
         return image
-    white = scene.pictures.mask.image.convert("L").resize(scene.size, Image.Resampling.NEAREST)
-    repainted = white.point(lambda value: 255 if (value < 128) == (scene.mask_repaints == "black") else 0)
+    mask = _covering(scene.pictures.mask, scene.size).convert("L")
+    repainted = mask.point(lambda value: 255 if (value < 128) == (scene.mask_repaints == "black") else 0)
     region = repainted.getbbox()
     if region is None:
         return image
@@ -128,8 +128,8 @@ _COMPOSITIONS: Mapping[str, Callable[[Scene], Image.Image]] = {
 # the parts of a composition
 
 
-def _chance(scene: Scene) -> random.Random:
-    return random.Random(scene.art)  # noqa: S311 - repeatable on purpose
+def _chance(scene: Scene, part: str) -> random.Random:
+    return random.Random(f"{scene.art}/{part}")  # noqa: S311 - repeatable on purpose
 
 
 def _palette(scene: Scene) -> tuple[Color, ...]:
@@ -139,7 +139,7 @@ def _palette(scene: Scene) -> tuple[Color, ...]:
         colors = _dominant(scene.pictures.style)
     if not colors:
         names = _STYLE_PALETTES.get(scene.style, tuple(PALETTES))
-        colors = PALETTES[_chance(scene).choice(names)]
+        colors = PALETTES[_chance(scene, "palette").choice(names)]
     while len(colors) < 3:
         colors = (*colors, _mixed(colors[-1], _PAPER, 0.45))
     return colors
@@ -161,7 +161,7 @@ def _margin(size: Size) -> int:
 
 
 def _backdrop(scene: Scene, palette: tuple[Color, ...]) -> Image.Image:
-    chance = _chance(scene)
+    chance = _chance(scene, "backdrop")
     ground = palette[0]
     # colours run from side to side only: rows that repeat cost next to nothing to compress
     shades = Image.new("RGB", (3, 1))
@@ -181,7 +181,7 @@ def _sunrise(image: Image.Image, palette: tuple[Color, ...], chance: random.Rand
     for layer in range(3):
         color = palette[1 + layer % (len(palette) - 1)] if layer < 2 else palette[0]
         x = round(width * chance.uniform(-0.1, 1.1))
-        diameter = _even(span * chance.uniform(1.0, 1.5))
+        diameter = _even(span * chance.choice((1.0, 1.2, 1.4)))
         top = height * (0.52 + 0.14 * layer)
         canvas.fill_disc(image, (x, round(top + diameter / 2)), diameter, color)
 
@@ -206,7 +206,9 @@ def _petals(image: Image.Image, palette: tuple[Color, ...], chance: random.Rando
         x, y = round(width * chance.random()), round(height * chance.uniform(0, 0.9))
         color = palette[1 + step % (len(palette) - 1)]
         solid = step % 3 == 0
-        canvas.fill_disc(image, (x, y), _even(span * chance.uniform(0.25, 0.6)), color, 255 if solid else 120)
+        canvas.fill_disc(
+            image, (x, y), _even(span * chance.choice((0.25, 0.36, 0.48, 0.6))), color, 255 if solid else 120
+        )
 
 
 def _even(length: float) -> int:
@@ -218,7 +220,7 @@ def _portrait(
     image: Image.Image, scene: Scene, reference: Picture, room: Box, palette: tuple[Color, ...]
 ) -> None:
     """Put the reference into a frame somewhere in the room: an arch, a print or a disc, by style."""
-    chance = random.Random(f"{scene.art}/portrait")  # noqa: S311 - repeatable on purpose
+    chance = _chance(scene, "portrait")
     room_width, room_height = room[2] - room[0], room[3] - room[1]
     shape = 1.0 if scene.style == "FICTION" else 1.25
     width = _even(min(room_width * 0.66, room_height * 0.86 / shape) * chance.uniform(0.9, 1.0))
@@ -259,8 +261,7 @@ def _sizes(scene: Scene) -> tuple[int, int]:
 
 
 def _headline(scene: Scene, width: int) -> tuple[str, ...]:
-    text = scene.prompt or f"Reframed to {scene.size}"
-    return canvas.wrapped(text, _sizes(scene)[0], width, 3)
+    return canvas.wrapped(scene.caption, _sizes(scene)[0], width, 3)
 
 
 def _panel(scene: Scene) -> Box:
@@ -337,8 +338,7 @@ def _band(size: int) -> Image.Image:
 
 def _watermark(image: Image.Image) -> None:
     """Say it all over: of an edit only a region is seen."""
-    mask = _tiling(image.size)
-    image.paste(_PAPER, (0, 0), mask)
+    image.paste(_PAPER, (0, 0), _tiling(image.size))
 
 
 @lru_cache(maxsize=4)
@@ -357,12 +357,12 @@ def _tiling(size: tuple[int, int]) -> Image.Image:
 
 
 def _label(image: Image.Image, scene: Scene, region: Box) -> None:
-    """Write the prompt into the region, where there is room for it."""
+    """Write the caption into the region, where there is room for it."""
     size = _sizes(scene)[1]
     width = region[2] - region[0] - 2 * size
     if width < 6 * size:
         return
-    lines = canvas.wrapped(scene.prompt, size, width, 4)
+    lines = canvas.wrapped(scene.caption, size, width, 4)
     height = len(lines) * canvas.line_height(size)
     top = region[3] - height - 2 * size
     canvas.fill_box(image, (region[0], top, region[2], region[3]), size // 2, _INK, 200)

@@ -71,7 +71,7 @@ class PictureShelf:
         if picture := self._kept.get(name):
             self._kept.move_to_end(name)
             return picture
-        picture = await to_thread(_decode, await self._bytes(address))
+        picture = await to_thread(decode, await self._bytes(address))
         self._kept[name] = picture
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
@@ -115,7 +115,8 @@ class PictureShelf:
         return bytes(content)
 
 
-def _decode(content: bytes) -> Picture:
+def decode(content: bytes) -> Picture:
+    """The picture in these bytes. Raises PictureProblem."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             size = opened.size

@@ -74,7 +74,7 @@ class Queue:
         self._studio = studio
 
     def read(self, endpoint_id: str, arguments: Mapping[str, JsonValue]) -> Input:
-        """Name an input."""
+        """Name an input. Raises ValueError when the arguments hold numbers that JSON does not have."""
         return Input(endpoint_id, arguments, input_digest(endpoint_id, arguments, self._state))
 
     def fault(self, kinds: tuple[FaultKind, ...], subject: str, prompt: str) -> FaultKind | None:
@@ -160,18 +160,14 @@ class Queue:
 
     def cancel(self, request: Request) -> CancelAnswer:
         """Cancel a request that was found."""
-        match request.phase:
-            case Phase.QUEUED:
+        with self._state.transaction():
+            phase_now = (self.find(request.id) or request).phase
+            if phase_now is Phase.DONE:
+                return CancelAnswer.ALREADY_COMPLETED
+            if phase_now is Phase.QUEUED or request.submission.run_s is None:
                 self._state.end(request, time.time())
                 self._state.settle(request, _CANCELLED)
-                return CancelAnswer.OK
-            case Phase.RUNNING:
-                if request.ends_at is None:
-                    self._state.end(request, time.time())
-                    self._state.settle(request, _CANCELLED)
-                return CancelAnswer.CANCELLATION_REQUESTED
-            case Phase.DONE:
-                return CancelAnswer.ALREADY_COMPLETED
+        return CancelAnswer.OK if phase_now is Phase.QUEUED else CancelAnswer.CANCELLATION_REQUESTED
 
     def expired(self, request: Request) -> bool:
         """The result of a request that is done can no longer be fetched."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ideogram_pipeline.ideogram.endpoints import (
+    Characterful,
     CharacterStyled,
     Endpoint,
     EndpointName,
@@ -72,8 +73,8 @@ class Scene:
     """How much of the source stays in a remix, 0 to 1."""
     mask_repaints: Literal["black", "white"]
     """Colour of the mask's area to repaint."""
-    prompt: str
-    """The caption."""
+    caption: str
+    """The prompt, or what is done without one."""
     negative_prompt: str
     """Shown small, after a minus sign."""
     speed: RenderingSpeed
@@ -107,16 +108,17 @@ def compose(
 ) -> Scene:
     """The scene an input asks for; ``digest`` names the input and decides what is left to chance."""
     source = Size(*pictures.source.size) if pictures.source else None
+    size = output_size(request, source) or Size(1024, 1024)
     return Scene(
         endpoint=endpoint.name,
-        size=output_size(request, source) or Size(1024, 1024),
+        size=size,
         art=f"{digest}/{index}",
         pictures=pictures,
         colors=_colors(request),
         style=_style(request) or "AUTO",
         strength=request.strength if isinstance(request, Remixed) else 1.0,
         mask_repaints=mask_repaints,
-        prompt=request.prompt if isinstance(request, Prompted) else "",
+        caption=request.prompt if isinstance(request, Prompted) else f"Reframed to {size}",
         negative_prompt=request.negative_prompt if isinstance(request, Sized) else "",
         speed=request.rendering_speed,
         seed=seed,
@@ -148,6 +150,10 @@ def _tags(request: IdeogramInput) -> Iterator[str]:
     yield from (f"#{code}" for code in request.style_codes or ())
     if request.color_palette and request.color_palette.name:
         yield request.color_palette.name.capitalize()
+    if request.image_urls:
+        yield "style reference"
+    if isinstance(request, Characterful) and len(request.reference_image_urls) > 1:
+        yield f"1 of {len(request.reference_image_urls)} references"
     if isinstance(request, Remixed):
         yield f"strength {request.strength:g}"
     if isinstance(request, Prompted) and request.expand_prompt:

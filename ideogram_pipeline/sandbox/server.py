@@ -7,7 +7,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import httpx2
@@ -90,11 +90,12 @@ def serve(settings: SandboxSettings | None = None) -> None:
     settings = settings or SandboxSettings()
     with _listen(settings.host, settings.port or DEFAULT_PORT) as listener:
         url = _url(listener)
-        print(f"Sandbox at {url}, key: {'as set' if settings.key else 'any'}, state: {settings.state}")  # noqa: T201
-        print("To use it:")  # noqa: T201
-        for name, value in environment(url, settings).items():
-            print(f"  export {name}={value}")  # noqa: T201
-        _Server(settings).run(sockets=[listener])
+        variables = "\n".join(
+            f"  export {name}={value}" for name, value in environment(url, settings).items()
+        )
+        print(f"Sandbox at {url}, remembering in {settings.state}. To use it:\n{variables}", flush=True)  # noqa: T201
+        with suppress(KeyboardInterrupt):
+            _Server(settings).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

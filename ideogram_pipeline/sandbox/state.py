@@ -197,6 +197,8 @@ class State:
 
     def __init__(self, path: str | Path) -> None:
         """Open the file, or an empty state that is forgotten with this object when the path is ``:memory:``."""
+        if path != ":memory:":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(
             path,
             timeout=10.0,
@@ -368,11 +370,16 @@ class State:
         )
 
     def to_announce(self) -> list[Request]:
-        """Requests whose webhook nobody has taken on, oldest first."""
+        """Requests that have ended and whose webhook nobody has taken on, oldest first."""
         rows = self._db.execute(
-            "SELECT * FROM requests WHERE webhook IS NOT NULL AND webhook_claimed = 0 ORDER BY ordinal"
+            "SELECT * FROM requests WHERE webhook IS NOT NULL AND webhook_claimed = 0 AND phase = 'done'"
+            " ORDER BY ordinal"
         )
         return [_request(row) for row in rows]
+
+    def webhooks_wanted(self) -> bool:
+        """Whether there are webhooks that nobody has taken on, of requests that have ended or not."""
+        return self._count("webhook IS NOT NULL AND webhook_claimed = 0") > 0
 
     def claim_webhook(self, request: Request) -> bool:
         """Take on the delivery; False when somebody else has."""

@@ -17,7 +17,6 @@ from starlette.routing import Route
 
 from ideogram_pipeline.sandbox.config import FaultKind
 from ideogram_pipeline.sandbox.http import HangUp, base_url, detail, key_problem
-from ideogram_pipeline.sandbox.pictures import PictureProblem
 from ideogram_pipeline.sandbox.queue import Queue
 from ideogram_pipeline.sandbox.state import Phase, Rendered, State, Upload
 from ideogram_pipeline.sandbox.studio import Studio
@@ -212,10 +211,7 @@ class StorageApi:
         fault = self._queue.fault(_DOWNLOAD_FAULTS, f"{given.digest}/{index}", given.prompt)
         if fault is FaultKind.MISSING_DOWNLOAD:
             return detail(404, "Not found")
-        try:
-            painted = await self._studio.paint(found.submission, outcome, index)
-        except PictureProblem:
-            return detail(410, "A picture this one was painted from has gone")
+        painted = await self._studio.paint(found.submission, outcome, index)
         if fault is FaultKind.TRUNCATED_DOWNLOAD:
             return HangUp(painted[: len(painted) // 2], promised=len(painted))
         if fault is FaultKind.CORRUPT_DOWNLOAD:

@@ -35,7 +35,10 @@ _DETAIL: TypeAdapter[list[dict[str, JsonValue]]] = TypeAdapter(list[dict[str, Js
 
 
 def input_digest(endpoint_id: str, arguments: Mapping[str, JsonValue], state: State) -> str:
-    """Names an input by what it says: addresses of uploaded files count as the files' bytes."""
+    """Names an input by what it says: addresses of uploaded files count as the files' bytes.
+
+    Raises ValueError when the arguments hold numbers that JSON does not have.
+    """
 
     def by_content(value: JsonValue) -> JsonValue:
         if isinstance(value, str):
@@ -46,7 +49,7 @@ def input_digest(endpoint_id: str, arguments: Mapping[str, JsonValue], state: St
             return {name: by_content(item) for name, item in value.items()}
         return value
 
-    said = json.dumps([endpoint_id, by_content(dict(arguments))], sort_keys=True)
+    said = json.dumps([endpoint_id, by_content(dict(arguments))], sort_keys=True, allow_nan=False)
     return hashlib.sha256(said.encode()).hexdigest()
 
 

@@ -20,9 +20,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ideogram_pipeline.sandbox.http import outward_client
+from ideogram_pipeline.sandbox.pictures import PictureProblem
 from ideogram_pipeline.sandbox.queue import Queue
 from ideogram_pipeline.sandbox.results import output
-from ideogram_pipeline.sandbox.state import Phase, Rendered, Request, State
+from ideogram_pipeline.sandbox.state import Rendered, Request, State
 from ideogram_pipeline.sandbox.studio import Studio
 
 ATTEMPTS = 5
@@ -78,13 +79,13 @@ class Courier:
             while True:
                 await self._called.wait()
                 self._queue.catch_up()
-                expected = self._state.to_announce()
-                for request in expected:
-                    if request.phase is Phase.DONE and self._state.claim_webhook(request):
+                for request in self._state.to_announce():
+                    if self._state.claim_webhook(request):
                         deliveries.create_task(self._deliver(http, request))
-                if not expected:
+                if self._state.webhooks_wanted():
+                    await asyncio.sleep(_LOOK_S)
+                else:
                     self._called.clear()
-                await asyncio.sleep(_LOOK_S if expected else 0)
 
     async def _deliver(self, http: httpx2.AsyncClient, request: Request) -> None:
         body = json.dumps(await self._letter(request)).encode()
@@ -105,7 +106,10 @@ class Courier:
         submission, outcome = request.submission, await self._queue.outcome(request)
         letter: dict[str, JsonValue] = {"request_id": request.id, "gateway_request_id": request.id}
         if isinstance(outcome, Rendered):
-            payload = await output(submission, outcome, submission.base_url, self._studio)
+            try:
+                payload = await output(submission, outcome, submission.base_url, self._studio)
+            except PictureProblem as problem:
+                return {**letter, "status": "ERROR", "payload": None, "payload_error": str(problem)}
             return {**letter, "status": "OK", "payload": payload}
         return {
             **letter,

@@ -1,4 +1,4 @@
-"""A loopback HTTP server that says whatever a test scripts, faults of the protocol included, and records what it read."""
+"""A loopback HTTP server that says whatever a test scripts, faults included, and records what it read."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class FakeFal:
                     writer.transport.abort()
                 if reply.drop or reply.reset or reply.raw is not None:
                     return
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             return
         finally:
             self._writers.discard(writer)

@@ -1,7 +1,5 @@
 """Which error an answer means: fal's two families of bodies, its catalogues, and what surrounds them."""
 
-from datetime import UTC, datetime
-
 import httpx2
 import pytest
 from pydantic_core import to_json
@@ -15,7 +13,7 @@ ENDPOINT = "fal-ai/ideogram/v3"
 def answer(status, body, **headers):
     content = body if isinstance(body, bytes) else to_json(body)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer("https://queue.fal.run/x", status, httpx2.Headers(named), content, datetime.now(UTC))
+    return Answer("https://queue.fal.run/x", status, httpx2.Headers(named), content)
 
 
 def ended(*args, **headers):
@@ -164,6 +162,7 @@ def test_what_is_about_the_call_is_no_ending(status, body):
         (403, {"detail": "User is locked. Reason: Exhausted balance."}, fal.AccountLocked),
         (403, {"error": {"message": "This API key is not permitted to perform this action."}}, fal.Forbidden),
         (403, b"<html>blocked</html>", fal.Forbidden),
+        (403, {"detail": "Your address is blocked."}, fal.Forbidden),
         (404, {"detail": "Request not found"}, fal.RequestNotFound),
         (404, {"status": "NOT_FOUND"}, fal.RequestNotFound),
         (404, {"detail": "Path /nope not found"}, fal.EndpointNotFound),

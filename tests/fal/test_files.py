@@ -15,10 +15,19 @@ from ideogram_pipeline.fal import files
 BIG = os.urandom(95_000)
 
 
+TOKEN = {
+    "token": "T",
+    "token_type": "Bearer",
+    "base_url": "https://v3.fal.media",
+    "expires_at": "2026-11-22T12:00:00",
+}
+
+
 class Storage:
     """fal's storage: presigned and CDN uploads, whole and in parts; a part may be told to fail a few times."""
 
-    def __init__(self, fake, failing=()):
+    def __init__(self, fake, failing=(), token_lifetime=timedelta(hours=1)):
+        self.token_lifetime = token_lifetime
         self.fake, self.failing = fake, list(failing)
         self.parts: dict[int, bytes] = {}
         self.whole: bytes | None = None
@@ -31,7 +40,7 @@ class Storage:
         parts = seen.path.split("/")
         if seen.path == "/storage/auth/token":
             self.tokens += 1
-            soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+            soon = (datetime.now(UTC) + self.token_lifetime).isoformat()
             return reply(200, {"token": "T", "token_type": "Bearer", "base_url": url, "expires_at": soon})
         if seen.path.startswith("/storage/upload/initiate"):
             return reply(
@@ -96,6 +105,31 @@ def test_a_cdn_upload_sends_the_token_and_not_the_key_and_reuses_it(fake, ask):
     assert storage.whole == b"two"
     assert fake.seen[-1].headers["authorization"] == "Bearer T"
     assert fake.seen[-1].headers["x-fal-file-name"] == "two.bin"
+
+
+def test_a_token_about_to_expire_is_not_used_again(fake, ask):
+    storage = Storage(fake, token_lifetime=timedelta(seconds=50))
+
+    async def twice(client):
+        await client.upload(b"one", via="cdn")
+        await client.upload(b"two", via="cdn")
+
+    ask(twice)
+    assert storage.tokens == 2
+
+
+def test_a_file_that_vanishes_before_it_is_read_is_our_error(fake, ask, tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"jpeg")
+    storage = Storage(fake)
+
+    def vanishing(seen):
+        path.unlink(missing_ok=True)
+        return storage(seen)
+
+    fake.script = vanishing
+    with pytest.raises(fal.InvalidCall, match=r"photo\.jpg"):
+        ask(lambda client: client.upload(path))
 
 
 @pytest.mark.parametrize("via", ["presigned", "cdn"])
@@ -167,6 +201,17 @@ def test_a_missing_file_is_refused(ask, tmp_path):
         ask(lambda client: client.upload(tmp_path / "nothing.png"))
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_an_upload_url_that_has_expired_says_nothing_about_the_key(fake, ask, status):
+    Storage(fake)
+    storage = fake.script
+    fake.script = lambda seen: fake.reply(status, b"<Error/>") if seen.method == "PUT" else storage(seen)
+    with pytest.raises(fal.MediaUnavailable) as caught:
+        ask(lambda client: client.upload(b"x"))
+    assert caught.value.status == status
+    assert fake.count("PUT") == 1
+
+
 def test_an_upload_url_in_a_private_network_gets_nothing(fake, other, ask):
     fake.replies(fake.reply(200, {"upload_url": f"{other.url}/put", "file_url": "https://v3.fal.media/x"}))
     with pytest.raises(fal.UnsafeUrl):
@@ -176,7 +221,7 @@ def test_an_upload_url_in_a_private_network_gets_nothing(fake, other, ask):
 
 @pytest.mark.parametrize("via", ["presigned", "cdn"])
 @pytest.mark.parametrize(
-    "body", [{}, [], {"token": 1, "token_type": 2, "base_url": 3, "expires_at": "never"}]
+    "body", [{}, [], TOKEN | {"token": "a\nb"}, TOKEN | {"token": 7}, TOKEN | {"expires_at": "never"}]
 )
 def test_an_answer_that_lacks_something_is_our_error(fake, ask, via, body):
     fake.replies(fake.reply(200, body))

@@ -73,6 +73,7 @@ FAULTS = {
     "bad gzip": {"raw": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nhi"},
     "unreadable success": {"status": 200, "body": b"ok"},
     "success without an id": {"status": 200, "body": {"status": "IN_QUEUE"}},
+    "success with no usable id": {"status": 200, "body": {"request_id": ".."}},
     "success with a number for an id": {"status": 200, "body": {"request_id": 7}},
     "redirect": {"status": 307, "headers": {"Location": "/elsewhere"}},
     "408": {"status": 408, "body": HTML},
@@ -132,11 +133,14 @@ def test_a_submit_that_was_surely_not_accepted_is_posted_again(fake, ask, refusa
     assert fake.count("POST") == 3
 
 
-def test_a_submit_that_is_never_accepted_gives_up(fake, ask):
-    fake.replies(fake.reply(429, {}))
-    with pytest.raises(fal.TooManyRequests):
+@pytest.mark.parametrize(("status", "error"), [(429, fal.TooManyRequests), (503, fal.IngressError)])
+def test_a_submit_that_is_never_accepted_gives_up(fake, ask, status, error):
+    fake.replies(fake.reply(status, HTML))
+    with pytest.raises(error) as caught:
         ask(submit)
     assert fake.count("POST") == 6
+    assert caught.value.may_resubmit
+    assert not caught.value.may_be_billed
 
 
 def test_the_backup_host_takes_over_when_no_connection_can_be_made(fake, connect, dead_url):
@@ -257,9 +261,10 @@ def test_a_status_is_asked_again_until_it_is_answered(fake, ask, fault):
 )
 def test_a_refused_status_is_not_asked_again(fake, ask, code, body, error):
     fake.replies(fake.reply(code, body))
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         ask(lambda client: client.status(attached(client)))
     assert len(fake.seen) == 1
+    assert caught.value.may_be_billed
 
 
 def test_a_status_that_hangs_ends_at_the_deadline(fake, connect):
@@ -299,16 +304,30 @@ def test_a_stream_tells_every_change_up_to_completion(fake, ask):
     [
         {"raw": event_stream(event("IN_QUEUE"))},
         {"raw": event_stream()},
-        {"status": 200, "body": {"status": "IN_QUEUE"}},
-        {"status": 500, "body": HTML},
         {"drop": True},
     ],
-    ids=["ends early", "empty", "no event stream", "500", "dropped"],
+    ids=["ends early", "empty", "dropped"],
 )
 def test_a_stream_that_does_not_reach_completion_raises(fake, ask, reply):
     fake.replies(fake.reply(**reply))
     with pytest.raises(fal.NoAnswer):
         ask(streamed)
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "error"),
+    [
+        (200, {"status": "IN_QUEUE"}, fal.UnexpectedAnswer),
+        (401, {"detail": "invalid key credentials"}, fal.Unauthorized),
+        (404, {"status": "NOT_FOUND"}, fal.RequestNotFound),
+        (502, HTML, fal.IngressError),
+    ],
+)
+def test_a_stream_that_is_refused_says_why(fake, ask, code, body, error):
+    fake.replies(fake.reply(code, body))
+    with pytest.raises(error) as caught:
+        ask(streamed)
+    assert caught.value.request_id == ID
 
 
 @pytest.mark.parametrize("line", ["data: {}\n\n", "data: [\n\n", 'data: {"status": "FAILED"}\n\n'])

@@ -1,6 +1,7 @@
 """The owner/app rule, and which URLs are talked to."""
 
 import pytest
+from fal_client.client import AppId
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,19 @@ def test_a_requests_urls_use_owner_and_app_only(endpoint_id, path):
 def test_what_is_no_endpoint_id_is_refused(endpoint_id):
     with pytest.raises(InvalidCall):
         app_path(endpoint_id)
+
+
+@given(st.from_regex(r"(workflows/|comfy/|[0-9]{1,3}-)?[a-z-]{1,5}(/[a-z0-9.-]{1,5}){0,3}", fullmatch=True))
+def test_the_rule_is_the_official_clients(endpoint_id):
+    try:
+        theirs = AppId.from_endpoint_id(endpoint_id)
+    except (ValueError, IndexError):
+        with pytest.raises(InvalidCall):
+            app_path(endpoint_id)
+        return
+    expected = "/".join(part for part in (theirs.namespace, theirs.owner, theirs.alias) if part)
+    if not {".", ".."} & set(endpoint_id.split("/")):
+        assert app_path(endpoint_id) == expected
 
 
 @given(st.text(max_size=40))

@@ -128,7 +128,10 @@ def test_an_unknown_endpoint_is_a_404(call):
     assert call().post("v4", prompt="x").status_code == 404
 
 
-@pytest.mark.parametrize("body", [b"not json", b"[1]", b'"text"', b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not json", b"[1]", b'"text"', b"\xff", b'{"x": NaN}', b'{"x": 1e999}', b'{"x": "\\ud800"}'],
+)
 def test_a_body_that_is_no_json_object_is_refused(call, body):
     assert call().http.post("/fal-ai/ideogram/v3", content=body).status_code == 400
 

@@ -1,0 +1,313 @@
+"""The engine against the sandbox over loopback HTTP: what is paid, what is stored, what a later run does."""
+
+import asyncio
+from collections import Counter
+from decimal import Decimal
+
+import pytest
+from PIL import Image
+
+from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
+from ideogram_pipeline.generation.engine import Engine, RunFacts, thumbnail_path
+from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger
+from ideogram_pipeline.generation.outcomes import Failed, Generated, NotReached, Refused, Reused, Unknown
+from ideogram_pipeline.generation.planner import References, plan_row
+from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
+from ideogram_pipeline.sandbox.control import Change
+from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.references import read_references
+from ideogram_pipeline.tables.rows import PromptRow
+
+BATCH = "drop"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def sandbox():
+    with running_sandbox(SandboxSettings(latency_scale=0, concurrency=100)) as running:
+        yield running
+
+
+@pytest.fixture
+def references(store, tmp_path):
+    Image.new("RGB", (64, 48), "teal").save(tmp_path / "ada.png")
+    table = tmp_path / "references.csv"
+    table.write_text("reference_id,uri\nada,ada.png\n")
+    read = read_references(str(table), store)
+    return References.of(read.references, read.rejections)
+
+
+@pytest.fixture
+def rows(references):
+    """Make requests of rows: eight with a character by default."""
+
+    def make(count=8, **cells):
+        cells = {"reference_ids": ("ada",), **cells}
+        return [
+            plan_row(
+                PromptRow(
+                    prompt_id=f"p{number}", batch=BATCH, row_number=number, prompt=f"scene {number}", **cells
+                ),
+                references,
+            )
+            for number in range(count)
+        ]
+
+    return make
+
+
+class Watcher:
+    """Counts how rows end."""
+
+    def __init__(self):
+        self.seen = []
+
+    def ended(self, outcome, spent_usd):
+        self.seen.append((outcome, spent_usd))
+
+
+class Run:
+    """One run of an engine on a batch, as a process would make it: with a ledger read from the store."""
+
+    def __init__(self, store, sandbox, *, run_id="run-1", max_in_flight=16):
+        self.ledger = Ledger(store, BATCH)
+        self.watcher = Watcher()
+        self.store, self.sandbox, self.run_id, self.max_in_flight = store, sandbox, run_id, max_in_flight
+
+    async def work(self, requests, meanwhile=None):
+        hosts = FalHosts.at(self.sandbox.url)
+        async with FalClient("key:secret", hosts) as fal:
+            facts = RunFacts(run_id=self.run_id, backend="sandbox", code_version="test")
+            self.engine = Engine(
+                fal,
+                self.store,
+                self.ledger,
+                run=facts,
+                max_in_flight=self.max_in_flight,
+                observer=self.watcher,
+            )
+            return await (meanwhile(self.engine, requests) if meanwhile else self.engine.run(requests))
+
+    def __call__(self, requests, meanwhile=None):
+        with no_waiting():
+            return asyncio.run(self.work(requests, meanwhile))
+
+
+def kinds(outcomes):
+    """How often each kind of outcome stands in a run's."""
+    return Counter(type(outcome) for outcome in outcomes)
+
+
+def test_every_row_is_paid_once_and_its_picture_stored_whole(store, sandbox, rows):
+    run = Run(store, sandbox)
+    outcomes = run(rows())
+    assert kinds(outcomes) == {Generated: 8}
+    assert sandbox.stats().accepted == 8
+    for outcome in outcomes:
+        image = outcome.entry.last.settled.images[0]
+        with Image.open(store.folder / image.path) as picture:
+            picture.load()
+            assert picture.size == (image.width, image.height) == (1024, 1024)
+        assert store.exists(thumbnail_path(image.path))
+    assert run.engine.spent_usd == Decimal("1.20")
+
+
+def test_the_outcomes_stand_in_the_order_of_the_requests(store, sandbox, rows):
+    requests = rows(12)
+    assert [outcome.request for outcome in Run(store, sandbox)(requests)] == requests
+
+
+def test_the_observer_hears_of_every_row_and_of_the_money(store, sandbox, rows):
+    run = Run(store, sandbox)
+    outcomes = run(rows())
+    heard = [outcome for outcome, _ in run.watcher.seen]
+    assert sorted(outcome.request.prompt_id for outcome in heard) == sorted(
+        o.request.prompt_id for o in outcomes
+    )
+    assert run.watcher.seen[-1][1] == Decimal("1.20")
+
+
+def test_a_second_run_pays_for_nothing(store, sandbox, rows):
+    Run(store, sandbox)(rows())
+    again = Run(store, sandbox, run_id="run-2")
+    assert kinds(again(rows())) == {Reused: 8}
+    assert sandbox.stats().submits == 8
+    assert again.engine.spent_usd == 0
+
+
+def test_an_added_row_is_the_only_one_paid_for(store, sandbox, rows):
+    Run(store, sandbox)(rows(8))
+    assert kinds(Run(store, sandbox)(rows(9))) == {Reused: 8, Generated: 1}
+    assert sandbox.stats().accepted == 9
+
+
+def test_several_pictures_of_one_request_are_stored_apart(store, sandbox, rows):
+    (outcome,) = Run(store, sandbox)(rows(1, num_images=3))
+    images = outcome.entry.last.settled.images
+    assert [image.index for image in images] == [0, 1, 2]
+    assert len({image.sha256 for image in images}) == 3
+    assert outcome.entry.last.settled.cost_usd == Decimal("0.45")
+
+
+def test_pictures_sent_inline_are_stored_like_others(store, sandbox, rows):
+    (outcome,) = Run(store, sandbox)(rows(1, sync_mode=True))
+    assert isinstance(outcome, Generated)
+    assert store.exists(outcome.entry.last.settled.images[0].path)
+
+
+def test_a_reference_is_uploaded_once_and_not_once_a_row(store, sandbox, rows):
+    Run(store, sandbox)(rows(8))
+    assert sandbox.stats().uploads == 1
+
+
+def test_what_is_sent_is_what_was_planned_with_urls_for_pictures(store, sandbox, rows):
+    (request,) = rows(1)
+    Run(store, sandbox)([request])
+    (recorded,) = sandbox.requests()
+    urls = recorded.arguments["reference_image_urls"]
+    assert all(url.startswith(sandbox.url) for url in urls)
+    assert {
+        **recorded.arguments,
+        "reference_image_urls": request.arguments["reference_image_urls"],
+    } == request.arguments
+
+
+async def interrupted_when_all_are_submitted(engine, requests):
+    task = asyncio.create_task(engine.run(requests))
+    while sum(bool(entry.last.submitted) for entry in engine._ledger.entries.values()) < len(requests):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def test_an_interrupted_run_is_taken_up_without_paying_again(store, sandbox, rows):
+    sandbox.change(Change(latency_scale=2))
+    Run(store, sandbox)(rows(), interrupted_when_all_are_submitted)
+    outcomes = kinds(Run(store, sandbox, run_id="run-2")(rows()))
+    assert outcomes[Generated] + outcomes[Reused] == 8
+    assert sandbox.stats().accepted == 8
+
+
+@pytest.mark.parametrize("kind", ["drop_before_accept", "drop_after_accept"])
+def test_a_lost_answer_is_unknown_and_never_submitted_again_by_itself(store, sandbox, rows, kind):
+    sandbox.change(Change(faults=(Fault(kind, match="scene 3"),)))
+    outcomes = Run(store, sandbox)(rows())
+    assert kinds(outcomes) == {Generated: 7, Unknown: 1}
+    submits = sandbox.stats().submits
+    assert submits == 8
+    again = Run(store, sandbox, run_id="run-2")(rows())
+    assert kinds(again) == {Reused: 7, Unknown: 1}
+    assert sandbox.stats().submits == submits
+
+
+@pytest.mark.parametrize("kind", ["submit_429", "submit_503"])
+def test_a_submit_that_was_surely_not_accepted_is_sent_again(store, sandbox, rows, kind):
+    sandbox.change(Change(faults=(Fault(kind),)))
+    assert kinds(Run(store, sandbox)(rows())) == {Generated: 8}
+    stats = sandbox.stats()
+    assert (stats.accepted, stats.duplicates) == (8, 0)
+    assert stats.submits > 8
+
+
+def test_a_locked_account_stops_the_batch_and_leaves_nothing_owed(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("locked_balance"),)))
+    outcomes = Run(store, sandbox, max_in_flight=2)(rows())
+    assert kinds(outcomes) == {NotReached: 8}
+    assert "fal.ai/dashboard/billing" in outcomes[-1].reason
+    assert sandbox.stats().submits <= 2
+    sandbox.change(Change(faults=()))
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows())) == {Generated: 8}
+
+
+def test_a_refused_row_costs_the_others_nothing_and_is_not_asked_again(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("policy_refusal", match="scene 3"),)))
+    outcomes = Run(store, sandbox)(rows())
+    assert kinds(outcomes) == {Generated: 7, Refused: 1}
+    assert "content_policy_violation" in outcomes[3].reason or "content" in outcomes[3].reason
+    assert kinds(Run(store, sandbox)(rows())) == {Reused: 7, Refused: 1}
+    assert sandbox.stats().accepted == 8
+
+
+def test_a_request_that_fal_lost_is_submitted_again_a_limited_number_of_times(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("runner_503", match="scene 3"),)))
+    outcomes = Run(store, sandbox)(rows())
+    assert kinds(outcomes) == {Generated: 7, Failed: 1}
+    assert outcomes[3].entry.paid_attempts == MAX_ATTEMPTS
+    assert sandbox.stats().accepted == 7 + MAX_ATTEMPTS
+    assert kinds(Run(store, sandbox)(rows())) == {Reused: 7, Failed: 1}
+    assert sandbox.stats().accepted == 7 + MAX_ATTEMPTS
+
+
+@pytest.mark.parametrize("kind", ["truncated_download", "corrupt_download"])
+def test_a_damaged_download_is_fetched_again_and_not_stored(store, sandbox, rows, kind):
+    sandbox.change(Change(faults=(Fault(kind),)))
+    outcomes = Run(store, sandbox)(rows(4))
+    assert kinds(outcomes) == {Generated: 4}
+    for outcome in outcomes:
+        with Image.open(store.folder / outcome.entry.last.settled.images[0].path) as picture:
+            picture.load()
+    assert sandbox.stats().downloads > 4
+
+
+def test_a_picture_that_cannot_be_fetched_is_fetched_by_the_next_run(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("missing_download", match="scene 3"),)))
+    outcomes = Run(store, sandbox)(rows())
+    assert kinds(outcomes) == {Generated: 7, Failed: 1}
+    assert "next run" in outcomes[3].reason
+    sandbox.change(Change(faults=()))
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows())) == {Reused: 7, Generated: 1}
+    assert sandbox.stats().accepted == 8
+
+
+def test_an_expired_result_is_reported_with_its_request_id_and_not_paid_again(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("expired_result", match="scene 3"),)))
+    failed = Run(store, sandbox)(rows())[3]
+    assert isinstance(failed, Failed)
+    assert failed.entry.last.submitted.request_id in failed.reason
+    sandbox.change(Change(faults=()))
+    assert isinstance(Run(store, sandbox)(rows())[3], Failed)
+    assert sandbox.stats().accepted == 8
+
+
+def test_two_runs_on_one_batch_at_once_pay_for_every_row_once(store, sandbox, rows):
+    requests = rows(30)
+
+    async def both():
+        first, second = Run(store, sandbox, run_id="a"), Run(store, sandbox, run_id="b")
+        return await asyncio.gather(first.work(requests), second.work(list(reversed(requests))))
+
+    with no_waiting():
+        one, other = asyncio.run(both())
+    assert sandbox.stats().accepted == 30
+    assert kinds(one)[Generated] + kinds(other)[Generated] == 30
+    assert kinds(Run(store, sandbox)(requests)) == {Reused: 30}
+
+
+def test_what_is_cancelled_is_submitted_again_only_by_a_later_run(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("stuck"),), concurrency=1))
+
+    async def cancel(engine, requests):
+        await interrupted_when_all_are_submitted(engine, requests)
+        return await engine.cancel_queued()
+
+    assert Run(store, sandbox)(rows(4), cancel) == 3
+    assert sandbox.stats().accepted == 4
+    sandbox.change(Change(faults=(), concurrency=10))
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows(4))) == {Generated: 4}
+    assert sandbox.stats().accepted == 8
+
+
+def test_a_store_that_fails_ends_the_run_and_what_was_submitted_is_fetched_later(store, sandbox, rows):
+    (store.folder / "images").write_text("in the way")
+    with pytest.raises(StoreError, match="images"):
+        Run(store, sandbox)(rows())
+    (store.folder / "images").unlink()
+    accepted = sandbox.stats().accepted
+    outcomes = Run(store, sandbox, run_id="run-2")(rows())
+    assert kinds(outcomes) == {Generated: 8}
+    assert sandbox.stats().accepted == 8 >= accepted

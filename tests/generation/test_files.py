@@ -1,0 +1,74 @@
+"""What lies in the store comes back as it was written, batch by batch."""
+
+from ideogram_pipeline.generation import files
+from ideogram_pipeline.tables.prompts import PromptsTable
+from ideogram_pipeline.tables.references import ReferencesTable
+from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection
+
+
+def prompt(number: int, batch: str, **cells: object) -> PromptRow:
+    return PromptRow(prompt_id=f"p{number}", batch=batch, row_number=number, prompt="x", **cells)
+
+
+def rejection(number: int, batch: str = "") -> Rejection:
+    return Rejection(
+        file="p.csv", row_number=number, row_id=f"p{number}", batch=batch, column="seed", reason="no number"
+    )
+
+
+TABLE = PromptsTable(
+    rows=(
+        prompt(2, "b"),
+        prompt(3, "a", num_images=3, reference_ids=("face",), style_codes=("AAFF5733",)),
+        prompt(4, "b", strength=0.5, expand_prompt=True, extra='{"campaign": "é"}'),
+    ),
+    rejections=(rejection(5, "a"), rejection(6, "c")),
+)
+
+
+def test_a_batch_is_read_without_the_others_in_the_order_of_the_table(store):
+    files.write_prompts(store, TABLE)
+    assert files.read_prompts(store, "b") == ([TABLE.rows[0], TABLE.rows[2]], [])
+    assert files.read_prompts(store, "a") == ([TABLE.rows[1]], [TABLE.rejections[0]])
+    assert files.read_prompts(store, "nothing") == ([], [])
+
+
+def test_batches_are_counted_in_pictures_and_include_those_with_rejections_only(store):
+    files.write_prompts(store, TABLE)
+    assert files.batches(store) == {"a": 3, "b": 2, "c": 0}
+
+
+def test_references_come_back_by_id(store):
+    face = Reference(
+        reference_id="face",
+        row_number=2,
+        uri="face.png",
+        sha256="0" * 64,
+        kind="png",
+        width=64,
+        height=48,
+        bytes=100,
+    )
+    files.write_references(store, ReferencesTable((face,), (rejection(3),)))
+    assert files.read_references(store) == ({"face": face}, {"p3": rejection(3)})
+
+
+def test_a_plan_comes_back_with_its_requests(store, work_batch):
+    batch = work_batch([{"prompt_id": "a", "prompt": "x"}, {"prompt_id": "b", "prompt": "x", "seed": -1}])
+    assert files.read_plan(store, "drop") == batch.plan
+    assert [row.decision for row in batch.plan.rows] == ["new", "rejected"]
+
+
+def test_batches_with_results_are_those_that_were_run(store, work_batch):
+    files.write_prompts(store, TABLE)
+    work_batch([{"prompt_id": "a", "prompt": "x"}], batch="z")
+    work_batch([{"prompt_id": "a", "prompt": "x"}], batch="été")
+    assert files.batches_with_results(store) == ["z", "été"]
+
+
+def test_results_say_by_their_bytes_whether_anything_changed(store, work_batch):
+    work_batch([{"prompt_id": "a", "prompt": "x"}])
+    images, outcomes = files.read_images(store, "drop"), files.read_outcomes(store, "drop")
+    written = files.write_results(store, "drop", images, outcomes)
+    assert files.write_results(store, "drop", images, outcomes) == written
+    assert files.write_results(store, "drop", [], outcomes) != written

@@ -1,0 +1,293 @@
+"""The ledger: each transition happens once, whoever tries, and is there when the ledger is opened again."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.generation.ledger import (
+    MAX_ATTEMPTS,
+    AlreadyWritten,
+    Attempt,
+    Entry,
+    Ledger,
+    Released,
+    Reserved,
+    Settled,
+    Submitted,
+)
+from ideogram_pipeline.generation.planner import References, plan_row
+from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.rows import PromptRow
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+RELEASED = Released(released_at=NOON, reason="connection refused")
+SUBMITTED = Submitted(
+    request_id="r-1",
+    status_url="https://queue.example/r-1/status",
+    response_url="https://queue.example/r-1",
+    cancel_url="https://queue.example/r-1/cancel",
+    submitted_at=NOON,
+)
+
+
+def request(prompt_id: str = "a") -> GenerationRequest:
+    row = PromptRow(prompt_id=prompt_id, row_number=2, prompt="a lighthouse")
+    return plan_row(row, References({}, {}))
+
+
+def reserved(asked: GenerationRequest, attempt: int = 1, owner: str = "run-1") -> Reserved:
+    return Reserved(
+        request=asked,
+        attempt=attempt,
+        owner=owner,
+        reserved_at=NOON,
+        backend="fal",
+        code_version="1.2.3",
+    )
+
+
+def settled(state: str = "failed", *, retryable: bool = False) -> Settled:
+    return Settled(
+        state=state,
+        retryable=retryable,
+        completed_at=NOON,
+        cost_usd=Decimal("0.15"),
+        cost_source="price_list",
+    )
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """A ledger on disk against a list of what happened to each request, in words."""
+
+    requests = tuple(request(name) for name in ("a", "b"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = TemporaryDirectory()
+        self.ledger = Ledger(Store.open(self.folder.name), "drop")
+        self.history: dict[str, list[str]] = {asked.fingerprint: [] for asked in self.requests}
+
+    def teardown(self) -> None:
+        self.reopening_changes_nothing()
+        self.folder.cleanup()
+
+    def last(self, asked: GenerationRequest) -> str:
+        return self.history[asked.fingerprint][-1] if self.history[asked.fingerprint] else "new"
+
+    def those(self, *lasts: str) -> list[GenerationRequest]:
+        return [asked for asked in self.requests if self.last(asked) in lasts]
+
+    @precondition(lambda self: self.those("new", "released", "failed for now"))
+    @rule(data=st.data())
+    def reserve(self, data: st.DataObject) -> None:
+        asked = data.draw(st.sampled_from(self.those("new", "released", "failed for now")))
+        attempt = self.history[asked.fingerprint].count("reserved") + 1
+        asyncio.run(self.ledger.reserve(reserved(asked, attempt)))
+        self.history[asked.fingerprint].append("reserved")
+
+    @precondition(lambda self: self.those("reserved"))
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        asked = data.draw(st.sampled_from(self.those("reserved")))
+        asyncio.run(self.ledger.release(asked.fingerprint, RELEASED))
+        self.history[asked.fingerprint].append("released")
+
+    @precondition(lambda self: self.those("reserved"))
+    @rule(data=st.data())
+    def submit(self, data: st.DataObject) -> None:
+        asked = data.draw(st.sampled_from(self.those("reserved")))
+        asyncio.run(self.ledger.submitted(asked.fingerprint, SUBMITTED))
+        self.history[asked.fingerprint].append("submitted")
+
+    @precondition(lambda self: self.those("reserved", "submitted"))
+    @rule(data=st.data(), end=st.sampled_from(["generated", "refused", "failed", "failed for now"]))
+    def settle(self, data: st.DataObject, end: str) -> None:
+        asked = data.draw(st.sampled_from(self.those("reserved", "submitted")))
+        again = end == "failed for now"
+        how = settled("failed" if again else end, retryable=again)
+        asyncio.run(self.ledger.settle(asked.fingerprint, how))
+        self.history[asked.fingerprint].append(end)
+
+    @precondition(lambda self: any(self.history.values()))
+    @rule(data=st.data())
+    def nothing_happens_twice(self, data: st.DataObject) -> None:
+        asked = data.draw(st.sampled_from([asked for asked in self.requests if self.last(asked) != "new"]))
+        fingerprint = asked.fingerprint
+        before = self.ledger.entries[fingerprint]
+        match self.last(asked):
+            case "reserved":
+                again = self.ledger.reserve(reserved(asked, len(before.attempts), "run-2"))
+            case "released":
+                again = self.ledger.release(fingerprint, RELEASED)
+            case "submitted":
+                again = self.ledger.submitted(fingerprint, SUBMITTED)
+            case _:
+                again = self.ledger.settle(fingerprint, settled())
+        with pytest.raises(AlreadyWritten):
+            asyncio.run(again)
+        assert self.ledger.entries[fingerprint] == before
+
+    @rule()
+    def reopening_changes_nothing(self) -> None:
+        known = self.ledger.entries
+        self.ledger = Ledger(Store.open(self.folder.name), "drop")
+        assert self.ledger.entries == known
+
+    @invariant()
+    def the_state_follows_from_the_history(self) -> None:
+        for asked in self.requests:
+            entry = self.ledger.entries.get(asked.fingerprint, Entry())
+            history = self.history[asked.fingerprint]
+            paid = history.count("reserved") - history.count("released")
+            assert entry.paid_attempts == paid
+            assert entry.state == {
+                "released": "retryable" if paid else "new",
+                "failed for now": "retryable" if paid < MAX_ATTEMPTS else "failed",
+            }.get(self.last(asked), self.last(asked))
+
+
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+def test_of_two_ledgers_that_reserve_the_same_request_one_wins(store):
+    first, second = Ledger(store, "drop"), Ledger(store, "drop")
+    asked = request()
+
+    async def race() -> list[object]:
+        return await asyncio.gather(
+            first.reserve(reserved(asked, owner="first")),
+            second.reserve(reserved(asked, owner="second")),
+            return_exceptions=True,
+        )
+
+    ends = asyncio.run(race())
+    assert [type(end) for end in ends].count(AlreadyWritten) == 1
+    [loser, winner] = (second, first) if ends[0] is None else (first, second)
+    assert loser.entries == {}
+    assert Ledger(store, "drop").entries == winner.entries
+
+
+RESERVE_ALL = """
+import asyncio, sys
+from datetime import UTC, datetime
+from ideogram_pipeline.generation.ledger import AlreadyWritten, Ledger, Reserved
+from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.storage import Store
+
+ledger = Ledger(Store.open(sys.argv[1]), "drop")
+requests = [GenerationRequest.model_validate_json(line) for line in sys.stdin.readline().split("\\t")]
+now = datetime.now(UTC)
+
+async def reserve_all():
+    for request in requests:
+        reserved = Reserved(
+            request=request, attempt=1, owner=sys.argv[2], reserved_at=now, backend="fal", code_version="1"
+        )
+        try:
+            await ledger.reserve(reserved)
+        except AlreadyWritten:
+            continue
+        print(request.fingerprint)
+
+print("ready", flush=True)
+sys.stdin.readline()
+asyncio.run(reserve_all())
+"""
+
+
+def test_of_two_processes_that_reserve_the_same_requests_one_wins_each(store):
+    requests = {asked.fingerprint: asked for asked in map(request, map(str, range(100)))}
+    lines = "\t".join(asked.model_dump_json() for asked in requests.values())
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", RESERVE_ALL, str(store.folder), owner],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for owner in ("run-1", "run-2")
+    ]
+    for run in runs:
+        run.stdin.write(f"{lines}\n")
+        run.stdin.flush()
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    won = [run.communicate()[0].split() for run in runs]
+    assert sorted(won[0] + won[1]) == sorted(requests)
+    owners = {name: entry.last.reserved.owner for name, entry in Ledger(store, "drop").entries.items()}
+    assert owners == dict.fromkeys(won[0], "run-1") | dict.fromkeys(won[1], "run-2")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda ledger, name: ledger.release(name, RELEASED),
+        lambda ledger, name: ledger.submitted(name, SUBMITTED),
+        lambda ledger, name: ledger.settle(name, settled()),
+    ],
+    ids=["release", "submitted", "settle"],
+)
+def test_of_two_ledgers_that_know_a_reservation_one_takes_it_further(
+    store, step: Callable[[Ledger, str], object]
+):
+    asked = request()
+    asyncio.run(Ledger(store, "drop").reserve(reserved(asked)))
+    first, second = Ledger(store, "drop"), Ledger(store, "drop")
+    asyncio.run(step(first, asked.fingerprint))
+    with pytest.raises(AlreadyWritten, match=asked.fingerprint):
+        asyncio.run(step(second, asked.fingerprint))
+    assert Ledger(store, "drop").entries == first.entries
+
+
+def test_what_was_written_stands_under_the_documented_names(store):
+    asked = request()
+
+    async def work() -> None:
+        ledger = Ledger(store, "drop")
+        await ledger.reserve(reserved(asked))
+        await ledger.release(asked.fingerprint, RELEASED)
+        await ledger.reserve(reserved(asked, 2))
+        await ledger.submitted(asked.fingerprint, SUBMITTED)
+        await ledger.settle(asked.fingerprint, settled("generated"))
+
+    asyncio.run(work())
+    folder = f"ledger/batch=drop/{asked.fingerprint}"
+    steps = ("1-released", "1-reserved", "2-reserved", "2-settled", "2-submitted")
+    assert sorted(found.path for found in store.objects("")) == [f"{folder}/{step}.json" for step in steps]
+    first, second = Ledger(store, "drop").entries[asked.fingerprint].attempts
+    assert first == Attempt(reserved(asked), released=RELEASED)
+    assert second == Attempt(reserved(asked, 2), submitted=SUBMITTED, settled=settled("generated"))
+
+
+def test_a_batch_knows_nothing_of_another_whose_name_it_begins(store):
+    asyncio.run(Ledger(store, "drop-2").reserve(reserved(request())))
+    assert Ledger(store, "drop").entries == {}
+
+
+def test_a_damaged_file_is_an_error_that_names_it(store):
+    asked = request()
+    asyncio.run(Ledger(store, "drop").reserve(reserved(asked)))
+    path = f"ledger/batch=drop/{asked.fingerprint}/1-reserved.json"
+    store.put(path, store.get(path)[:-10])
+    with pytest.raises(StoreError, match=r"1-reserved\.json' can't be read"):
+        Ledger(store, "drop")
+
+
+def test_a_file_that_is_none_of_the_ledgers_is_left_alone(store):
+    store.put("ledger/batch=drop/README.txt", b"hands off")
+    assert Ledger(store, "drop").entries == {}
+    assert store.exists("ledger/batch=drop/README.txt")

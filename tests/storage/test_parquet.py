@@ -1,0 +1,103 @@
+"""Parquet: a model's fields are a file's columns, and rows come back as they were."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field
+
+from ideogram_pipeline.generation.catalog import CatalogRow
+from ideogram_pipeline.generation.planner import PlannedRow
+from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection
+
+
+class Sample(BaseModel):
+    """One field of every kind that has a column type."""
+
+    name: str = Field(description="What it is called.")
+    count: int
+    share: float
+    here: bool
+    state: Literal["open", "closed"]
+    seen_at: datetime
+    tags: tuple[str, ...]
+    note: str | None = None
+    limit: Annotated[int, Field(ge=0)] | None = None
+
+
+SAMPLES = st.builds(
+    Sample,
+    name=st.text(),
+    count=st.integers(-(2**63), 2**63 - 1),
+    share=st.floats(allow_nan=False),
+    here=st.booleans(),
+    state=st.sampled_from(["open", "closed"]),
+    seen_at=st.datetimes(timezones=st.just(UTC)),
+    tags=st.lists(st.text()).map(tuple),
+    note=st.none() | st.text(),
+    limit=st.none() | st.integers(0, 2**63 - 1),
+)
+
+
+def test_a_models_fields_are_the_columns():
+    schema = parquet.arrow_schema(Sample)
+    assert [(field.name, str(field.type), field.nullable) for field in schema] == [
+        ("name", "string", False),
+        ("count", "int64", False),
+        ("share", "double", False),
+        ("here", "bool", False),
+        ("state", "string", False),
+        ("seen_at", "timestamp[us, tz=UTC]", False),
+        ("tags", "list<item: string>", False),
+        ("note", "string", True),
+        ("limit", "int64", True),
+    ]
+
+
+def test_a_field_without_a_column_type_is_an_error():
+    class Loose(BaseModel):
+        anything: dict[str, Any]
+
+    with pytest.raises(TypeError, match="dict"):
+        parquet.arrow_schema(Loose)
+
+
+@given(rows=st.lists(SAMPLES, max_size=4))
+def test_rows_come_back_as_they_were(rows):
+    store = Store.open("memory://")
+    parquet.write(store, "rows.parquet", Sample, rows)
+    assert list(parquet.read(store, "rows.parquet", Sample)) == rows
+
+
+@given(rows=st.lists(SAMPLES, max_size=3))
+def test_the_same_rows_make_the_same_file(rows):
+    assert parquet.encode(Sample, rows) == parquet.encode(Sample, rows)
+
+
+@given(rows=st.lists(SAMPLES, max_size=8))
+def test_where_keeps_the_rows_that_hold_the_value(rows):
+    store = Store.open("memory://")
+    parquet.write(store, "rows.parquet", Sample, rows)
+    kept = list(parquet.read(store, "rows.parquet", Sample, where=("state", "open")))
+    assert kept == [row for row in rows if row.state == "open"]
+
+
+def test_an_empty_file_has_its_columns(store):
+    parquet.write(store, "rows.parquet", Sample, [])
+    assert pq.read_schema(store.where("rows.parquet")).names == list(Sample.model_fields)
+
+
+@pytest.mark.parametrize(
+    "model", [PromptRow, Reference, Rejection, PlannedRow, ImageRow, CatalogRow, OutcomeRow]
+)
+def test_every_column_of_every_file_says_what_it_means(model, store):
+    parquet.write(store, "rows.parquet", model, [])
+    schema: pa.Schema = pq.read_schema(store.where("rows.parquet"))
+    described = {field.name: (field.metadata or {}).get(b"description", b"").decode() for field in schema}
+    assert described == {name: field.description for name, field in model.model_fields.items()}

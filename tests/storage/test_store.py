@@ -1,0 +1,171 @@
+"""The store: whole writes, one winner for every create, and errors that name their path."""
+
+import asyncio
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.storage import Store
+
+MEGABYTE = 1024 * 1024
+
+
+def test_what_is_put_is_got_and_lies_where_the_store_says(store):
+    store.put("pictures/batch=a/1.png", b"first")
+    assert store.get("pictures/batch=a/1.png") == b"first"
+    assert Path(store.where("pictures/batch=a/1.png")).read_bytes() == b"first"
+
+
+def test_the_async_methods_do_the_same(store):
+    async def work() -> tuple[bool, bool, bytes]:
+        await store.put_async("one", b"1")
+        created = await store.create_async("two", b"2"), await store.create_async("two", b"3")
+        return *created, await store.get_async("two")
+
+    assert asyncio.run(work()) == (True, False, b"2")
+    assert store.get("one") == b"1"
+
+
+@given(contents=st.lists(st.binary(max_size=200), min_size=1, max_size=5))
+def test_the_last_put_stays(contents):
+    store = Store.open("memory://")
+    for content in contents:
+        store.put("a/b", content)
+    assert store.get("a/b") == contents[-1]
+
+
+def test_create_writes_only_where_nothing_is(store):
+    assert store.create("claim", b"mine")
+    assert not store.create("claim", b"yours")
+    assert store.get("claim") == b"mine"
+
+
+def test_of_many_threads_that_create_one_object_one_wins(store):
+    names = [f"thread {number}".encode() for number in range(32)]
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        won = list(threads.map(lambda name: store.create("claim", name), names))
+    assert won.count(True) == 1
+    assert store.get("claim") == names[won.index(True)]
+
+
+CLAIM_ALL = """
+import sys
+from ideogram_pipeline.storage import Store
+store = Store.open(sys.argv[1])
+store.exists("nothing")  # so that all is imported when the race starts
+print("ready", flush=True)
+sys.stdin.readline()
+print(*(number for number in range(300) if store.create(f"claims/{number}", b"")))
+"""
+
+
+def test_of_two_processes_that_create_the_same_objects_one_wins_each(store):
+    claimers = [python(CLAIM_ALL, store) for _ in range(2)]
+    for claimer in claimers:
+        assert claimer.stdout.readline() == "ready\n"
+    for claimer in claimers:
+        claimer.stdin.write("go\n")
+        claimer.stdin.flush()
+    won = [set(claimer.communicate()[0].split()) for claimer in claimers]
+    assert won[0].isdisjoint(won[1])
+    assert won[0] | won[1] == {str(number) for number in range(300)}
+
+
+def test_a_reader_sees_a_write_whole_or_not_at_all(store):
+    letters = [letter * MEGABYTE for letter in (b"a", b"b")]
+    store.put("table", letters[0])
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        writing = writer.submit(lambda: [store.put("table", letters[turn % 2]) for turn in range(40)])
+        seen = [store.get("table")]
+        while not writing.done():
+            seen.append(store.get("table"))
+    assert all(content in letters for content in seen)
+
+
+WRITE_FOREVER = """
+import sys
+from itertools import cycle
+from ideogram_pipeline.storage import Store
+store = Store.open(sys.argv[1])
+for letter in cycle((b"a", b"b")):
+    store.put("table", letter * 4_000_000)
+    print(letter, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_a_whole_object_and_nothing_else(store):
+    writer = python(WRITE_FOREVER, store)
+    for _ in range(3):
+        assert writer.stdout.readline()
+    writer.kill()
+    writer.communicate()
+    assert store.get("table") in (b"a" * 4_000_000, b"b" * 4_000_000)
+    assert [found.path for found in store.objects("")] == ["table"]
+
+
+def test_a_missing_object_is_named(store):
+    with pytest.raises(FileNotFoundError, match="no-such-table"):
+        store.get("tables/no-such-table")
+    assert not store.exists("tables/no-such-table")
+
+
+def test_deleting_twice_is_no_error(store):
+    store.put("a", b"")
+    store.delete("a")
+    store.delete("a")
+    assert not store.exists("a")
+
+
+def test_a_listing_shows_what_lies_below_a_folder(store):
+    for path, content in {"a/b/1": b"x", "a/2": b"xyz", "other": b""}.items():
+        store.put(path, content)
+    assert {found.path: found.size for found in store.objects("a")} == {"a/b/1": 1, "a/2": 3}
+    assert list(store.objects("nothing")) == []
+
+
+def test_folders_are_those_directly_below_by_name(store):
+    for path in ("outcomes/batch=été-漢/x", "outcomes/batch=b/deep/y", "outcomes/file"):
+        store.put(path, b"")
+    assert store.folders("outcomes") == ["batch=b", "batch=été-漢"]
+    assert store.folders("nothing") == []
+
+
+def test_an_etag_changes_with_the_content(store):
+    store.put("a", b"short")
+    before = next(store.objects("")).etag
+    store.put("a", b"longer than before")
+    assert next(store.objects("")).etag != before
+
+
+def test_a_store_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "taken").write_bytes(b"")
+    with pytest.raises(StoreError, match="taken"):
+        Store.open(str(tmp_path / "taken"))
+
+
+def test_a_store_of_unknown_kind_is_refused():
+    with pytest.raises(StoreError, match=r"ftp://host/pictures.*can't be opened"):
+        Store.open("ftp://host/pictures")
+
+
+def test_no_path_leaves_the_root(store, tmp_path):
+    with pytest.raises(StoreError, match=r"Can't write"):
+        store.put("../outside", b"")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_medium_that_refuses_is_a_store_error_with_the_path(store):
+    with pytest.raises(StoreError, match=r"Can't create .*xxx"):
+        store.create("x" * 300, b"")
+
+
+def python(program: str, store: Store) -> subprocess.Popen[str]:
+    """Start a process of its own that runs a program on the store's folder."""
+    command = [sys.executable, "-c", program, str(store.folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

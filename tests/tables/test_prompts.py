@@ -1,0 +1,118 @@
+"""The prompts table: every record is a row or a rejection, and one bad record costs only itself."""
+
+import json
+
+import pytest
+
+from ideogram_pipeline.errors import TableError
+from ideogram_pipeline.tables.prompts import read_prompts
+from ideogram_pipeline.tables.rows import REJECTED_BATCH
+
+
+def test_a_row_needs_an_id_and_a_prompt_only(write):
+    [row] = read_prompts(write("p.csv", "prompt_id,prompt\na, a lighthouse \n")).rows
+    assert (row.prompt_id, row.prompt, row.batch, row.row_number) == ("a", "a lighthouse", "default", 2)
+    given = row.model_dump(exclude={"prompt_id", "prompt", "batch", "row_number", "extra"})
+    assert not any(given.values())
+
+
+def test_every_column_reaches_its_field(write):
+    cells = {
+        "prompt_id": "a",
+        "batch": "drop",
+        "prompt": "a lighthouse",
+        "endpoint": "character/remix",
+        "reference_id": "eileen",
+        "reference_mask_id": "eileen-mask",
+        "image_id": "coffee",
+        "mask_id": "hole",
+        "style_reference_ids": "s1|s2",
+        "negative_prompt": "blur",
+        "rendering_speed": "TURBO",
+        "style": "FICTION",
+        "style_preset": "BAUHAUS",
+        "style_codes": "AAFF5733|00112233",
+        "color_palette": "#FF0000:0.5|#00FF00:0.3",
+        "image_size": "1280x720",
+        "num_images": 4,
+        "strength": 0.5,
+        "expand_prompt": True,
+        "seed": 42,
+    }
+    [row] = read_prompts(write("p.jsonl", json.dumps(cells))).rows
+    lists = {
+        "reference_id": ["eileen"],
+        "reference_mask_id": ["eileen-mask"],
+        "style_reference_ids": ["s1", "s2"],
+        "style_codes": ["AAFF5733", "00112233"],
+    }
+    dumped = json.loads(row.model_dump_json(by_alias=True))
+    assert {name: dumped[name] for name in cells} == cells | lists
+
+
+def test_a_bad_row_is_rejected_with_its_place_and_the_others_go_on(write):
+    path = write("p.csv", "prompt_id,batch,prompt,num_images\na,x,one,1\nb,x,two,many\nc,x,three,\n")
+    table = read_prompts(path)
+    assert [row.prompt_id for row in table.rows] == ["a", "c"]
+    [rejection] = table.rejections
+    assert (rejection.file, rejection.row_number, rejection.row_id) == (path, 3, "b")
+    assert (rejection.batch, rejection.column) == ("x", "num_images")
+    assert str(rejection).startswith(f"{path}, row 3, column num_images: ")
+    assert str(rejection).endswith("(found 'many')")
+
+
+def test_a_row_whose_id_would_leave_its_folder_is_rejected(write):
+    table = read_prompts(write("p.csv", "prompt_id,prompt\n../../evil,x\nfine,x\n"))
+    assert [row.prompt_id for row in table.rows] == ["fine"]
+    assert [(entry.row_id, entry.column) for entry in table.rejections] == [("../../evil", "prompt_id")]
+
+
+def test_a_row_whose_batch_is_no_name_is_shown_where_no_row_can_be(write):
+    table = read_prompts(write("p.csv", f"prompt_id,batch,prompt\na,../x,y\nb,{REJECTED_BATCH},y\n"))
+    assert table.rows == ()
+    assert [entry.batch for entry in table.rejections] == [REJECTED_BATCH, REJECTED_BATCH]
+
+
+def test_a_record_that_cannot_be_taken_apart_is_a_rejection_of_the_whole_row(write):
+    [rejection] = read_prompts(write("p.csv", "prompt_id,prompt\na,one, two\n")).rejections
+    assert (rejection.row_id, rejection.column) == ("a", "")
+    assert "quote cells that hold commas" in str(rejection)
+
+
+def test_batches_come_in_the_order_of_the_table(write):
+    table = read_prompts(write("p.csv", "prompt_id,batch,prompt\na,z,x\nb,bad/name,x\nc,m,x\nd,z,x\n"))
+    assert table.batches == ["z", REJECTED_BATCH, "m"]
+
+
+def test_numbers_are_ids_like_any_other(write):
+    cells = '{"prompt_id": 1, "batch": 7.0, "prompt": "x"}\n{"prompt_id": 2, "batch": 7.0, "prompt": "x", "seed": "?"}'
+    table = read_prompts(write("p.jsonl", cells))
+    assert [(row.prompt_id, row.batch) for row in table.rows] == [("1", "7")]
+    assert [entry.batch for entry in table.rejections] == ["7"]
+
+
+@pytest.mark.parametrize("again", ["a", " a "])
+def test_a_repeated_id_is_an_error_that_names_both_rows(write, again):
+    path = write("p.csv", f"prompt_id,prompt\na,x\nb,x\n{again},y\n")
+    with pytest.raises(TableError, match="prompt_id 'a' stands in rows 2, 4; ids must be unique"):
+        read_prompts(path)
+
+
+def test_a_number_and_the_same_number_with_a_point_are_one_id(write):
+    lines = '{"prompt_id": 1, "prompt": "x"}\n{"prompt_id": 1.0, "prompt": "y"}'
+    with pytest.raises(TableError, match="prompt_id '1' stands in rows 1, 2"):
+        read_prompts(write("p.jsonl", lines))
+
+
+def test_rows_without_an_id_are_rejected_each(write):
+    table = read_prompts(write("p.csv", "prompt_id,prompt\n,x\n,y\n"))
+    assert [(entry.row_number, entry.column) for entry in table.rejections] == [
+        (2, "prompt_id"),
+        (3, "prompt_id"),
+    ]
+
+
+@pytest.mark.parametrize(("header", "missing"), [("prompt,seed", "prompt_id"), ("prompt_id,seed", "prompt")])
+def test_a_table_without_a_column_it_needs_is_an_error(write, header, missing):
+    with pytest.raises(TableError, match=f"the column '{missing}' is missing"):
+        read_prompts(write("p.csv", f"{header}\na,1\n"))

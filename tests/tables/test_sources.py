@@ -1,0 +1,130 @@
+"""Where bytes come from: the web, data URIs and files, each with its own way to fail."""
+
+import base64
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ideogram_pipeline.tables.sources import read_reference
+
+
+class Web(BaseHTTPRequestHandler):
+    """A web server with one picture, a redirect to it, and every way not to have one."""
+
+    def do_GET(self) -> None:
+        match self.path:
+            case "/a.png":
+                self.answer(200, b"a picture")
+            case "/moved":
+                self.answer(302, b"", Location="/a.png")
+            case "/huge":
+                self.answer(200, b"x", length=50 * 1024 * 1024 + 1, times=50 * 1024 * 1024 + 1)
+            case "/cut":
+                self.answer(200, b"half", length=8)
+            case _:
+                self.answer(404, b"")
+
+    def answer(
+        self, status: int, body: bytes, length: int | None = None, times: int = 1, **headers: str
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        try:
+            self.wfile.write(body * times)
+        except OSError:
+            return  # the reader had enough
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> str:
+    """A certificate for 127.0.0.1 with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(
+        signed.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return str(path)
+
+
+@pytest.fixture
+def web(certificate, monkeypatch) -> Iterator[str]:
+    """The address of a web server that this process trusts."""
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"https://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("path", ["/a.png", "/moved"])
+def test_a_picture_of_the_web_is_fetched(web, path):
+    assert read_reference(f"{web}{path}", "r.csv") == b"a picture"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("/nothing", "404"), ("/cut", "can't be fetched"), ("/huge", "the file is larger than 50 MiB")],
+)
+def test_what_the_web_does_not_give_whole_is_an_error(web, path, reason):
+    with pytest.raises(OSError, match=reason):
+        read_reference(f"{web}{path}", "r.csv")
+
+
+@given(content=st.binary(max_size=100))
+def test_a_data_uri_gives_its_bytes(content):
+    in_base64 = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    in_percent = "data:image/png," + "".join(f"%{byte:02x}" for byte in content)
+    assert read_reference(in_base64, "r.csv") == read_reference(in_percent, "r.csv") == content
+
+
+@given(text=st.text(max_size=30))
+def test_any_data_uri_gives_bytes_or_an_error(text):
+    try:
+        assert isinstance(read_reference(f"data:{text}", "r.csv"), bytes)
+    except OSError as error:
+        reason = str(error)
+    else:
+        return
+    assert "data URI" in reason
+
+
+def test_a_path_is_read_beside_its_table(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"beside")
+    assert read_reference("pictures/a.png", str(tmp_path / "r.csv")) == b"beside"
+    assert read_reference(str(tmp_path / "pictures" / "a.png"), "elsewhere/r.csv") == b"beside"

@@ -1,0 +1,202 @@
+"""The command as people type it: real processes, their output, exit codes and what they leave behind."""
+
+import csv
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from ideogram_pipeline.cli import app
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-c", "from ideogram_pipeline.cli import main; main()"]
+KEYS = [
+    "rows", "generated", "reused", "rejected", "refused", "failed", "unknown", "not_reached",
+    "images", "spent_usd", "estimated_usd", "seconds", "store",
+]  # fmt: skip
+
+
+class Project:
+    """A folder with tables, and the command run in it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.store = folder / "var"
+        keep = {
+            name: value for name, value in os.environ.items() if not name.startswith(("IDEOGRAM_", "FAL_"))
+        }
+        keep.pop("DAGSTER_HOME", None)
+        self.environment = {**keep, "HOME": str(folder / "home"), "SANDBOX_LATENCY_SCALE": "0"}
+        (folder / "data").mkdir()
+        (folder / "data" / "references.csv").write_text("reference_id,uri\n")
+        self.write({"prompt_id": f"p{number}", "prompt": f"scene {number}"} for number in range(3))
+
+    def write(self, rows):
+        rows = list(rows)
+        with (self.folder / "data" / "prompts.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def start(self, *arguments, **environment):
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *arguments, **environment):
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate()
+        return process.returncode, out, err
+
+    def submits(self):
+        with sqlite3.connect(self.store / "sandbox" / "state.sqlite") as state:
+            return state.execute("select count(*) from requests").fetchone()[0]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["plan"], ["sandbox"], ["doctor"]])
+def test_every_command_has_help(command):
+    shown = CliRunner().invoke(app, [*command, "--help"])
+    assert shown.exit_code == 0
+    assert "--help" in shown.stdout
+
+
+def test_every_command_stands_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for command in app.registered_commands:
+        assert f"`ideogram-pipeline {command.callback.__name__}" in readme
+
+
+def test_a_run_makes_every_picture_and_a_second_one_pays_for_nothing(project):
+    code, out, _err = project("run", "--json")
+    first = json.loads(out.splitlines()[-1])
+    assert (code, list(first)) == (0, KEYS)
+    assert (first["rows"], first["generated"], first["images"]) == (3, 3, 3)
+    assert first["spent_usd"] == first["estimated_usd"] == pytest.approx(0.18)
+    assert project.submits() == 3
+
+    code, out, _err = project("run")
+    assert code == 0
+    assert "nothing was paid" in out
+    assert project.submits() == 3
+    assert len(pd.read_parquet(project.store / "catalog")) == 3
+    assert not (project.folder / "home").exists(), "something was written outside of the project"
+    assert {entry.name for entry in project.folder.iterdir()} == {"data", "var"}
+
+
+def test_a_run_with_rows_that_end_otherwise_exits_with_3_and_says_where_the_reasons_are(project):
+    project.write(
+        [
+            {"prompt_id": "good", "prompt": "a lighthouse", "num_images": "1"},
+            {"prompt_id": "bad", "prompt": "a harbour", "num_images": "9"},
+            {"prompt_id": "../../escape", "prompt": "a storm", "num_images": "1"},
+        ]
+    )
+    code, out, _err = project("run")
+    assert code == 3
+    assert "2 rejected" in out
+    assert "outcomes" in out
+    outcomes = pd.read_parquet(project.store / "outcomes")
+    reasons = dict(zip(outcomes["prompt_id"], outcomes["reason"], strict=True))
+    assert "num_images" in reasons["bad"]
+    assert "prompt_id" in reasons["../../escape"]
+    assert not list(project.folder.rglob("*escape*"))
+
+
+def test_only_the_batches_named_are_run(project):
+    project.write({"prompt_id": f"p{number}", "prompt": "x", "batch": f"b{number}"} for number in range(3))
+    code, out, _err = project("run", "--batch", "b0", "--batch", "b2", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, 2)
+    assert sorted(entry.name for entry in (project.store / "images").iterdir()) == ["batch=b0", "batch=b2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["run"], {"IDEOGRAM_BACKEND": "fal"}, "FAL_KEY"),
+        (["plan"], {"IDEOGRAM_BACKEND": "fal"}, "FAL_KEY"),
+        (["run"], {"IDEOGRAM_BACKEND": "sandbax"}, "IDEOGRAM_BACKEND"),
+        (["run"], {"IDEOGRAM_MAX_IN_FLIGHT": "none"}, "IDEOGRAM_MAX_IN_FLIGHT"),
+        (["run"], {"IDEOGRAM_PROMPTS": "missing.csv"}, "missing.csv"),
+        (["run", "--batch", "nope"], {}, "nope"),
+        (["plan", "--batch", "nope"], {}, "nope"),
+        (["run"], {"FAL_QUEUE_URL": "https://queue.fal.run"}, "FAL_QUEUE_URL"),
+    ],
+)
+def test_bad_usage_is_one_line_that_names_what_to_mend(project, arguments, environment, named):
+    code, _out, err = project(*arguments, **environment)
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.strip()]
+    assert line.startswith("error:")
+    assert named in line
+
+
+def test_without_a_key_nothing_is_read_or_written(project):
+    project("run", IDEOGRAM_BACKEND="fal", IDEOGRAM_PROMPTS="missing.csv")
+    assert not project.store.exists()
+
+
+def test_a_plan_tells_the_price_and_writes_nothing(project):
+    code, out, _err = project("plan", "--json")
+    assert code == 0
+    plan = json.loads(out.splitlines()[-1])
+    assert (plan["rows"], plan["new"], plan["estimated_usd"]) == (3, 3, pytest.approx(0.18))
+    assert not project.store.exists()
+    project("run")
+    assert json.loads(project("plan", "--json")[1])["batches"][0]["reused"] == 3
+
+
+def test_an_interrupted_run_exits_with_130_and_the_next_one_pays_nothing_twice(project):
+    process = project.start("run", SANDBOX_LATENCY_SCALE="8")
+    while not list(project.folder.glob("var/ledger/batch=default/*/1-submitted.json")):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _out, err = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    code, _out, err = project("run", "--json", SANDBOX_LATENCY_SCALE="0")
+    assert code == 0
+    assert project.submits() == 3
+
+
+def test_the_doctor_finds_a_healthy_project_healthy_and_names_what_is_not(project):
+    code, out, _err = project("doctor")
+    assert (code, out.count("bad ")) == (0, 0)
+    code, out, _err = project("doctor", IDEOGRAM_PROMPTS="missing.csv")
+    assert code == 2
+    assert "missing.csv" in out
+
+
+def test_the_sample_data_is_valid_and_has_two_characters_in_three_batches():
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("IDEOGRAM_", "FAL_"))
+    }
+    done = subprocess.run(
+        [*COMMAND, "plan", "--json"],
+        cwd=ROOT,
+        env={**environment, "IDEOGRAM_STORE": "memory://"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plan = json.loads(done.stdout)
+    assert plan["rows"] == plan["new"] == 36
+    assert len(plan["batches"]) == 3
+    prompts = pd.read_csv(ROOT / "data" / "prompts.csv")
+    assert prompts["reference_id"].nunique() == 2

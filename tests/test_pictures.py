@@ -1,0 +1,122 @@
+"""Pictures: what is accepted is whole, and what is refused says why."""
+
+import hashlib
+import io
+import random
+import struct
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ideogram_pipeline.pictures import MAX_PIXELS, BadPicture, inspect, inspect_and_shrink, thumbnail
+
+
+def encode(kind: str, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> bytes:
+    """A picture of noise, so that every byte counts."""
+    channels = [
+        Image.frombytes("L", size, random.Random(seed).randbytes(size[0] * size[1]))
+        for seed in range(len(mode))
+    ]
+    sink = io.BytesIO()
+    Image.merge(mode, channels).save(sink, kind)
+    return sink.getvalue()
+
+
+WHOLE = {kind: encode(kind) for kind in ("JPEG", "PNG", "WEBP")}
+
+
+def pixels(content: bytes) -> bytes:
+    return Image.open(io.BytesIO(content)).tobytes()
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_picture_is_measured_and_hashed(kind):
+    found = inspect(WHOLE[kind])
+    assert (found.kind, found.width, found.height) == (kind.lower(), 40, 30)
+    assert found.bytes == len(WHOLE[kind])
+    assert found.sha256 == hashlib.sha256(WHOLE[kind]).hexdigest()
+
+
+@given(kind=st.sampled_from(sorted(WHOLE)), share=st.floats(0, 1, exclude_max=True))
+def test_a_picture_cut_short_is_refused_unless_no_pixel_is_missing(kind, share):
+    """A PNG's last bytes hold a checksum and an end mark: without them every pixel is still there."""
+    cut = WHOLE[kind][: int(len(WHOLE[kind]) * share)]
+    try:
+        inspect(cut)
+    except BadPicture:
+        return
+    assert pixels(cut) == pixels(WHOLE[kind])
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_half_a_picture_is_refused(kind):
+    with pytest.raises(BadPicture, match=r"can't be decoded to the end|not a picture"):
+        inspect(WHOLE[kind][: len(WHOLE[kind]) // 2])
+
+
+@given(
+    kind=st.sampled_from(sorted(WHOLE)), place=st.integers(0, 1000), noise=st.binary(min_size=1, max_size=20)
+)
+def test_a_damaged_picture_is_refused_or_decodes(kind, place, noise):
+    damaged = WHOLE[kind][:place] + noise + WHOLE[kind][place + len(noise) :]
+    try:
+        found = inspect(damaged)
+    except BadPicture:
+        return
+    assert Image.open(io.BytesIO(damaged)).size == (found.width, found.height)
+
+
+@given(content=st.binary(max_size=100))
+def test_bytes_that_are_no_picture_are_refused(content):
+    with pytest.raises(BadPicture):
+        inspect(content)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO"])
+def test_other_kinds_are_refused_by_name(kind, picture):
+    with pytest.raises(BadPicture, match=f"it is {kind}, not JPEG, PNG or WebP"):
+        inspect(picture(kind=kind))
+
+
+@pytest.mark.parametrize("size", [(8_001, 8_000), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(size):
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(BadPicture, match=f"it claims .*{MAX_PIXELS:,}"):
+        inspect(bomb)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "L"), ("PNG", "LA"), ("PNG", "RGBA"), ("JPEG", "CMYK"), ("JPEG", "L"), ("WEBP", "RGBA")],
+)
+def test_a_picture_of_any_mode_has_a_thumbnail(kind, mode):
+    small = inspect(thumbnail(encode(kind, mode), 16))
+    assert (small.kind, small.width, small.height) == ("webp", 16, 12)
+
+
+def test_a_picture_of_16_bits_a_pixel_has_a_thumbnail():
+    sink = io.BytesIO()
+    Image.new("I;16", (40, 30), 40_000).save(sink, "PNG")
+    assert inspect(thumbnail(sink.getvalue(), 16)).width == 16
+
+
+@given(width=st.integers(1, 400), height=st.integers(1, 400), side=st.integers(1, 320))
+def test_a_thumbnail_fits_its_square_and_is_never_enlarged(width, height, side):
+    sink = io.BytesIO()
+    Image.new("RGB", (width, height)).save(sink, "PNG")
+    small = inspect(thumbnail(sink.getvalue(), side))
+    assert max(small.width, small.height) == min(side, max(width, height))
+
+
+def test_one_decoding_gives_facts_and_thumbnail():
+    facts, small = inspect_and_shrink(WHOLE["PNG"], side=16)
+    assert facts == inspect(WHOLE["PNG"])
+    assert small == thumbnail(WHOLE["PNG"], 16)
+    assert inspect_and_shrink(WHOLE["PNG"], side=None) == (facts, None)

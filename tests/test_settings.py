@@ -1,0 +1,110 @@
+"""Settings: what the environment says, and a clear word where it contradicts itself. The key is never shown."""
+
+import os
+import traceback
+
+import pytest
+
+from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.settings import Settings, check_backend
+
+KEY = "key-id:5ecre7-5ecre7"
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch):
+    for name in os.environ:
+        if name.upper().startswith(("IDEOGRAM_", "FAL_")):
+            monkeypatch.delenv(name)
+
+
+def test_without_an_environment_nothing_costs_money():
+    settings = Settings.from_environment()
+    assert (settings.backend, settings.store) == ("sandbox", "./var")
+    assert (settings.prompts, settings.references) == ("data/prompts.csv", "data/references.csv")
+    assert settings.fal_key is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "field", "value"),
+    [
+        ("IDEOGRAM_STORE", "store", "s3://bucket/pictures"),
+        ("IDEOGRAM_PROMPTS", "prompts", "mine.xlsx"),
+        ("IDEOGRAM_REFERENCES", "references", "faces.jsonl"),
+        ("FAL_QUEUE_URL", "fal_queue_url", "http://127.0.0.1:9000"),
+        ("FAL_REST_URL", "fal_rest_url", "http://127.0.0.1:9000"),
+        ("FAL_API_URL", "fal_api_url", "http://127.0.0.1:9000"),
+    ],
+)
+def test_each_setting_has_its_variable(monkeypatch, variable, field, value):
+    monkeypatch.setenv(variable, value)
+    assert getattr(Settings.from_environment(), field) == value
+
+
+def test_an_empty_variable_is_none(monkeypatch):
+    for name in ("IDEOGRAM_STORE", "IDEOGRAM_BACKEND", "IDEOGRAM_MAX_IN_FLIGHT", "FAL_KEY"):
+        monkeypatch.setenv(name, "")
+    settings = Settings.from_environment()
+    assert (settings.store, settings.backend, settings.max_in_flight) == ("./var", "sandbox", 64)
+    assert settings.fal_key is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("IDEOGRAM_BACKEND", "Fal"),
+        ("IDEOGRAM_MAX_IN_FLIGHT", "many"),
+        ("IDEOGRAM_MAX_IN_FLIGHT", "0"),
+        ("IDEOGRAM_MAX_IN_FLIGHT", "1001"),
+        ("FAL_QUEUE_URL", "http://[::1"),
+    ],
+)
+def test_a_malformed_variable_is_named(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=variable):
+        Settings.from_environment()
+
+
+def test_fal_without_a_key_says_where_to_get_one(monkeypatch):
+    monkeypatch.setenv("IDEOGRAM_BACKEND", "fal")
+    with pytest.raises(ConfigurationError, match=r"FAL_KEY is not set.*fal\.ai/dashboard/keys"):
+        Settings.from_environment()
+    monkeypatch.setenv("FAL_KEY", KEY)
+    assert Settings.from_environment().backend == "fal"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://queue.fal.run", "https://QUEUE.FAL.RUN/", "https://queue.falrun.com"]
+)
+def test_the_sandbox_never_asks_fals_own_queue(monkeypatch, url):
+    monkeypatch.setenv("FAL_QUEUE_URL", url)
+    monkeypatch.setenv("FAL_KEY", KEY)
+    with pytest.raises(ConfigurationError, match="Set IDEOGRAM_BACKEND=fal to pay"):
+        Settings.from_environment()
+
+
+@pytest.mark.parametrize("url", [None, "http://127.0.0.1:9000", "http://fal.run.example.org"])
+def test_the_sandbox_may_be_anywhere_else(url):
+    check_backend("sandbox", has_key=False, queue_url=url)
+
+
+def test_the_key_is_never_shown(monkeypatch):
+    monkeypatch.setenv("FAL_KEY", KEY)
+    settings = Settings.from_environment()
+    assert settings.fal_key is not None
+    assert settings.fal_key.get_secret_value() == KEY
+    for shown in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert "5ecre7" not in shown
+
+
+def test_an_error_about_another_variable_does_not_show_the_key(monkeypatch):
+    monkeypatch.setenv("FAL_KEY", KEY)
+    monkeypatch.setenv("IDEOGRAM_MAX_IN_FLIGHT", "many")
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.from_environment()
+    assert "5ecre7" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.from_environment().store = "elsewhere"
