@@ -113,8 +113,8 @@ def plan(batch: Batches = None, json: AsJson = False) -> None:
 
 @app.command()
 def sandbox(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for the default.")] = 0,
+    host: Annotated[str, typer.Option(envvar="SANDBOX_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="SANDBOX_PORT", help="Port to listen on.")] = 8188,
 ) -> None:
     """Serve the local stand-in for fal, and print the variables that point a run to it."""
     from ideogram_pipeline.sandbox import SandboxSettings, serve

@@ -384,7 +384,10 @@ class Engine:
         )
 
     async def _settle(self, request: GenerationRequest, settled: Settled) -> None:
-        await self._ledger.settle(request.fingerprint, settled)
+        try:
+            await self._ledger.settle(request.fingerprint, settled)
+        except AlreadyWritten:
+            return  # another run fetched it too; what it recorded stands
         self.spent_usd += settled.cost_usd or Decimal(0)
 
     async def _cancel(self, request: GenerationRequest, queued: QueuedRequest) -> bool:

@@ -13,9 +13,10 @@ attempt is reserved but neither released nor submitted has an unknown answer and
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -138,7 +139,7 @@ class Entry:
 
 
 class AlreadyWritten(Exception):
-    """Another run made this transition first."""
+    """Another run made this transition first; the entry now says what that run wrote."""
 
 
 _NAME = re.compile(
@@ -153,7 +154,10 @@ _STEPS: Mapping[str, type[_Record]] = {
 
 
 class Ledger:
-    """The ledger of one batch: read whole when opened, kept up to date with what this process writes."""
+    """The ledger of one batch: read whole when opened, kept up to date with what this process writes.
+
+    Each transition can be made once; the methods that make one raise `AlreadyWritten` where another run has made it.
+    """
 
     def __init__(self, store: Store, batch: str) -> None:
         self._store = store
@@ -162,7 +166,7 @@ class Ledger:
         """What is known, by fingerprint."""
 
     async def reserve(self, reserved: Reserved) -> None:
-        """Claim an attempt. Raises `AlreadyWritten` where another run has it."""
+        """Claim an attempt."""
         fingerprint = reserved.request.fingerprint
         await self._create(fingerprint, reserved.attempt, "reserved", reserved)
         earlier = self.entries.get(fingerprint, Entry())
@@ -187,8 +191,10 @@ class Ledger:
         self.entries[fingerprint] = Entry((*entry.attempts[:-1], last))
 
     async def _create(self, fingerprint: str, attempt: int, step: str, record: _Record) -> None:
-        path = f"{self._folder}/{fingerprint}/{attempt}-{step}.json"
+        folder = f"{self._folder}/{fingerprint}"
+        path = f"{folder}/{attempt}-{step}.json"
         if not await self._store.create_async(path, record.model_dump_json().encode()):
+            self.entries |= await asyncio.to_thread(_read, self._store, folder)
             raise AlreadyWritten(path)
 
 
@@ -201,7 +207,9 @@ def _read(store: Store, folder: str) -> dict[str, Entry]:
             name = _NAME.search(path)
             if name and record:
                 steps[name["fingerprint"]][int(name["attempt"])][name["step"]] = record
-    return {fingerprint: Entry(tuple(_attempts(attempts))) for fingerprint, attempts in steps.items()}
+    return {
+        fingerprint: Entry(tuple(_attempts(fingerprint, attempts))) for fingerprint, attempts in steps.items()
+    }
 
 
 def _record(store: Store, path: str) -> _Record | None:
@@ -214,6 +222,11 @@ def _record(store: Store, path: str) -> _Record | None:
         raise StoreError(f"The ledger file {store.where(path)!r} can't be read: {error}") from None
 
 
-def _attempts(steps: Mapping[int, Mapping[str, _Record]]) -> Iterable[Attempt]:
+def _attempts(fingerprint: str, steps: Mapping[int, Mapping[str, _Record]]) -> Iterator[Attempt]:
     for number in sorted(steps):
+        if "reserved" not in steps[number]:
+            raise StoreError(
+                f"The ledger of {fingerprint} has no reservation for its attempt {number}. "
+                "Restore the file from a backup; nothing of this batch is submitted meanwhile."
+            )
         yield Attempt(**steps[number])  # type: ignore[arg-type]  # each step was parsed as its own type

@@ -31,7 +31,7 @@ PICTURE_COLUMNS: Mapping[str, str] = {
 """The prompts table's column for each of an endpoint's picture fields; every other field is named as its column."""
 
 _UPPER_CASE = ("rendering_speed", "style", "style_preset")
-_SIZE = re.compile(r"(\d+)\s*[xX*]\s*(\d+)")
+_SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 _COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})(?::\s*([0-9.]+))?")
 
 Decision = Literal["new", "reused", "re-attached", "settled", "unknown", "rejected"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -41,9 +42,12 @@ def encode(model: type[Row], rows: Iterable[Row], *, row_group_size: int = 10_00
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([row.model_dump() for row in rows], schema=arrow_schema(model))
+    schema = arrow_schema(model)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_size)
+    waiting = iter(rows)
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        while group := [row.model_dump() for row in islice(waiting, row_group_size)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
     return sink.getvalue().to_pybytes()
 
 

@@ -73,10 +73,6 @@ def _from_web(uri: str) -> bytes:
                 chunks.append(chunk)
                 if sum(map(len, chunks)) > MAX_BYTES:
                     raise OSError(f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB")
-    except (
-        httpx2.HTTPError,
-        httpx2.InvalidURL,
-        UnicodeError,
-    ) as error:  # the last for an impossible host name
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:  # the last: no host name
         raise OSError(f"it can't be fetched ({error})") from None
     return b"".join(chunks)

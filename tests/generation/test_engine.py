@@ -311,3 +311,16 @@ def test_a_store_that_fails_ends_the_run_and_what_was_submitted_is_fetched_later
     outcomes = Run(store, sandbox, run_id="run-2")(rows())
     assert kinds(outcomes) == {Generated: 8}
     assert sandbox.stats().accepted == 8 >= accepted
+
+
+def test_two_runs_that_take_up_the_same_rows_both_end_with_their_pictures(store, sandbox, rows):
+    sandbox.change(Change(latency_scale=1))
+    Run(store, sandbox)(rows(), interrupted_when_all_are_submitted)
+
+    async def both():
+        return await asyncio.gather(*(Run(store, sandbox, run_id=name).work(rows()) for name in "ab"))
+
+    with no_waiting():
+        outcomes = [outcome for run in asyncio.run(both()) for outcome in run]
+    assert kinds(outcomes)[Generated] + kinds(outcomes)[Reused] == 16
+    assert sandbox.stats().accepted == 8

@@ -58,7 +58,7 @@ FORMATS: Mapping[str, Callable[[Sequence[Record], Sequence[str]], bytes]] = {
 }
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(scope="session", params=FORMATS)
 def as_table(request: pytest.FixtureRequest) -> Callable[..., tuple[str, bytes]]:
     """Encode records of texts in one format; return the format's ending and the bytes."""
 

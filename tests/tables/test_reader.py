@@ -6,14 +6,11 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ideogram_pipeline.errors import TableError
 from ideogram_pipeline.tables.reader import RawRow, read_rows
-
-ALSO_WITH_FIXTURES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-"""The fixtures used below hold no state between examples."""
 
 # Excel's XML holds no control characters, and turns a carriage return into a line feed.
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Cn"]), max_size=12) | st.sampled_from(
@@ -52,9 +49,11 @@ def assert_rows_or_table_error(content: bytes, ending: str) -> None:
     assert f"table.{ending}: " in message
 
 
-@settings(ALSO_WITH_FIXTURES, max_examples=40)
+@settings(max_examples=40)
 @given(
-    table=st.lists(st.fixed_dictionaries({"id": TEXTS, "prompt": TEXTS, "ünknown column": TEXTS}), min_size=1, max_size=4)
+    table=st.lists(
+        st.fixed_dictionaries({"id": TEXTS, "prompt": TEXTS, "ünknown column": TEXTS}), min_size=1, max_size=4
+    )
 )
 def test_every_format_gives_the_cells_that_were_written(as_table, table):
     ending, content = as_table(table, ["id", "prompt", "ünknown column"])
@@ -88,7 +87,7 @@ def test_arbitrary_bytes_are_rows_or_a_table_error(content, ending):
     assert_rows_or_table_error(content, ending)
 
 
-@settings(ALSO_WITH_FIXTURES, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_damaged_table_is_rows_or_a_table_error(as_table, data):
     ending, content = as_table([{"id": "a", "prompt": "a lighthouse"}], ["id", "prompt"])

@@ -111,6 +111,7 @@ def test_lists_are_cells_with_bars_between_or_json_lists():
         ("strength", "half", "valid number"),
         ("expand_prompt", "perhaps", "valid boolean"),
         ("seed", 2**63, "less than"),
+        ("num_images", 2**63, "less than"),
     ],
 )
 def test_a_cell_that_cannot_be_used_is_named_and_shown(column, cell, reason):
