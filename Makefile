@@ -23,7 +23,7 @@ plan: $(READY) ## Say what a run would do and cost
 	@$(BIN)/ideogram-pipeline plan
 
 test: $(READY) ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 lint: $(READY) ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
