@@ -40,6 +40,7 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
             rest_url=settings.fal_rest_url,
             api_url=settings.fal_api_url,
             max_in_flight=settings.max_in_flight,
+            inline_references=settings.inline_references,
         ),
         "progress": LogProgress(),
     }

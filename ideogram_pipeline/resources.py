@@ -73,6 +73,10 @@ class FalResource(dg.ConfigurableResource[Any]):
     rest_url: str | None = Field(default=None, description="Host of the storage, likewise.")
     api_url: str | None = Field(default=None, description="Host of the platform API, likewise.")
     max_in_flight: int = Field(default=64, description="Requests with fal at a time, per run.")
+    inline_references: int = Field(
+        default=0,
+        description="References up to so many bytes travel inside the request; others are uploaded.",
+    )
 
     def check(self) -> None:
         """Raise a `ConfigurationError` where a client could not be opened."""

@@ -30,6 +30,11 @@ class Settings(BaseSettings):
     prompts: str = Field(default="data/prompts.csv", description="The prompts table.")
     references: str = Field(default="data/references.csv", description="The references table.")
     max_in_flight: int = Field(default=64, ge=1, le=1000, description="Requests with fal at a time, per run.")
+    inline_references: int = Field(
+        default=0,
+        ge=0,
+        description="References up to so many bytes travel inside the request; others are uploaded.",
+    )
     fal_key: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("FAL_KEY", "fal_key"), description="fal's API key."
     )

@@ -54,7 +54,13 @@ def generated_images(
         async def work(interruption: Interruption) -> tuple[list[Outcome], float]:
             async with make_client() as client:
                 engine = Engine(
-                    client, opened, ledger, run=facts, max_in_flight=fal.max_in_flight, observer=progress
+                    client,
+                    opened,
+                    ledger,
+                    run=facts,
+                    max_in_flight=fal.max_in_flight,
+                    inline_bytes=fal.inline_references,
+                    observer=progress,
                 )
                 async with interruption.before_leaving(engine.cancel_queued):
                     return await engine.run(requests), float(engine.spent_usd)

@@ -39,6 +39,11 @@ class FalClient(SubscribeCalls, FileCalls, MediaCalls, WebhookCalls, PlatformCal
         FileCalls.__init__(self, http)
         WebhookCalls.__init__(self, http)
 
+    @property
+    def hosts(self) -> FalHosts:
+        """Where this client talks to."""
+        return self._http.hosts
+
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
         return self

@@ -220,7 +220,11 @@ class ModelRefused(RequestEnded):
     @property
     def is_policy(self) -> bool:
         """Whether a content checker refused it, rather than a rule about the input's form."""
-        return any(detail.type == "content_policy_violation" for detail in self.details)
+        return self.names("content_policy_violation")
+
+    def names(self, reason: str) -> bool:
+        """Whether one of the reasons is of this machine-readable kind."""
+        return any(detail.type == reason for detail in self.details)
 
 
 @dataclass(eq=False, kw_only=True)

@@ -107,6 +107,7 @@ class Engine:
         *,
         run: RunFacts,
         max_in_flight: int,
+        inline_bytes: int,
         observer: Observer,
     ) -> None:
         self._fal = fal
@@ -115,7 +116,7 @@ class Engine:
         self._run = run
         self._max_in_flight = max_in_flight
         self._observer = observer
-        self._references = ReferenceUrls(fal, store)
+        self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes)
         self._queued: dict[str, QueuedRequest] = {}
         self._submitting: set[asyncio.Task[None]] = set()
         self._stopped: str | None = None
@@ -358,12 +359,15 @@ class Engine:
 
     async def _settle_without_result(self, request: GenerationRequest, error: RequestEnded) -> None:
         cost, source = _cost_of_failure(error)
+        unfetched = isinstance(error, ModelRefused) and error.names("file_download_error")
+        if unfetched:
+            self._references.forget(request)
         await self._settle(
             request,
             Settled(
                 state="refused" if isinstance(error, ModelRefused) else "failed",
                 reason=str(error),
-                retryable=error.may_resubmit or isinstance(error, Cancelled),
+                retryable=error.may_resubmit or unfetched or isinstance(error, Cancelled),
                 completed_at=datetime.now(UTC),
                 cost_usd=cost,
                 cost_source=source,

@@ -1,23 +1,43 @@
-"""The URLs under which fal finds the references: uploaded once per content and run, or passed through."""
+"""The URLs under which fal finds the references: uploaded once per content and remembered, or passed through."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+from datetime import UTC, datetime, timedelta
 
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from ideogram_pipeline.fal import FalClient
+from ideogram_pipeline.fal import FalClient, UnsafeUrl
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse
 from ideogram_pipeline.storage import Store
 
+LIFETIME = timedelta(days=7)
+"""How long fal is asked to keep an upload: longer than any queue, and not for ever, for it may show a person."""
+MARGIN = timedelta(days=1)
+"""An upload this close to its end is made anew, for a request may wait in the queue."""
+
+
+class Upload(BaseModel):
+    """An upload as the store remembers it, under `uploads/<sha256>.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str = Field(description="Where fal finds the picture.")
+    expires_at: datetime = Field(description="UTC, when fal deletes it.")
+
 
 class ReferenceUrls:
-    """Hands out a URL for each reference. `https://` references are passed on as they are."""
+    """Hands out a URL for each reference. `https://` references are passed on as they are.
 
-    def __init__(self, fal: FalClient, store: Store) -> None:
+    `inline_bytes` is the size up to which a reference travels inside the request, as a data URI.
+    """
+
+    def __init__(self, fal: FalClient, store: Store, *, inline_bytes: int) -> None:
         self._fal = fal
         self._store = store
-        self._uploads: dict[str, asyncio.Task[str]] = {}
+        self._inline_bytes = inline_bytes
+        self._urls: dict[str, asyncio.Task[str]] = {}
 
     async def filled_in(self, request: GenerationRequest) -> dict[str, JsonValue]:
         """Return the arguments with a URL in place of each picture's digest.
@@ -35,15 +55,43 @@ class ReferenceUrls:
         fields = {use.field for use in request.pictures}
         return {name: filled(value) if name in fields else value for name, value in request.arguments.items()}
 
+    def forget(self, request: GenerationRequest) -> None:
+        """Upload a request's pictures anew next time: fal could not fetch them."""
+        for use in request.pictures:
+            self._urls.pop(use.sha256, None)
+            self._store.delete(_path(use))
+
     async def _url(self, use: PictureUse) -> str:
         if use.uri.startswith("https://"):
             return use.uri
-        upload = self._uploads.get(use.sha256)
-        if upload is None or (upload.done() and (upload.cancelled() or upload.exception())):
-            upload = self._uploads[use.sha256] = asyncio.create_task(self._upload(use))
-        return await asyncio.shield(upload)
+        found = self._urls.get(use.sha256)
+        if found is None or (found.done() and (found.cancelled() or found.exception())):
+            found = self._urls[use.sha256] = asyncio.create_task(self._found(use))
+        return await asyncio.shield(found)
 
-    async def _upload(self, use: PictureUse) -> str:
+    async def _found(self, use: PictureUse) -> str:
+        remembered = await self._remembered(use)
+        if remembered:
+            return remembered.url
         content = await self._store.get_async(use.path)
-        uploaded = await self._fal.upload(content, file_name=use.path.rsplit("/", 1)[-1])
-        return uploaded.url
+        if len(content) <= self._inline_bytes:
+            kind = use.path.rpartition(".")[2].replace("jpg", "jpeg")
+            return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+        name = use.path.rpartition("/")[2]
+        uploaded = await self._fal.upload(content, file_name=name, lifetime_s=int(LIFETIME.total_seconds()))
+        upload = Upload(url=uploaded.url, expires_at=uploaded.expires_at or datetime.now(UTC) + LIFETIME)
+        await self._store.put_async(_path(use), upload.model_dump_json().encode())
+        return upload.url
+
+    async def _remembered(self, use: PictureUse) -> Upload | None:
+        """Return the upload of an earlier run, if fal still has it and it was made to the fal of this run."""
+        try:
+            upload = Upload.model_validate_json(await self._store.get_async(_path(use)))
+            self._fal.hosts.check_media(upload.url)
+        except (FileNotFoundError, ValueError, UnsafeUrl):
+            return None
+        return upload if upload.expires_at - MARGIN > datetime.now(UTC) else None
+
+
+def _path(use: PictureUse) -> str:
+    return f"uploads/{use.sha256}.json"

@@ -63,7 +63,7 @@ def create_app(settings: SandboxSettings | None = None) -> Starlette:
         memory.close()
 
     routes = [
-        *Control(requests, memory).routes(),
+        *Control(requests, memory, shelf).routes(),
         *PlatformApi(requests, memory, studio).routes(),
         *StorageApi(requests, memory, studio).routes(),
         *courier.routes(),

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS_BY_ID
 from ideogram_pipeline.sandbox.config import Fault, SandboxSettings, parse_faults
 from ideogram_pipeline.sandbox.http import detail
+from ideogram_pipeline.sandbox.pictures import PictureShelf
 from ideogram_pipeline.sandbox.queue import Queue
 from ideogram_pipeline.sandbox.state import Rendered, Request, State
 
@@ -80,10 +81,11 @@ class Change(BaseModel):
 class Control:
     """The addresses below ``/sandbox``."""
 
-    def __init__(self, queue: Queue, state: State) -> None:
+    def __init__(self, queue: Queue, state: State, shelf: PictureShelf) -> None:
         """Tell about this queue, and control it."""
         self._queue = queue
         self._state = state
+        self._shelf = shelf
 
     def routes(self) -> list[Route]:
         """Look and change."""
@@ -138,6 +140,7 @@ class Control:
     async def reset(self, request: HttpRequest) -> Response:  # noqa: ARG002 - a handler's signature
         """Forget all requests, files and counts."""
         self._state.reset()
+        self._shelf.clear()
         return JSONResponse({"status": "OK"})
 
 

@@ -65,6 +65,10 @@ class PictureShelf:
         """Close the connections."""
         await self._http.aclose()
 
+    def clear(self) -> None:
+        """Keep nothing of what was fetched."""
+        self._kept.clear()
+
     async def get(self, address: str) -> Picture:
         """The picture at this address. Raises PictureProblem."""
         name = hashlib.sha256(address.encode()).hexdigest() if address.startswith("data:") else address

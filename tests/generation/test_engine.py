@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
@@ -13,6 +14,7 @@ from ideogram_pipeline.generation.engine import Engine, RunFacts, thumbnail_path
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger
 from ideogram_pipeline.generation.outcomes import Failed, Generated, NotReached, Refused, Reused, Unknown
 from ideogram_pipeline.generation.planner import References, plan_row
+from ideogram_pipeline.generation.uploads import MARGIN, Upload
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
 from ideogram_pipeline.storage import Store
@@ -74,10 +76,11 @@ class Watcher:
 class Run:
     """One run of an engine on a batch, as a process would make it: with a ledger read from the store."""
 
-    def __init__(self, store, sandbox, *, run_id="run-1", max_in_flight=16):
+    def __init__(self, store, sandbox, *, run_id="run-1", max_in_flight=16, inline_bytes=0):
         self.ledger = Ledger(store, BATCH)
         self.watcher = Watcher()
-        self.store, self.sandbox, self.run_id, self.max_in_flight = store, sandbox, run_id, max_in_flight
+        self.store, self.sandbox, self.run_id = store, sandbox, run_id
+        self.limits = {"max_in_flight": max_in_flight, "inline_bytes": inline_bytes}
 
     async def work(self, requests, meanwhile=None):
         hosts = FalHosts.at(self.sandbox.url)
@@ -88,8 +91,8 @@ class Run:
                 self.store,
                 self.ledger,
                 run=facts,
-                max_in_flight=self.max_in_flight,
                 observer=self.watcher,
+                **self.limits,
             )
             return await (meanwhile(self.engine, requests) if meanwhile else self.engine.run(requests))
 
@@ -163,6 +166,46 @@ def test_pictures_sent_inline_are_stored_like_others(store, sandbox, rows):
 def test_a_reference_is_uploaded_once_and_not_once_a_row(store, sandbox, rows):
     Run(store, sandbox)(rows(8))
     assert sandbox.stats().uploads == 1
+
+
+def test_an_upload_is_remembered_by_later_runs(store, sandbox, rows):
+    Run(store, sandbox)(rows(2))
+    Run(store, sandbox, run_id="run-2")(rows(4))
+    assert sandbox.stats().uploads == 1
+
+
+def test_an_upload_made_to_another_fal_is_not_used(store, sandbox, rows):
+    Run(store, sandbox)(rows(2))
+    with running_sandbox(SandboxSettings(latency_scale=0)) as other:
+        assert kinds(Run(store, other, run_id="run-2")(rows(4))) == {Reused: 2, Generated: 2}
+        assert other.stats().uploads == 1
+
+
+def test_an_upload_about_to_expire_is_made_anew(store, sandbox, rows):
+    Run(store, sandbox)(rows(1))
+    (path,) = [found.path for found in store.objects("uploads")]
+    upload = Upload.model_validate_json(store.get(path))
+    soon = upload.model_copy(update={"expires_at": datetime.now(UTC) + MARGIN / 2})
+    store.put(path, soon.model_dump_json().encode())
+    Run(store, sandbox, run_id="run-2")(rows(2))
+    assert sandbox.stats().uploads == 2
+
+
+def test_an_upload_that_fal_has_lost_is_made_anew(store, sandbox, rows):
+    Run(store, sandbox)(rows(1))
+    sandbox.reset()
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows(2))) == {Reused: 1, Generated: 1}
+    assert sandbox.stats().uploads == 1
+
+
+def test_small_references_travel_inside_the_request_where_that_was_chosen(store, sandbox, rows):
+    outcomes = Run(store, sandbox, inline_bytes=10_000)(rows(2))
+    assert kinds(outcomes) == {Generated: 2}
+    assert sandbox.stats().uploads == 0
+    assert all(
+        url.startswith("data:image/png;base64,")
+        for url in sandbox.requests()[0].arguments["reference_image_urls"]
+    )
 
 
 def test_what_is_sent_is_what_was_planned_with_urls_for_pictures(store, sandbox, rows):
