@@ -117,6 +117,7 @@ async def _end(
     await ledger.reserve(
         Reserved(
             request=request,
+            sent_sha256="0",
             attempt=1,
             owner="run-1",
             reserved_at=NOON,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from ideogram_pipeline.fal.errors import (
     Cancelled,
     ConnectionFailed,
     FalError,
+    ModelFailed,
     ModelRefused,
     NotReady,
     RequestEnded,
@@ -50,7 +52,9 @@ from ideogram_pipeline.generation.outcomes import (
     Unknown,
 )
 from ideogram_pipeline.generation.polling import pauses
+from ideogram_pipeline.generation.reconcile import digest, search
 from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.generation.runs import beating, is_alive
 from ideogram_pipeline.generation.uploads import ReferenceUrls
 from ideogram_pipeline.ideogram.endpoints import File, Output
 from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, inspect_and_shrink
@@ -64,6 +68,10 @@ PATIENCE_S = 3600.0
 """A request that isn't done after so many seconds is left for the next run to fetch."""
 THUMBNAIL_SIDE = 320
 """Pixels of a thumbnail's longer side."""
+BRAKE_AFTER = 5
+"""If so many rows have ended alike, without a picture, and none has ended with one, the batch stops."""
+
+_UNANSWERED = "its submit was never answered; it may have been paid, and is not sent again by itself"
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +95,7 @@ class Observer(Protocol):
         """Take note of a row's outcome and of the dollars settled in this run so far."""
 
 
-class _Ended(Exception):
+class _LeftOpen(Exception):
     """A row ended in a way its ledger entry does not settle."""
 
     def __init__(self, kind: type[Failed | Unknown | NotReached], reason: str) -> None:
@@ -120,6 +128,7 @@ class Engine:
         self._queued: dict[str, QueuedRequest] = {}
         self._submitting: set[asyncio.Task[None]] = set()
         self._stopped: str | None = None
+        self._brake: Counter[str] | None = Counter()
         self.spent_usd = Decimal(0)
         """Dollars of everything settled in this run whose cost is known."""
 
@@ -133,16 +142,18 @@ class Engine:
             PipelineError: the store failed; what was submitted is in the ledger.
         """
         outcomes: dict[int, Outcome] = {}
-        waiting = iter(enumerate(requests))
         try:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(min(self._max_in_flight, len(requests))):
-                    workers.create_task(self._work(waiting, outcomes))
+            async with beating(self._store, self._run.run_id):
+                await self._work_all(list(enumerate(requests)), outcomes)
+                await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             if self._submitting:
                 await asyncio.wait(self._submitting)
+        for outcome in outcomes.values():
+            if isinstance(outcome, Unknown):
+                self._observer.ended(outcome, self.spent_usd)
         return [outcomes[position] for position in range(len(requests))]
 
     async def cancel_queued(self) -> int:
@@ -157,12 +168,38 @@ class Engine:
                 cancelled += await self._cancel(attempt.reserved.request, queued)
         return cancelled
 
+    async def _work_all(
+        self, requests: Sequence[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
+    ) -> None:
+        waiting = iter(requests)
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(self._max_in_flight, len(requests))):
+                workers.create_task(self._work(waiting, outcomes))
+
+    async def _found_after_all(self, outcomes: dict[int, Outcome]) -> list[tuple[int, GenerationRequest]]:
+        """Look at fal for the submits that were never answered; return the rows that can be fetched now."""
+        unknown = {
+            outcome.request.fingerprint: position
+            for position, outcome in outcomes.items()
+            if isinstance(outcome, Unknown)
+        }
+        if not unknown:
+            return []
+        searched = await search(self._fal, self._ledger, unknown)
+        for fingerprint, reason in searched.missing.items():
+            request = outcomes[unknown[fingerprint]].request
+            outcomes[unknown[fingerprint]] = Unknown(
+                request, self._entry(request), f"{_UNANSWERED}; {reason}"
+            )
+        return [(unknown[found], outcomes[unknown[found]].request) for found in searched.found]
+
     async def _work(
         self, waiting: Iterator[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
     ) -> None:
         for position, request in waiting:
             outcomes[position] = await self._outcome(request)
-            self._observer.ended(outcomes[position], self.spent_usd)
+            if not isinstance(outcomes[position], Unknown):
+                self._observer.ended(outcomes[position], self.spent_usd)
 
     async def _outcome(self, request: GenerationRequest) -> Outcome:
         known = self._entry(request).state == "generated"
@@ -172,7 +209,7 @@ class Engine:
                     await self._fetch(request)
                 else:
                     await self._submit(request)
-        except _Ended as end:
+        except _LeftOpen as end:
             return end.kind(request, self._entry(request), end.reason)
         except PipelineError:
             raise
@@ -181,31 +218,38 @@ class Engine:
             return Failed(
                 request, self._entry(request), f"unexpected {type(error).__name__}; the log has the details"
             )
+        return await self._ended(request, known)
+
+    async def _ended(self, request: GenerationRequest, known: bool) -> Outcome:
+        """Return the outcome that a row's ledger entry says, when there is nothing left to do for it."""
         entry = self._entry(request)
-        settled = entry.last.settled
+        reason = entry.last.settled.reason if entry.last.settled else ""
         match entry.state:
             case "generated":
                 return Reused(request, entry) if known else Generated(request, entry)
             case "refused":
-                return Refused(request, entry, settled.reason if settled else "")
+                return Refused(request, entry, reason)
             case "failed":
-                return Failed(request, entry, settled.reason if settled else "")
-            case _:
-                reason = f"run {entry.last.reserved.owner} was submitting it and left no answer; it may have been paid"
-                return Unknown(request, entry, reason)
+                return Failed(request, entry, reason)
+        owner = entry.last.reserved.owner
+        if await is_alive(self._store, owner):
+            return NotReached(
+                request, entry, f"run {owner} is submitting it now; run again to see how it ended"
+            )
+        return Unknown(request, entry, _UNANSWERED)
 
     def _entry(self, request: GenerationRequest) -> Entry:
         return self._ledger.entries.get(request.fingerprint, Entry())
 
     async def _submit(self, request: GenerationRequest) -> None:
         if self._stopped:
-            raise _Ended(NotReached, self._stopped)
+            raise _LeftOpen(NotReached, self._stopped)
         try:
             arguments = await self._references.filled_in(request)
         except AccessRefused as error:
             self._stop(str(error))
         except FalError as error:
-            raise _Ended(NotReached, f"a reference could not be uploaded: {error}") from None
+            raise _LeftOpen(NotReached, f"a reference could not be uploaded: {error}") from None
         # From here to the recorded answer nothing may be cut off: bytes that left are money that may be owed.
         task = asyncio.create_task(self._reserve_and_post(request, arguments))
         self._submitting.add(task)
@@ -220,6 +264,7 @@ class Engine:
     async def _reserve_and_post(self, request: GenerationRequest, arguments: dict[str, JsonValue]) -> None:
         reserved = Reserved(
             request=request,
+            sent_sha256=digest(arguments),
             attempt=len(self._entry(request).attempts) + 1,
             owner=self._run.run_id,
             reserved_at=datetime.now(UTC),
@@ -229,7 +274,7 @@ class Engine:
         try:
             await self._ledger.reserve(reserved)
         except AlreadyWritten:
-            raise _Ended(
+            raise _LeftOpen(
                 NotReached, "another run is working on this row; run again to see how it ended"
             ) from None
         try:
@@ -239,29 +284,30 @@ class Engine:
             return
         except FalError as error:
             if error.may_be_billed:
-                raise _Ended(Unknown, str(error)) from None
+                raise _LeftOpen(Unknown, str(error)) from None
             await self._ledger.release(
                 request.fingerprint, Released(released_at=datetime.now(UTC), reason=error.message)
             )
             if isinstance(error, AccessRefused | ConnectionFailed):
                 self._stop(str(error))
-            raise _Ended(NotReached, str(error)) from None
+            raise _LeftOpen(NotReached, str(error)) from None
         self._queued[request.fingerprint] = queued
-        await self._ledger.submitted(
-            request.fingerprint,
-            Submitted(
-                request_id=queued.request_id,
-                status_url=queued.status_url,
-                response_url=queued.result_url,
-                cancel_url=queued.cancel_url,
-                submitted_at=datetime.now(UTC),
-            ),
+        submitted = Submitted(
+            request_id=queued.request_id,
+            status_url=queued.status_url,
+            response_url=queued.result_url,
+            cancel_url=queued.cancel_url,
+            submitted_at=datetime.now(UTC),
         )
+        try:
+            await self._ledger.submitted(request.fingerprint, submitted)
+        except AlreadyWritten:
+            return  # somebody who took this run for dead has found the request at fal
 
     def _stop(self, reason: str) -> None:
         """Stop submitting: what ended this row would end every other one too."""
         self._stopped = self._stopped or reason
-        raise _Ended(NotReached, reason)
+        raise _LeftOpen(NotReached, reason)
 
     async def _fetch(self, request: GenerationRequest) -> None:
         submitted = self._entry(request).last.submitted
@@ -291,7 +337,7 @@ class Engine:
             reason = (
                 f"{queued.request_id} is paid for and could not be fetched; the next run tries again: {error}"
             )
-            raise _Ended(Failed, reason) from None
+            raise _LeftOpen(Failed, reason) from None
         else:
             await self._settle_generated(request, output, images, completed)
 
@@ -307,7 +353,7 @@ class Engine:
                 return status
             if asyncio.get_running_loop().time() > deadline:
                 break
-        raise _Ended(NotReached, f"{queued.request_id} is still with fal; the next run fetches it")
+        raise _LeftOpen(NotReached, f"{queued.request_id} is still with fal; the next run fetches it")
 
     async def _store_image(self, request: GenerationRequest, index: int, file: File) -> StoredImage:
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
@@ -320,7 +366,7 @@ class Engine:
             except BadPicture as problem:
                 if attempt == DOWNLOAD_ATTEMPTS:
                     reason = f"picture {index} arrives damaged: {problem}; it is paid for and fetched again next run"
-                    raise _Ended(Failed, reason) from None
+                    raise _LeftOpen(Failed, reason) from None
         name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
         path = f"images/batch={request.batch}/{name}.{EXTENSIONS[picture.kind]}"
         await self._store.put_async(path, downloaded.content)
@@ -336,12 +382,23 @@ class Engine:
             format=picture.kind,
         )
 
+    def _mind_the_brake(self, kind: str, reason: str) -> None:
+        """Stop submitting where the first rows all end for the same reason: the others would too."""
+        if self._brake is None:
+            return
+        self._brake[kind] += 1
+        if self._brake[kind] >= BRAKE_AFTER and len(self._brake) == 1:
+            self._stopped = self._stopped or (
+                f"stopped, because the first {BRAKE_AFTER} rows all ended alike, without a picture: {reason}"
+            )
+
     async def _settle_generated(
         self, request: GenerationRequest, output: Output, images: Sequence[StoredImage], completed: Completed
     ) -> None:
         if not images:
             await self._settle_lost(request, "fal's answer holds no picture")
             return
+        self._brake = None
         price = request.price_usd
         cost = None if price is None else price / request.num_images * len(images)
         await self._settle(
@@ -359,6 +416,7 @@ class Engine:
 
     async def _settle_without_result(self, request: GenerationRequest, error: RequestEnded) -> None:
         cost, source = _cost_of_failure(error)
+        self._mind_the_brake(_kind(error), str(error))
         unfetched = isinstance(error, ModelRefused) and error.names("file_download_error")
         if unfetched:
             self._references.forget(request)
@@ -420,6 +478,12 @@ def _cost_of_failure(error: RequestEnded) -> tuple[Decimal | None, CostSource]:
     if error.billable_units == 0:
         return Decimal(0), "billable_units_header"
     return (None, "unknown") if error.may_be_billed else (Decimal(0), "price_list")
+
+
+def _kind(error: RequestEnded) -> str:
+    """Return what two errors have in common that mean the same for different rows."""
+    reasons = error.details if isinstance(error, ModelRefused | ModelFailed) else ()
+    return " ".join([type(error).__name__, *sorted({detail.type for detail in reasons})])
 
 
 def thumbnail_path(image_path: str) -> str:

@@ -44,6 +44,9 @@ class Reserved(_Record):
     """The intent to pay, durable before the POST."""
 
     request: GenerationRequest = Field(description="What is about to be sent.")
+    sent_sha256: str = Field(
+        description="Hex digest of the body as sent, by which fal's list of requests is searched."
+    )
     attempt: int = Field(description="1 for the first submit of this fingerprint.")
     owner: str = Field(description="The run that reserved it.")
     reserved_at: datetime = Field(description="UTC.")

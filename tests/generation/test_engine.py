@@ -10,10 +10,12 @@ from PIL import Image
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
-from ideogram_pipeline.generation.engine import Engine, RunFacts, thumbnail_path
-from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger
+from ideogram_pipeline.generation.engine import BRAKE_AFTER, Engine, RunFacts, thumbnail_path
+from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger, Reserved
 from ideogram_pipeline.generation.outcomes import Failed, Generated, NotReached, Refused, Reused, Unknown
 from ideogram_pipeline.generation.planner import References, plan_row
+from ideogram_pipeline.generation.reconcile import give_up, unanswered
+from ideogram_pipeline.generation.runs import beating
 from ideogram_pipeline.generation.uploads import MARGIN, Upload
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
@@ -236,16 +238,73 @@ def test_an_interrupted_run_is_taken_up_without_paying_again(store, sandbox, row
     assert sandbox.stats().accepted == 8
 
 
-@pytest.mark.parametrize("kind", ["drop_before_accept", "drop_after_accept"])
-def test_a_lost_answer_is_unknown_and_never_submitted_again_by_itself(store, sandbox, rows, kind):
-    sandbox.change(Change(faults=(Fault(kind, match="scene 3"),)))
+def test_a_submit_whose_answer_was_lost_is_found_at_fal_and_fetched(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("drop_after_accept"),)))
+    assert kinds(Run(store, sandbox)(rows())) == {Generated: 8}
+    stats = sandbox.stats()
+    assert (stats.submits, stats.accepted) == (8, 8)
+
+
+def test_a_submit_that_fal_does_not_know_stays_unknown_and_is_never_sent_again_by_itself(
+    store, sandbox, rows
+):
+    sandbox.change(Change(faults=(Fault("drop_before_accept", match="scene 3"),)))
     outcomes = Run(store, sandbox)(rows())
     assert kinds(outcomes) == {Generated: 7, Unknown: 1}
-    submits = sandbox.stats().submits
-    assert submits == 8
-    again = Run(store, sandbox, run_id="run-2")(rows())
-    assert kinds(again) == {Reused: 7, Unknown: 1}
-    assert sandbox.stats().submits == submits
+    assert "fal's list" in outcomes[3].reason
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows())) == {Reused: 7, Unknown: 1}
+    assert sandbox.stats().submits == 8
+
+
+def test_an_unanswered_submit_is_sent_again_once_somebody_gave_it_up(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("drop_before_accept", match="scene 3"),)))
+    run = Run(store, sandbox)
+    run(rows())
+    (fingerprint,) = unanswered(run.ledger.entries)
+    asyncio.run(give_up(run.ledger, fingerprint))
+    outcomes = Run(store, sandbox, run_id="run-2")(rows())
+    assert kinds(outcomes) == {Reused: 7, Generated: 1}
+    assert outcomes[3].entry.paid_attempts == 2
+
+
+def test_a_row_that_a_live_run_is_submitting_is_left_to_it(store, sandbox, rows):
+    (request,) = rows(1)
+
+    async def reserve():
+        reserved = Reserved(
+            request=request,
+            sent_sha256="0",
+            attempt=1,
+            owner="other",
+            reserved_at=datetime.now(UTC),
+            backend="sandbox",
+            code_version="test",
+        )
+        await Ledger(store, BATCH).reserve(reserved)
+        async with beating(store, "other"):
+            while not store.exists("runs/other.json"):
+                await asyncio.sleep(0)
+            return await Run(store, sandbox).work([request])
+
+    (outcome,) = asyncio.run(reserve())
+    assert isinstance(outcome, NotReached)
+    assert "other" in outcome.reason
+    assert isinstance(Run(store, sandbox)([request])[0], Unknown)
+    assert sandbox.stats().submits == 0
+
+
+def test_the_brake_stops_a_batch_whose_first_rows_all_end_alike(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("policy_refusal"),)))
+    outcomes = Run(store, sandbox, max_in_flight=2)(rows(40))
+    assert kinds(outcomes)[NotReached] >= 40 - BRAKE_AFTER - 2
+    assert "content_policy_violation" in outcomes[-1].reason or "content" in outcomes[-1].reason
+    assert sandbox.stats().accepted <= BRAKE_AFTER + 2
+
+
+def test_one_good_picture_releases_the_brake(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("policy_refusal", match="scene 1"),)))
+    outcomes = Run(store, sandbox, max_in_flight=1)(rows(20))
+    assert kinds(outcomes) == {Generated: 9, Refused: 11}
 
 
 @pytest.mark.parametrize("kind", ["submit_429", "submit_503"])

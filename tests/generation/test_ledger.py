@@ -49,6 +49,7 @@ def request(prompt_id: str = "a") -> GenerationRequest:
 def reserved(asked: GenerationRequest, attempt: int = 1, owner: str = "run-1") -> Reserved:
     return Reserved(
         request=asked,
+        sent_sha256="0" * 64,
         attempt=attempt,
         owner=owner,
         reserved_at=NOON,
@@ -193,7 +194,8 @@ now = datetime.now(UTC)
 async def reserve_all():
     for request in requests:
         reserved = Reserved(
-            request=request, attempt=1, owner=sys.argv[2], reserved_at=now, backend="fal", code_version="1"
+            request=request, sent_sha256="0", attempt=1, owner=sys.argv[2], reserved_at=now, backend="fal",
+            code_version="1",
         )
         try:
             await ledger.reserve(reserved)

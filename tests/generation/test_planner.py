@@ -365,7 +365,13 @@ def entry(state: str) -> Entry:
     async def write() -> Entry:
         ledger = Ledger(Store.open("memory://"), "default")
         reserved = Reserved(
-            request=request, attempt=1, owner="run-1", reserved_at=NOON, backend="fal", code_version="1"
+            request=request,
+            sent_sha256="0",
+            attempt=1,
+            owner="run-1",
+            reserved_at=NOON,
+            backend="fal",
+            code_version="1",
         )
         await ledger.reserve(reserved)
         if state == "released":

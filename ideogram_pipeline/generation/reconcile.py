@@ -1,0 +1,130 @@
+"""Finding the requests whose submit was never answered: in fal's own list of what it was sent.
+
+A reservation without an answer may be a request at fal. fal's list of requests with payloads tells, for every request
+is unlike any other: its seed is its row's own. Only an exact and only match counts. An absence proves nothing for
+certain, for the list may lag and may leave out what is still queued, so what isn't found stays unknown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pydantic import JsonValue
+
+from ideogram_pipeline.fal import FalClient, FalError
+from ideogram_pipeline.generation.ledger import AlreadyWritten, Entry, Ledger, Settled, Submitted
+
+SKEW = timedelta(minutes=10)
+"""How far fal's clock and ours may be apart."""
+MAX_LISTED = 20_000
+"""A longer list is refused: an absence from a part of a list says nothing."""
+
+
+def digest(arguments: Mapping[str, JsonValue]) -> str:
+    """Return a hex SHA-256 of a request's body as sent, whatever the order of its fields."""
+    canonical = json.dumps(arguments, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search for unanswered submits found."""
+
+    found: tuple[str, ...]
+    """Fingerprints that are submitted now: their request is known and can be fetched."""
+    missing: Mapping[str, str]
+    """Fingerprints that stay unknown, with the reason."""
+
+
+def unanswered(entries: Mapping[str, Entry]) -> list[str]:
+    """Return the fingerprints whose last attempt was reserved and neither released nor answered."""
+    return [fingerprint for fingerprint, entry in entries.items() if entry.state == "reserved"]
+
+
+async def search(fal: FalClient, ledger: Ledger, fingerprints: Iterable[str]) -> Search:
+    """Look for unanswered submits in fal's list, and record the request id of each that is found there once."""
+    by_endpoint: dict[str, list[str]] = defaultdict(list)
+    for fingerprint in fingerprints:
+        by_endpoint[ledger.entries[fingerprint].last.reserved.request.endpoint_id].append(fingerprint)
+    found: list[str] = []
+    missing: dict[str, str] = {}
+    for endpoint_id, wanted in by_endpoint.items():
+        try:
+            candidates = await _listed(fal, ledger, endpoint_id, wanted)
+        except FalError as error:
+            missing |= dict.fromkeys(wanted, f"fal's list of requests can't be read: {error}")
+            continue
+        for fingerprint in wanted:
+            matches = candidates.get(ledger.entries[fingerprint].last.reserved.sent_sha256, [])
+            if len(matches) == 1:
+                await _attach(fal, ledger, fingerprint, matches[0])
+                found.append(fingerprint)
+            elif matches:
+                missing[fingerprint] = f"fal's list holds {len(matches)} requests with the same input"
+            else:
+                missing[fingerprint] = "fal's list of requests does not hold it, or not yet"
+    return Search(tuple(found), missing)
+
+
+async def _listed(
+    fal: FalClient, ledger: Ledger, endpoint_id: str, wanted: list[str]
+) -> dict[str, list[str]]:
+    """Return the ids of fal's requests that no ledger entry has, by the digest of their input."""
+    earliest = min(ledger.entries[fingerprint].last.reserved.reserved_at for fingerprint in wanted)
+    listing = await fal.requests_by_endpoint(
+        endpoint_id,
+        start=earliest - SKEW,
+        end=datetime.now(UTC) + SKEW,
+        with_payloads=True,
+        max_items=MAX_LISTED,
+    )
+    if listing.truncated:
+        raise FalError(message=f"it holds more than {MAX_LISTED} requests since {earliest:%Y-%m-%d %H:%M}.")
+    taken = {
+        attempt.submitted.request_id
+        for entry in ledger.entries.values()
+        for attempt in entry.attempts
+        if attempt.submitted
+    }
+    candidates: dict[str, list[str]] = defaultdict(list)
+    for past in listing.items:
+        if past.request_id not in taken and isinstance(past.json_input, dict):
+            candidates[digest(past.json_input)].append(past.request_id)
+    return candidates
+
+
+async def _attach(fal: FalClient, ledger: Ledger, fingerprint: str, request_id: str) -> None:
+    queued = fal.attach(ledger.entries[fingerprint].last.reserved.request.endpoint_id, request_id)
+    submitted = Submitted(
+        request_id=request_id,
+        status_url=queued.status_url,
+        response_url=queued.result_url,
+        cancel_url=queued.cancel_url,
+        submitted_at=datetime.now(UTC),
+    )
+    try:
+        await ledger.submitted(fingerprint, submitted)
+    except AlreadyWritten:
+        return  # its own run got the answer after all
+
+
+async def give_up(ledger: Ledger, fingerprint: str) -> None:
+    """Record that somebody chose to submit an unanswered request again, though it may have been paid."""
+    reason = "its answer was lost, and somebody chose to submit it again; it may have been paid"
+    settled = Settled(
+        state="failed",
+        reason=reason,
+        retryable=True,
+        completed_at=datetime.now(UTC),
+        cost_usd=None,
+        cost_source="unknown",
+    )
+    try:
+        await ledger.settle(fingerprint, settled)
+    except AlreadyWritten:
+        return
