@@ -4,7 +4,7 @@ READY := .venv/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install run plan test lint format ui lock clean
+.PHONY: help install run plan test oracles-install lint format ui lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -24,6 +24,9 @@ plan: $(READY) ## Say what a run would do and cost
 
 test: $(READY) ## Run the tests
 	$(BIN)/pytest -n 2
+
+oracles-install: ## Install fal's JavaScript client, for the tests that hold the sandbox against it
+	npm ci --prefix tests/oracles/javascript --no-fund --no-audit
 
 lint: $(READY) ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

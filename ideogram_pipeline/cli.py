@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ideogram_pipeline.errors import PipelineError
+from ideogram_pipeline.errors import ConfigurationError, PipelineError
 from ideogram_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -109,6 +110,67 @@ def plan(batch: Batches = None, json: AsJson = False) -> None:
                     f"rejected: {entry.batch}, {where}: {_plain(row.reason)}", highlight=False, soft_wrap=True
                 )
     _out.print(f"A run would cost ${sum(entry.cost_usd for entry in plans):.2f}{_money_note(settings)}.")
+
+
+@app.command()
+def reconcile(
+    batch: Batches = None,
+    resubmit_unknown_after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Give up what is older than this (such as 90s, 30m, 2h, 3d) and not found: the next run submits it "
+            "again, and it may then be paid twice.",
+        ),
+    ] = None,
+) -> None:
+    """Look at fal for submits that were never answered. What is found is fetched by the next run, without paying again.
+
+    Exit codes: 0 nothing is unknown any more; 3 some submits stay unknown.
+    """
+    settings = Settings.from_environment()
+    resubmit_after = _duration(resubmit_unknown_after) if resubmit_unknown_after else None
+    from ideogram_pipeline.repair import reconcile as look
+
+    results = look(settings, batch or [], resubmit_after=resubmit_after)
+    for one in results:
+        price = "an unknown price" if one.price_usd is None else f"${one.price_usd:.2f}"
+        if one.found:
+            says = f"found as {one.found}; the next run fetches it"
+        elif one.given_up:
+            says = f"given up by choice; the next run submits it again, for {price}, perhaps a second time"
+        else:
+            says = f"still unknown: {one.reason}; it may have cost {price}"
+        where = f"{one.batch}, {one.prompt_id}, sent {one.reserved_at:%Y-%m-%d %H:%M:%S} UTC"
+        _out.print(f"{where}: {says}", highlight=False, markup=False, soft_wrap=True)
+    unknown = sum(not one.found and not one.given_up for one in results)
+    _out.print(f"{len(results)} submits were never answered; {unknown} of them are still unknown.")
+    raise typer.Exit(EXIT_INCOMPLETE if unknown else 0)
+
+
+@app.command()
+def rebuild() -> None:
+    """Make metadata, outcomes, catalog and gallery anew, from the ledger and the pictures alone. Sends nothing.
+
+    Exit codes: 0 every picture of the ledger is there and whole; 3 some are not.
+    """
+    settings = Settings.from_environment()
+    from ideogram_pipeline.repair import rebuild as make_anew
+
+    rebuilt = make_anew(settings)
+    for one in rebuilt:
+        _out.print(f"{one.batch}: {one.rows} rows, {one.images} pictures", highlight=False, markup=False)
+        for path in one.damaged:
+            _out.print(f"  missing or damaged: {path}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(EXIT_INCOMPLETE if any(one.damaged for one in rebuilt) else 0)
+
+
+def _duration(text: str) -> timedelta:
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not number.isdecimal():
+        raise ConfigurationError(f"{text!r} is no duration; write a number and s, m, h or d, such as 2h.")
+    return timedelta(**{units[unit]: int(number)})
 
 
 @app.command()
