@@ -4,7 +4,7 @@ READY := .venv/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install run plan test oracles-install lint format ui lock clean
+.PHONY: help install run plan test oracles-install chaos bench lint format ui lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -27,6 +27,9 @@ test: $(READY) ## Run the tests
 
 oracles-install: ## Install fal's JavaScript client, for the tests that hold the sandbox against it
 	npm ci --prefix tests/oracles/javascript --no-fund --no-audit
+
+chaos: $(READY) ## Kill, stop and race real runs; KILLS=200 kills more often
+	KILLS=$(or $(KILLS),20) $(BIN)/pytest -m chaos tests/chaos
 
 lint: $(READY) ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -75,11 +75,12 @@ async def _listed(
     fal: FalClient, ledger: Ledger, endpoint_id: str, wanted: list[str]
 ) -> dict[str, list[str]]:
     """Return the ids of fal's requests that no ledger entry has, by the digest of their input."""
-    earliest = min(ledger.entries[fingerprint].last.reserved.reserved_at for fingerprint in wanted)
+    now = datetime.now(UTC)
+    earliest = min(now, *(ledger.entries[fingerprint].last.reserved.reserved_at for fingerprint in wanted))
     listing = await fal.requests_by_endpoint(
         endpoint_id,
         start=earliest - SKEW,
-        end=datetime.now(UTC) + SKEW,
+        end=now + SKEW,
         with_payloads=True,
         max_items=MAX_LISTED,
     )

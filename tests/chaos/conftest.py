@@ -1,0 +1,111 @@
+"""A table, a standing sandbox with a key of its own, and real processes to kill, stop and race."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from pydantic import SecretStr
+
+from ideogram_pipeline.sandbox import RunningSandbox, SandboxSettings, running_sandbox
+
+COMMAND = [sys.executable, "-c", "from ideogram_pipeline.cli import main; main()"]
+PLANTED_KEY = "planted-key-id:planted-key-secret"
+
+
+@dataclass
+class Project:
+    """A table of rows in one batch, and the command run on it in processes of their own."""
+
+    folder: Path
+    sandbox: RunningSandbox
+    rows: int
+    output: list[str] = field(default_factory=list)
+    """All that the processes said."""
+
+    def __post_init__(self):
+        self.store = self.folder / "store"
+        Image.new("RGB", (64, 64), "teal").save(self.folder / "ada.png")
+        (self.folder / "references.csv").write_text("reference_id,uri\nada,ada.png\n")
+        lines = [f"p{number:03},scene {number},{'ada' if number % 2 else ''}" for number in range(self.rows)]
+        (self.folder / "prompts.csv").write_text("\n".join(["prompt_id,prompt,reference_id", *lines]))
+
+    def start(self, *arguments, **environment):
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("IDEOGRAM_", "FAL_"))
+        }
+        kept.pop("DAGSTER_HOME", None)
+        hosts = {f"FAL_{host}_URL": self.sandbox.url for host in ("QUEUE", "REST", "API")}
+        settings = {
+            "IDEOGRAM_BACKEND": "fal",
+            "FAL_KEY": PLANTED_KEY,
+            "IDEOGRAM_STORE": str(self.store),
+            "IDEOGRAM_PROMPTS": str(self.folder / "prompts.csv"),
+            "IDEOGRAM_REFERENCES": str(self.folder / "references.csv"),
+        }
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            env={**kept, **hosts, **settings, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, process):
+        out, err = process.communicate()
+        self.output += [out, err]
+        return process.returncode, out
+
+    def __call__(self, *arguments, **environment):
+        return self.finish(self.start(*arguments, **environment))
+
+    def run(self, **environment):
+        code, out = self("run", "--json", **environment)
+        assert code in (0, 3), self.output[-1]
+        return json.loads(out.splitlines()[-1])
+
+    def settle(self):
+        """Run to the end as a person would who wants every picture, and return the last summary."""
+        self.run()
+        self("reconcile", "--resubmit-unknown-after", "0s")
+        return self.run()
+
+    def ledger_files(self):
+        return len(list(self.store.glob("ledger/batch=default/*/*.json")))
+
+    def check_that_everything_is_whole(self):
+        """Every row of the metadata has its picture, whole, and every picture its row."""
+        metadata = pd.read_parquet(self.store / "images" / "batch=default" / "metadata.parquet")
+        pictures = {path.name: path for path in (self.store / "images").rglob("*.png")}
+        assert set(metadata["file_name"]) == set(pictures)
+        for row in metadata.itertuples():
+            with Image.open(pictures[row.file_name]) as picture:
+                picture.load()
+                assert picture.size == (row.width, row.height)
+        return metadata
+
+    def check_that_the_key_is_nowhere(self):
+        secret = PLANTED_KEY.partition(":")[2].encode()
+        holding = [path for path in self.folder.rglob("*") if path.is_file() and secret in path.read_bytes()]
+        assert holding == []
+        assert not any(secret.decode() in text for text in self.output)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Make a project with so many rows; the sandbox has these settings."""
+    running = []
+
+    def make(rows, **settings):
+        context = running_sandbox(SandboxSettings(key=SecretStr(PLANTED_KEY), concurrency=20, **settings))
+        running.append(context)
+        return Project(tmp_path, context.__enter__(), rows)
+
+    yield make
+    for context in running:
+        context.__exit__(None, None, None)
