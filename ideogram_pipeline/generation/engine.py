@@ -369,7 +369,7 @@ class Engine:
                     raise _LeftOpen(Failed, reason) from None
         name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
         path = f"images/batch={request.batch}/{name}.{EXTENSIONS[picture.kind]}"
-        await self._store.put_async(path, downloaded.content)
+        await self._store.put_async(path, downloaded.content, durable=True)
         if shrunk:
             await self._store.put_async(thumbnail_path(path), shrunk)
         return StoredImage(

@@ -219,8 +219,13 @@ def _record(store: Store, path: str) -> _Record | None:
     name = _NAME.search(path)
     if name is None:
         return None
+    content = store.get(path)
+    if not content:
+        # Whoever wrote it went on only once the bytes were on the disk. They aren't, so the power went first.
+        store.delete(path)
+        return None
     try:
-        return _STEPS[name["step"]].model_validate_json(store.get(path))
+        return _STEPS[name["step"]].model_validate_json(content)
     except ValueError as error:
         raise StoreError(f"The ledger file {store.where(path)!r} can't be read: {error}") from None
 

@@ -6,6 +6,8 @@ is what claims between processes and hosts are built from (local disks, S3, GCS 
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,12 +89,14 @@ class Store:
         with self._failures("write", path):
             obstore.put(self._backend, path, content)
 
-    async def put_async(self, path: str, content: bytes) -> None:
-        """Write an object, replacing what was there."""
+    async def put_async(self, path: str, content: bytes, *, durable: bool = False) -> None:
+        """Write an object, replacing what was there; a durable one has survived a power cut when this returns."""
         import obstore
 
         with self._failures("write", path):
             await obstore.put_async(self._backend, path, content)
+            if durable:
+                await self._flush(path)
 
     def create(self, path: str, content: bytes) -> bool:
         """Write an object only if nothing is there yet; return whether this call wrote it."""
@@ -107,7 +111,7 @@ class Store:
         return True
 
     async def create_async(self, path: str, content: bytes) -> bool:
-        """Write an object only if nothing is there yet; return whether this call wrote it."""
+        """Write an object durably, only if nothing is there yet; return whether this call wrote it."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
@@ -116,6 +120,7 @@ class Store:
                 await obstore.put_async(self._backend, path, content, mode="create")
             except AlreadyExistsError:
                 return False
+            await self._flush(path)
         return True
 
     def delete(self, path: str) -> None:
@@ -156,6 +161,11 @@ class Store:
             listing = obstore.list_with_delimiter(self._backend, prefix=folder)
             return sorted(prefix.rsplit("/", 1)[-1] for prefix in listing["common_prefixes"])
 
+    async def _flush(self, path: str) -> None:
+        """Bring a local file and the names that lead to it from the system's memory to the disk."""
+        if self.folder:
+            await asyncio.to_thread(_fsync, self.folder / path, self.folder)
+
     @contextmanager
     def _failures(self, verb: str, path: str) -> Iterator[None]:
         from obstore.exceptions import BaseError
@@ -166,6 +176,17 @@ class Store:
             raise FileNotFoundError(f"There is no {self.where(path)!r}.") from None
         except (OSError, ValueError, BaseError) as error:  # a ValueError for a path that leaves the root
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
+
+
+def _fsync(file: Path, root: Path) -> None:
+    for path in (file, *file.parents):
+        if path == root:
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _first_line(error: BaseException) -> str:

@@ -331,3 +331,13 @@ def test_an_attempt_without_its_reservation_is_an_error_that_names_the_request(s
     store.put(f"ledger/batch=drop/{fingerprint}/1-submitted.json", SUBMITTED.model_dump_json().encode())
     with pytest.raises(StoreError, match=fingerprint):
         Ledger(store, "drop")
+
+
+def test_a_transition_that_a_power_cut_left_empty_did_not_happen(store):
+    ledger, asked = Ledger(store, "drop"), request()
+    asyncio.run(ledger.reserve(reserved(asked)))
+    store.put(f"ledger/batch=drop/{asked.fingerprint}/1-submitted.json", b"")
+    again = Ledger(store, "drop")
+    assert again.entries[asked.fingerprint].state == "reserved"
+    asyncio.run(again.submitted(asked.fingerprint, SUBMITTED))
+    assert Ledger(store, "drop").entries[asked.fingerprint].state == "submitted"
