@@ -31,6 +31,9 @@ oracles-install: ## Install fal's JavaScript client, for the tests that hold the
 chaos: $(READY) ## Kill, stop and race real runs; KILLS=200 kills more often
 	KILLS=$(or $(KILLS),20) $(BIN)/pytest -m chaos tests/chaos
 
+bench: $(READY) ## Measure it beside fal's own client; BENCH="--mode throughput", or memory, for the other figures
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
 lint: $(READY) ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -26,8 +26,8 @@ from ideogram_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.outcomes import Outcome
-    from ideogram_pipeline.generation.planner import Plan
     from ideogram_pipeline.launch import RunSummary
+    from ideogram_pipeline.preview import BatchPlanSummary, PlanSummary
 
 EXIT_INCOMPLETE = 3
 EXIT_USAGE = 2
@@ -85,31 +85,22 @@ def run(batch: Batches = None, json: AsJson = False) -> None:
 
 
 @app.command()
-def plan(batch: Batches = None, json: AsJson = False) -> None:
+def plan(
+    batch: Batches = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Say of every row what would be done, and why.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
     """Say what a run would do with every row and what it would cost. Sends and writes nothing."""
     settings = Settings.from_environment()
-    from ideogram_pipeline.preview import preview
+    from ideogram_pipeline.preview import PlanSummary, preview
 
-    plans = preview(settings, batch or [])
+    summary = PlanSummary.of(preview(settings, batch or []))
     if json:
-        typer.echo(_plan_json(plans))
-        return
-    table = Table("batch", "rows", "new", "reused", "re-attached", "rejected", "other", "cost")
-    for entry in plans:
-        counted = [entry.count(decision) for decision in ("new", "reused", "re-attached", "rejected")]
-        other = len(entry.rows) - sum(counted)
-        table.add_row(
-            entry.batch, str(len(entry.rows)), *map(str, counted), str(other), f"${entry.cost_usd:.2f}"
-        )
-    _out.print(table)
-    for entry in plans:
-        for row in entry.rows:
-            if row.decision == "rejected":
-                where = f"row {row.row_number}" + (f", column {row.column}" if row.column else "")
-                _out.print(
-                    f"rejected: {entry.batch}, {where}: {_plain(row.reason)}", highlight=False, soft_wrap=True
-                )
-    _out.print(f"A run would cost ${sum(entry.cost_usd for entry in plans):.2f}{_money_note(settings)}.")
+        typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))
+    else:
+        _print_plan(settings, summary, verbose=verbose)
 
 
 @app.command()
@@ -272,10 +263,43 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
         )
 
 
-def _plan_json(plans: list[Plan]) -> str:
-    from ideogram_pipeline.preview import PlanSummary
+def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> None:
+    kinds = ("new", "stale", "reused", "reattached", "settled", "unknown", "rejected")
+    shown = [kind for kind in kinds if any(getattr(batch, kind) for batch in summary.batches)]
+    table = Table("batch", "rows", *(kind.replace("reattached", "re-attached") for kind in shown), "cost")
+    for batch in summary.batches:
+        counts = [str(getattr(batch, kind)) for kind in shown]
+        table.add_row(batch.batch, str(batch.rows), *counts, _cost(batch))
+    _out.print(table)
+    for row in summary.decisions:
+        if verbose or row.decision == "rejected":
+            price = "" if row.price_usd is None else f" (${row.price_usd:.2f})"
+            line = f"{row.decision}: {row.batch}, row {row.row_number}, {row.prompt_id}{price}: {row.reason}"
+            _out.print(line, highlight=False, soft_wrap=True, markup=False)
+    for advice in summary.advice:
+        rows = f"{advice.rows} rows, such as" if advice.rows > 1 else "1 row,"
+        _out.print(
+            f"advice: {rows} {advice.example}: {advice.text}", highlight=False, soft_wrap=True, markup=False
+        )
+    _out.print(f"A run would cost {_cost(summary)}{_money_note(settings)}.", highlight=False, soft_wrap=True)
+    if summary.estimated_usd_max > summary.estimated_usd:
+        _out.print(
+            "The upper end counts the rows that an earlier run submitted or may have: they are not paid for again, "
+            "and may be paid already.",
+            soft_wrap=True,
+        )
+    if summary.unpriced:
+        _out.print(
+            f"The price of {summary.unpriced} rows is not known. They are not sent unless "
+            "IDEOGRAM_ALLOW_UNKNOWN_PRICES=true.",
+            soft_wrap=True,
+        )
 
-    return PlanSummary.of(plans).model_dump_json()
+
+def _cost(summary: BatchPlanSummary | PlanSummary) -> str:
+    least = f"{'at least ' if summary.unpriced else ''}${summary.estimated_usd:.2f}"
+    most = summary.estimated_usd_max
+    return least if most == summary.estimated_usd else f"{least} to ${most:.2f}"
 
 
 def _money_note(settings: Settings) -> str:

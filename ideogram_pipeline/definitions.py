@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import dagster as dg
@@ -12,7 +13,14 @@ from ideogram_pipeline.assets.gallery import gallery
 from ideogram_pipeline.assets.images import generated_images
 from ideogram_pipeline.assets.requests import generation_requests
 from ideogram_pipeline.assets.tables import prompts, references
-from ideogram_pipeline.resources import FalResource, LogProgress, StoreResource, TablesResource
+from ideogram_pipeline.checks import no_unanswered_submits
+from ideogram_pipeline.resources import (
+    BudgetResource,
+    FalResource,
+    LogProgress,
+    StoreResource,
+    TablesResource,
+)
 from ideogram_pipeline.settings import Settings
 
 refresh_tables = dg.define_asset_job(
@@ -42,14 +50,24 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
             max_in_flight=settings.max_in_flight,
             inline_references=settings.inline_references,
         ),
+        "budget": BudgetResource(
+            per_run_usd=_number(settings.budget_usd),
+            per_day_usd=_number(settings.budget_usd_per_day),
+            allow_unknown_prices=settings.allow_unknown_prices,
+        ),
         "progress": LogProgress(),
     }
     return dg.Definitions(
         assets=[prompts, references, generation_requests, generated_images, image_catalog, gallery],
+        asset_checks=[no_unanswered_submits],
         jobs=[refresh_tables, generate_batch, publish],
         resources={**resources, **(overrides or {})},
         executor=dg.in_process_executor,
     )
+
+
+def _number(usd: Decimal | None) -> float | None:
+    return None if usd is None else float(usd)
 
 
 @dg.definitions

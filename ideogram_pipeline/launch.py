@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field
 
+from ideogram_pipeline.assets.images import RUN_TAG
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.files import batches as all_batches
@@ -59,12 +61,13 @@ def run(
     """
     started = time.monotonic()
     instance = _instance(settings)
+    command = uuid4().hex
     definitions = build_definitions(settings, overrides={"progress": progress})
 
     def execute(job: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
         try:
             return definitions.resolve_job_def(job).execute_in_process(
-                instance=instance, partition_key=batch, run_config=_QUIET
+                instance=instance, partition_key=batch, run_config=_QUIET, tags={RUN_TAG: command}
             )
         except dg.DagsterExecutionInterruptedError:
             raise KeyboardInterrupt from None

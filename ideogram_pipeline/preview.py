@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.ledger import Ledger
-from ideogram_pipeline.generation.planner import Plan, References, plan_batch
+from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
@@ -23,14 +24,61 @@ class BatchPlanSummary(BaseModel):
 
     batch: str = Field(description="The partition.")
     rows: int = Field(description="Rows of the prompts table.")
-    new: int = Field(description="Rows that would be paid for.")
+    new: int = Field(description="Rows that would be paid for, for the first time.")
+    stale: int = Field(
+        description="Rows that would be paid for because they ask for something else than before."
+    )
     reused: int = Field(description="Rows whose pictures are there.")
     reattached: int = Field(description="Rows that were submitted before and would be fetched.")
     settled: int = Field(description="Rows that were refused or failed for good.")
     unknown: int = Field(description="Rows whose submit was never answered.")
     rejected: int = Field(description="Rows that can't be sent.")
-    estimated_usd: float = Field(description="List price of the new rows, in dollars.")
-    unpriced: int = Field(description="New rows whose price is not known.")
+    estimated_usd: float = Field(description="List price of the new and stale rows, in dollars.")
+    estimated_usd_max: float = Field(
+        description="The same with the re-attached and unknown rows, which may be paid already."
+    )
+    unpriced: int = Field(description="Rows of these four kinds whose price is not known.")
+
+    @classmethod
+    def of(cls, plan: Plan) -> BatchPlanSummary:
+        """Count a plan."""
+        return cls(
+            batch=plan.batch,
+            rows=len(plan.rows),
+            new=plan.count("new"),
+            stale=plan.count("stale"),
+            reused=plan.count("reused"),
+            reattached=plan.count("re-attached"),
+            settled=plan.count("settled"),
+            unknown=plan.count("unknown"),
+            rejected=plan.count("rejected"),
+            estimated_usd=plan.cost_usd,
+            estimated_usd_max=plan.cost_usd_max,
+            unpriced=plan.unpriced,
+        )
+
+
+class RowSummary(BaseModel):
+    """What would be done with one row, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch: str = Field(description="The partition.")
+    row_number: int = Field(description="Where the row stands in the table.")
+    prompt_id: str = Field(description="The row of the prompts table.")
+    decision: str = Field(description="new, stale, reused, re-attached, settled, unknown or rejected.")
+    reason: str = Field(description="Why; for a rejected row with the column at fault.")
+    price_usd: float | None = Field(description="List price of the request, in dollars.")
+
+
+class AdviceSummary(BaseModel):
+    """Something that the pictures of rows to be paid for may surprise with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    text: str = Field(description="What to expect, and how to avoid it.")
+    rows: int = Field(description="Rows it is about.")
+    example: str = Field(description="The prompt id of the first of them.")
 
 
 class PlanSummary(BaseModel):
@@ -40,33 +88,57 @@ class PlanSummary(BaseModel):
 
     batches: tuple[BatchPlanSummary, ...] = Field(description="Each batch.")
     rows: int = Field(description="Rows in all.")
-    new: int = Field(description="Rows that would be paid for.")
-    estimated_usd: float = Field(description="List price of the new rows, in dollars.")
+    new: int = Field(description="Rows that would be paid for, for the first time.")
+    stale: int = Field(
+        description="Rows that would be paid for because they ask for something else than before."
+    )
+    estimated_usd: float = Field(description="List price of the new and stale rows, in dollars.")
+    estimated_usd_max: float = Field(
+        description="The same with the re-attached and unknown rows, which may be paid already."
+    )
+    unpriced: int = Field(description="Rows of these four kinds whose price is not known.")
+    decisions: tuple[RowSummary, ...] = Field(description="Each row, by batch, in the order of the table.")
+    advice: tuple[AdviceSummary, ...] = Field(
+        description="Each advice for new and stale rows, the commonest first."
+    )
 
     @classmethod
     def of(cls, plans: Sequence[Plan]) -> PlanSummary:
         """Count plans."""
-        batches = tuple(
-            BatchPlanSummary(
-                batch=plan.batch,
-                rows=len(plan.rows),
-                new=plan.count("new"),
-                reused=plan.count("reused"),
-                reattached=plan.count("re-attached"),
-                settled=plan.count("settled"),
-                unknown=plan.count("unknown"),
-                rejected=plan.count("rejected"),
-                estimated_usd=plan.cost_usd,
-                unpriced=plan.unpriced,
-            )
-            for plan in plans
-        )
+        batches = tuple(BatchPlanSummary.of(plan) for plan in plans)
         return cls(
             batches=batches,
             rows=sum(batch.rows for batch in batches),
             new=sum(batch.new for batch in batches),
+            stale=sum(batch.stale for batch in batches),
             estimated_usd=round(sum(batch.estimated_usd for batch in batches), 6),
+            estimated_usd_max=round(sum(batch.estimated_usd_max for batch in batches), 6),
+            unpriced=sum(batch.unpriced for batch in batches),
+            decisions=tuple(
+                RowSummary(
+                    batch=plan.batch,
+                    row_number=row.row_number,
+                    prompt_id=row.prompt_id,
+                    decision=row.decision,
+                    reason=f"{row.column}: {row.reason}" if row.column else row.reason,
+                    price_usd=row.price_usd,
+                )
+                for plan in plans
+                for row in plan.rows
+            ),
+            advice=_advice(plans),
         )
+
+
+def _advice(plans: Sequence[Plan]) -> tuple[AdviceSummary, ...]:
+    about: dict[str, list[str]] = defaultdict(list)
+    for plan in plans:
+        for row in plan.rows:
+            if row.decision in TO_PAY and row.request:
+                for text in row.request.advice:
+                    about[text].append(row.prompt_id)
+    commonest = sorted(about.items(), key=lambda item: -len(item[1]))
+    return tuple(AdviceSummary(text=text, rows=len(ids), example=ids[0]) for text, ids in commonest)
 
 
 def preview(settings: Settings, batches: Sequence[str]) -> list[Plan]:

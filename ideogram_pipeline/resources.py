@@ -15,6 +15,7 @@ from ideogram_pipeline.settings import Backend, check_backend
 
 if TYPE_CHECKING:
     from ideogram_pipeline.fal import FalClient
+    from ideogram_pipeline.generation.budget import Budget
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.storage import Store
 
@@ -104,6 +105,35 @@ class FalResource(dg.ConfigurableResource[Any]):
                 queue=queue, rest=self.rest_url or queue, api=self.api_url or queue, backup_queue=None
             )
         yield lambda: FalClient(self.key or "sandbox:sandbox", hosts, max_connections=connections)
+
+
+class BudgetResource(dg.ConfigurableResource[Any]):
+    """What runs may spend, in US dollars."""
+
+    per_run_usd: float | None = Field(default=None, gt=0, description="One run; without it there is no line.")
+    per_day_usd: float | None = Field(
+        default=None, gt=0, description="All runs on the store in one UTC day, likewise."
+    )
+    allow_unknown_prices: bool = Field(
+        default=False, description="Send requests whose price is not known; they are refused otherwise."
+    )
+
+    def open(self, store: Store, run_id: str) -> Budget:
+        """Open the budget of a run; runs with the same id share the line of one run."""
+        from ideogram_pipeline.generation.budget import Budget
+
+        return Budget(
+            store,
+            run_id=run_id,
+            per_run_usd=_exactly(self.per_run_usd),
+            per_day_usd=_exactly(self.per_day_usd),
+            allow_unknown=self.allow_unknown_prices,
+        )
+
+
+def _exactly(usd: float | None) -> Decimal | None:
+    """Return the amount as it was written: Dagster's configuration has no decimals."""
+    return None if usd is None else Decimal(str(usd))
 
 
 @contextmanager

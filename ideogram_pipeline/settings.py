@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -30,6 +31,17 @@ class Settings(BaseSettings):
     prompts: str = Field(default="data/prompts.csv", description="The prompts table.")
     references: str = Field(default="data/references.csv", description="The references table.")
     max_in_flight: int = Field(default=64, ge=1, le=1000, description="Requests with fal at a time, per run.")
+    budget_usd: Decimal | None = Field(
+        default=None, gt=0, description="Dollars that one run may spend; without it there is no line."
+    )
+    budget_usd_per_day: Decimal | None = Field(
+        default=None,
+        gt=0,
+        description="Dollars that all runs on the store may spend in one UTC day, likewise.",
+    )
+    allow_unknown_prices: bool = Field(
+        default=False, description="Send requests whose price is not known; they are refused otherwise."
+    )
     inline_references: int = Field(
         default=0,
         ge=0,

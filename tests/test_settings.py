@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from decimal import Decimal
 
 import pytest
 
@@ -23,6 +24,8 @@ def test_without_an_environment_nothing_costs_money():
     assert (settings.backend, settings.store) == ("sandbox", "./var")
     assert (settings.prompts, settings.references) == ("data/prompts.csv", "data/references.csv")
     assert settings.fal_key is None
+    assert (settings.budget_usd, settings.budget_usd_per_day) == (None, None)
+    assert settings.allow_unknown_prices is False
 
 
 @pytest.mark.parametrize(
@@ -34,10 +37,13 @@ def test_without_an_environment_nothing_costs_money():
         ("FAL_QUEUE_URL", "fal_queue_url", "http://127.0.0.1:9000"),
         ("FAL_REST_URL", "fal_rest_url", "http://127.0.0.1:9000"),
         ("FAL_API_URL", "fal_api_url", "http://127.0.0.1:9000"),
+        ("IDEOGRAM_BUDGET_USD", "budget_usd", Decimal("12.50")),
+        ("IDEOGRAM_BUDGET_USD_PER_DAY", "budget_usd_per_day", Decimal(100)),
+        ("IDEOGRAM_ALLOW_UNKNOWN_PRICES", "allow_unknown_prices", True),
     ],
 )
 def test_each_setting_has_its_variable(monkeypatch, variable, field, value):
-    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv(variable, str(value))
     assert getattr(Settings.from_environment(), field) == value
 
 
@@ -57,6 +63,12 @@ def test_an_empty_variable_is_none(monkeypatch):
         ("IDEOGRAM_MAX_IN_FLIGHT", "0"),
         ("IDEOGRAM_MAX_IN_FLIGHT", "1001"),
         ("FAL_QUEUE_URL", "http://[::1"),
+        ("IDEOGRAM_BUDGET_USD", "five"),
+        ("IDEOGRAM_BUDGET_USD", "0"),
+        ("IDEOGRAM_BUDGET_USD", "nan"),
+        ("IDEOGRAM_BUDGET_USD_PER_DAY", "-1"),
+        ("IDEOGRAM_BUDGET_USD_PER_DAY", "Infinity"),
+        ("IDEOGRAM_ALLOW_UNKNOWN_PRICES", "perhaps"),
     ],
 )
 def test_a_malformed_variable_is_named(monkeypatch, variable, value):

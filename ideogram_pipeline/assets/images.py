@@ -11,12 +11,14 @@ from ideogram_pipeline import __version__
 from ideogram_pipeline.assets.bridge import Interruption, run_in_thread, terminated
 from ideogram_pipeline.assets.requests import generation_requests
 from ideogram_pipeline.partitions import BATCHES
-from ideogram_pipeline.resources import FalResource, Progress, StoreResource
+from ideogram_pipeline.resources import BudgetResource, FalResource, Progress, StoreResource
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.records import ImageRow
     from ideogram_pipeline.storage import Store
 
+RUN_TAG = "ideogram_pipeline/run"
+"""Names the command that several Dagster runs belong to, so that they share one budget."""
 PREVIEWS = 12
 """Pictures on the contact sheet that Dagster shows."""
 
@@ -32,6 +34,7 @@ def generated_images(
     context: dg.AssetExecutionContext,
     store: StoreResource,
     fal: FalResource,
+    budget: BudgetResource,
     progress: dg.ResourceParam[Progress],
 ) -> dg.MaterializeResult[None]:
     """The batch's pictures with their metadata, and an outcome for every row. Nothing is paid for twice."""
@@ -47,7 +50,8 @@ def generated_images(
     ledger = Ledger(opened, batch)
     requests = [request for row in plan.rows if (request := row.request)]
     progress.begin(batch, sum(request.num_images for request in requests))
-    facts = RunFacts(run_id=context.run.run_id, backend=fal.backend, code_version=__version__)
+    run_id = context.run.run_id
+    facts = RunFacts(run_id=run_id, backend=fal.backend, code_version=__version__)
 
     with fal.connect(opened) as make_client:
 
@@ -60,6 +64,9 @@ def generated_images(
                     run=facts,
                     max_in_flight=fal.max_in_flight,
                     inline_bytes=fal.inline_references,
+                    budget=budget.open(
+                        opened, context.run.tags.get(RUN_TAG) or context.run.root_run_id or run_id
+                    ),
                     observer=progress,
                 )
                 async with interruption.before_leaving(engine.cancel_queued):

@@ -33,6 +33,7 @@ def generation_requests(
         metadata={
             "rows": len(plan.rows),
             "new": plan.count("new"),
+            "stale": plan.count("stale"),
             "reused": plan.count("reused"),
             "rejected": plan.count("rejected"),
             "estimated_usd": plan.cost_usd,

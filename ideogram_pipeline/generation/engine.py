@@ -31,6 +31,7 @@ from ideogram_pipeline.fal.errors import (
     RequestEnded,
     RequestNotFound,
 )
+from ideogram_pipeline.generation.budget import Budget, OverBudget, Reservation, UnknownPrice
 from ideogram_pipeline.generation.ledger import (
     AlreadyWritten,
     CostSource,
@@ -116,6 +117,7 @@ class Engine:
         run: RunFacts,
         max_in_flight: int,
         inline_bytes: int,
+        budget: Budget,
         observer: Observer,
     ) -> None:
         self._fal = fal
@@ -123,6 +125,8 @@ class Engine:
         self._ledger = ledger
         self._run = run
         self._max_in_flight = max_in_flight
+        self._budget = budget
+        self._reservations: dict[str, Reservation] = {}
         self._observer = observer
         self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes)
         self._queued: dict[str, QueuedRequest] = {}
@@ -151,6 +155,7 @@ class Engine:
         finally:
             if self._submitting:
                 await asyncio.wait(self._submitting)
+            await self._budget.close()
         for outcome in outcomes.values():
             if isinstance(outcome, Unknown):
                 self._observer.ended(outcome, self.spent_usd)
@@ -272,8 +277,15 @@ class Engine:
             code_version=self._run.code_version,
         )
         try:
+            self._reservations[request.fingerprint] = await self._budget.reserve(request.price_usd)
+        except OverBudget as reached:
+            self._stop(str(reached))
+        except UnknownPrice as refused:
+            raise _LeftOpen(NotReached, str(refused)) from None
+        try:
             await self._ledger.reserve(reserved)
         except AlreadyWritten:
+            await self._return_money(request, Decimal(0))
             raise _LeftOpen(
                 NotReached, "another run is working on this row; run again to see how it ended"
             ) from None
@@ -288,6 +300,7 @@ class Engine:
             await self._ledger.release(
                 request.fingerprint, Released(released_at=datetime.now(UTC), reason=error.message)
             )
+            await self._return_money(request, Decimal(0))
             if isinstance(error, AccessRefused | ConnectionFailed):
                 self._stop(str(error))
             raise _LeftOpen(NotReached, str(error)) from None
@@ -450,7 +463,14 @@ class Engine:
             await self._ledger.settle(request.fingerprint, settled)
         except AlreadyWritten:
             return  # another run fetched it too; what it recorded stands
+        await self._return_money(request, settled.cost_usd)
         self.spent_usd += settled.cost_usd or Decimal(0)
+
+    async def _return_money(self, request: GenerationRequest, cost: Decimal | None) -> None:
+        """Give back to the budget what this run reserved for a request and the request did not cost."""
+        reservation = self._reservations.pop(request.fingerprint, None)
+        if reservation:
+            await self._budget.settle(reservation, cost)
 
     async def _cancel(self, request: GenerationRequest, queued: QueuedRequest) -> bool:
         try:

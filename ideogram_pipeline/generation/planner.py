@@ -6,7 +6,7 @@ Planning is pure: the same rows, references and ledger give the same plan, and n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -30,13 +30,20 @@ PICTURE_COLUMNS: Mapping[str, str] = {
 }
 """The prompts table's column for each of an endpoint's picture fields; every other field is named as its column."""
 
+_LONG = ("prompt", "negative_prompt", "color_palette")
 _UPPER_CASE = ("rendering_speed", "style", "style_preset")
 _SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 _COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})(?::\s*([0-9.]+))?")
 
-Decision = Literal["new", "reused", "re-attached", "settled", "unknown", "rejected"]
-"""What a run will do with a row, in this order: pay for it, take it from the store, fetch what is already paid for,
-leave a refusal or failure as it is, leave it until its lost answer is found, or nothing because it can't be sent."""
+Decision = Literal["new", "stale", "reused", "re-attached", "settled", "unknown", "rejected"]
+"""What a run will do with a row, in this order: pay for it, pay for it again because it asks for something else than
+before, take it from the store, fetch what is already paid for, leave a refusal or failure as it is, look for its lost
+answer, or nothing because it can't be sent."""
+
+TO_PAY: Collection[Decision] = ("new", "stale")
+"""Rows that a run pays for."""
+PERHAPS_PAID: Collection[Decision] = ("re-attached", "unknown")
+"""Rows that an earlier run submitted, or may have: their cost is not known, and they are not paid for again."""
 
 
 class PlannedRow(BaseModel):
@@ -46,7 +53,7 @@ class PlannedRow(BaseModel):
 
     prompt_id: str = Field(description="The row of the prompts table.")
     row_number: int = Field(description="Where the row stands in the table.")
-    decision: str = Field(description="new, reused, re-attached, settled, unknown or rejected.")
+    decision: str = Field(description="new, stale, reused, re-attached, settled, unknown or rejected.")
     reason: str = Field(description="Why, in one line.")
     column: str = Field(default="", description="The column at fault, for a rejected row.")
     endpoint: str | None = Field(default=None, description="Short name of the endpoint.")
@@ -76,19 +83,22 @@ class Plan:
 
     @property
     def cost_usd(self) -> float:
-        """List price of all new rows whose price is known, in US dollars."""
-        return float(
-            sum((Decimal(str(row.price_usd)) for row in self._new if row.price_usd is not None), Decimal(0))
-        )
+        """List price in US dollars of all rows to pay for whose price is known."""
+        return self._price(TO_PAY)
+
+    @property
+    def cost_usd_max(self) -> float:
+        """The same with the rows that an earlier run may have paid for."""
+        return self._price((*TO_PAY, *PERHAPS_PAID))
 
     @property
     def unpriced(self) -> int:
-        """New rows whose price isn't known."""
-        return sum(row.price_usd is None for row in self._new)
+        """Rows to pay for, or perhaps paid, whose price isn't known."""
+        return sum(row.price_usd is None for row in self.rows if row.decision in (*TO_PAY, *PERHAPS_PAID))
 
-    @property
-    def _new(self) -> list[PlannedRow]:
-        return [row for row in self.rows if row.decision == "new"]
+    def _price(self, decisions: Collection[Decision]) -> float:
+        prices = [row.price_usd for row in self.rows if row.decision in decisions]
+        return float(sum((Decimal(str(price)) for price in prices if price is not None), Decimal(0)))
 
 
 class References(NamedTuple):
@@ -115,7 +125,8 @@ def plan_batch(
     entries: Mapping[str, Entry],
 ) -> Plan:
     """Return what a run of a batch will do, given what the ledger knows of its fingerprints."""
-    planned = [_planned(row, references, entries) for row in rows]
+    earlier = _newest_requests(entries)
+    planned = [_planned(row, references, entries, earlier) for row in rows]
     planned += [
         PlannedRow(
             prompt_id=rejection.row_id,
@@ -129,7 +140,20 @@ def plan_batch(
     return Plan(batch, tuple(sorted(planned, key=lambda row: row.row_number)))
 
 
-def _planned(row: PromptRow, references: References, entries: Mapping[str, Entry]) -> PlannedRow:
+def _newest_requests(entries: Mapping[str, Entry]) -> dict[str, GenerationRequest]:
+    """Return what each prompt id asked for before: its newest request with pictures, else its newest."""
+    ordered = sorted(
+        entries.values(), key=lambda entry: (entry.state == "generated", entry.last.reserved.reserved_at)
+    )
+    return {(request := entry.last.reserved.request).prompt_id: request for entry in ordered}
+
+
+def _planned(
+    row: PromptRow,
+    references: References,
+    entries: Mapping[str, Entry],
+    earlier: Mapping[str, GenerationRequest],
+) -> PlannedRow:
     try:
         request = plan_row(row, references)
     except RowProblem as problem:
@@ -141,7 +165,7 @@ def _planned(row: PromptRow, references: References, entries: Mapping[str, Entry
             column=problem.column,
             endpoint=row.endpoint,
         )
-    decision, reason = _decide(entries.get(request.fingerprint))
+    decision, reason = _decide(request, entries.get(request.fingerprint), earlier.get(request.prompt_id))
     return PlannedRow(
         prompt_id=row.prompt_id,
         row_number=row.row_number,
@@ -155,20 +179,72 @@ def _planned(row: PromptRow, references: References, entries: Mapping[str, Entry
     )
 
 
-def _decide(entry: Entry | None) -> tuple[Decision, str]:
-    match entry.state if entry else "new":
-        case "new":
-            return "new", "no request with this fingerprint was ever sent"
-        case "retryable":
-            return "new", "the last attempt ended without a result and was not billed"
+def _decide(
+    request: GenerationRequest, entry: Entry | None, earlier: GenerationRequest | None
+) -> tuple[Decision, str]:
+    if entry is None:
+        return ("stale", _changes(earlier, request)) if earlier else ("new", "it was never asked for")
+    last = entry.last
+    match entry.state:
+        case "new" | "retryable":
+            ended = last.released or last.settled
+            return "new", f"its last attempt brought nothing and is repeated: {ended.reason if ended else ''}"
         case "generated":
             return "reused", "its pictures are in the store"
         case "submitted":
-            return "re-attached", "it was submitted before and its result is fetched, not paid again"
+            return (
+                "re-attached",
+                f"run {last.reserved.owner} submitted it; the result is fetched, not paid again",
+            )
         case "reserved":
-            return "unknown", "it was being submitted when a run ended; the answer is not known"
+            return "unknown", f"run {last.reserved.owner} got no answer to it; it is looked for at fal"
         case state:
-            return "settled", f"it ended {state} and is not asked again"
+            why = last.settled.reason if last.settled else ""
+            return "settled", f"it ended {state} and is not asked again: {why}"
+
+
+def _changes(before: GenerationRequest, after: GenerationRequest) -> str:
+    """Say what a row asks for that it didn't ask for before."""
+    found: list[str] = []
+    fields = dict.fromkeys([*after.arguments, *before.arguments])
+    if before.endpoint != after.endpoint:
+        found.append(f"endpoint {before.endpoint} -> {after.endpoint}")
+        both = [ENDPOINTS[request.endpoint].input_model.model_fields for request in (before, after)]
+        fields = {field: None for field in fields if all(field in known for known in both)}
+    for field in fields:
+        old, new = before.arguments.get(field), after.arguments.get(field)
+        if old == new:
+            continue
+        if field in PICTURE_COLUMNS:
+            found += _changed_pictures(field, before, after)
+        elif field in _LONG:
+            found.append(f"{field} changed")
+        else:
+            found.append(f"{field} {_shown(old)} -> {_shown(new)}")
+    return ", ".join(dict.fromkeys(found)) or "requests are told apart in another way than before"
+
+
+def _changed_pictures(field: str, before: GenerationRequest, after: GenerationRequest) -> list[str]:
+    old, new = ([use for use in request.pictures if use.field == field] for request in (before, after))
+    old_ids, new_ids = ([use.reference_id for use in uses] for uses in (old, new))
+    if old_ids != new_ids:
+        return [f"{PICTURE_COLUMNS[field]} {_shown(old_ids)} -> {_shown(new_ids)}"]
+    pairs = zip(old, new, strict=True)
+    return [f"reference {now.reference_id} changed" for was, now in pairs if was.sha256 != now.sha256]
+
+
+def _shown(value: object) -> str:
+    match value:
+        case None | []:
+            return "none"
+        case list():
+            return "|".join(map(str, value))
+        case bool():
+            return str(value).lower()
+        case {"width": width, "height": height}:
+            return f"{width}x{height}"
+        case _:
+            return str(value)
 
 
 def plan_row(row: PromptRow, references: References) -> GenerationRequest:

@@ -51,7 +51,7 @@ def create_app(settings: SandboxSettings | None = None) -> Starlette:
     settings = settings or SandboxSettings()
     memory = state.State(settings.state)
     shelf = PictureShelf(memory)
-    studio = Studio(shelf, settings.mask_repaints)
+    studio = Studio(shelf, settings.mask_repaints, settings.drawing)
     requests = queue.Queue(settings, memory, studio)
     courier = Courier(requests, memory, studio)
 

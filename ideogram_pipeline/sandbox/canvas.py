@@ -6,6 +6,7 @@ again and drawing them costs more than using them.
 
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -17,6 +18,7 @@ Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
 
 _OVERSAMPLED = 3
+_HEAD = 8 + 4 + 4 + 13 + 4  # bytes of a PNG's signature and first chunk, which notes may follow
 _LINE = 1.28  # distance of two lines of text, in font sizes
 
 
@@ -119,9 +121,10 @@ def shortened(text: str, size: int, width: int) -> str:
     if measure(text) <= width:
         return text
     text = text.removesuffix("\u2026")
-    while text and measure(f"{text}\u2026") > width:
-        text = text[:-1]
-    return f"{text.rstrip()}\u2026"
+    fitting = bisect_left(
+        range(len(text)), True, key=lambda length: measure(f"{text[:length]}\u2026") > width
+    )
+    return f"{text[: max(fitting - 1, 0)].rstrip()}\u2026"
 
 
 def write(image: Image.Image, at: tuple[int, int], lines: Iterable[str], size: int, color: Color) -> int:
@@ -153,20 +156,25 @@ def png(image: Image.Image, notes: dict[str, str]) -> bytes:
         "L", (3 * width + 1, height), 2
     )  # each row starts with its filter: 2, difference to above
     rows.paste(ImageChops.subtract_modulo(flat, above), (1, 0))
+    whole = b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+            _chunk(b"IDAT", zlib.compress(rows.tobytes(), 1)),
+            _chunk(b"IEND", b""),
+        )
+    )
+    return annotated(whole, notes)
+
+
+def annotated(png: bytes, notes: dict[str, str]) -> bytes:
+    """The PNG with these text notes as well."""
     text = b"".join(
         # keyword, not compressed, no language, no translated keyword, UTF-8; a zero byte would end the text
         _chunk(b"iTXt", name.encode() + bytes(5) + value.replace("\0", "").encode("utf-8", "replace"))
         for name, value in notes.items()
     )
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-            text,
-            _chunk(b"IDAT", zlib.compress(rows.tobytes(), 1)),
-            _chunk(b"IEND", b""),
-        )
-    )
+    return png[:_HEAD] + text + png[_HEAD:]
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

@@ -110,6 +110,12 @@ class SandboxSettings(BaseSettings):
         default="black", description="Colour of the mask's area to repaint. fal does not say which it is."
     )
 
+    drawing: Literal["full", "plain"] = Field(
+        default="full",
+        description="`plain` draws only the first picture of a reference and size, and repeats it for the others: "
+        "for measuring a client without what drawing costs.",
+    )
+
     @field_validator("faults", mode="before")
     @classmethod
     def _read_faults(cls, value: object) -> object:

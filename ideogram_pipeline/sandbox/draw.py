@@ -39,6 +39,24 @@ def draw(scene: Scene) -> bytes:
     return canvas.png(image, {"Software": SOFTWARE, "Description": scene.caption})
 
 
+def repeat(scene: Scene) -> bytes:
+    """The reference at the scene's size as a PNG, drawn once; only its notes are the scene's own.
+
+    It takes no time, and is as long and as hard to decode as a photo of that size.
+    """
+    shown = scene.pictures.reference or scene.pictures.source
+    notes = {"Software": SOFTWARE, "Description": scene.caption, "Scene": scene.art}
+    return canvas.annotated(_repeated(shown, scene.size), notes)
+
+
+@lru_cache(maxsize=8)
+def _repeated(picture: Picture | None, size: Size) -> bytes:
+    image = _covering(picture, size) if picture else Image.effect_noise(size, 32).convert("RGB")
+    image = image.copy()
+    _ribbon(image)
+    return canvas.png(image, {})
+
+
 def _generated(scene: Scene) -> Image.Image:
     palette = _palette(scene)
     image = _backdrop(scene, palette)

@@ -24,7 +24,7 @@ from ideogram_pipeline.ideogram.endpoints import (
 )
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.sandbox.config import FaultKind
-from ideogram_pipeline.sandbox.draw import draw
+from ideogram_pipeline.sandbox.draw import draw, repeat
 from ideogram_pipeline.sandbox.pictures import Picture, PictureProblem, PictureShelf
 from ideogram_pipeline.sandbox.scene import Pictures, compose
 from ideogram_pipeline.sandbox.state import Failed, Outcome, Rendered, State, Submission
@@ -65,8 +65,14 @@ def _uploaded(address: str, state: State) -> str | None:
 class Studio:
     """Judges and paints; keeps the last few pictures."""
 
-    def __init__(self, shelf: PictureShelf, mask_repaints: Literal["black", "white"]) -> None:
-        """Fetch references from the shelf, and read masks this way."""
+    def __init__(
+        self,
+        shelf: PictureShelf,
+        mask_repaints: Literal["black", "white"],
+        drawing: Literal["full", "plain"] = "full",
+    ) -> None:
+        """Fetch references from the shelf, read masks this way, and take so much trouble."""
+        self._draw = draw if drawing == "full" else repeat
         self._mask_repaints = mask_repaints
         self._shelf = shelf
         self._painted: OrderedDict[str, bytes] = OrderedDict()
@@ -114,7 +120,7 @@ class Studio:
                 index=index,
                 mask_repaints=self._mask_repaints,
             )
-            painted = await to_thread(draw, scene)
+            painted = await to_thread(self._draw, scene)
         self._painted[name] = painted
         if len(self._painted) > _KEPT:
             self._painted.popitem(last=False)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
+from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import BRAKE_AFTER, Engine, RunFacts, thumbnail_path
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger, Reserved
 from ideogram_pipeline.generation.outcomes import Failed, Generated, NotReached, Refused, Reused, Unknown
@@ -78,10 +79,13 @@ class Watcher:
 class Run:
     """One run of an engine on a batch, as a process would make it: with a ledger read from the store."""
 
-    def __init__(self, store, sandbox, *, run_id="run-1", max_in_flight=16, inline_bytes=0):
+    def __init__(self, store, sandbox, *, run_id="run-1", max_in_flight=16, inline_bytes=0, per_run_usd=None):
         self.ledger = Ledger(store, BATCH)
         self.watcher = Watcher()
         self.store, self.sandbox, self.run_id = store, sandbox, run_id
+        self.budget = Budget(
+            store, run_id=run_id, per_run_usd=per_run_usd, per_day_usd=None, allow_unknown=False
+        )
         self.limits = {"max_in_flight": max_in_flight, "inline_bytes": inline_bytes}
 
     async def work(self, requests, meanwhile=None):
@@ -94,6 +98,7 @@ class Run:
                 self.ledger,
                 run=facts,
                 observer=self.watcher,
+                budget=self.budget,
                 **self.limits,
             )
             return await (meanwhile(self.engine, requests) if meanwhile else self.engine.run(requests))
@@ -426,3 +431,17 @@ def test_two_runs_that_take_up_the_same_rows_both_end_with_their_pictures(store,
         outcomes = [outcome for run in asyncio.run(both()) for outcome in run]
     assert kinds(outcomes)[Generated] + kinds(outcomes)[Reused] == 16
     assert sandbox.stats().accepted == 8
+
+
+def test_the_budget_of_a_run_holds_and_the_next_run_goes_on(store, sandbox, rows):
+    outcomes = Run(store, sandbox, per_run_usd=Decimal("0.50"))(rows())
+    assert kinds(outcomes) == {Generated: 3, NotReached: 5}
+    assert "IDEOGRAM_BUDGET_USD" in outcomes[-1].reason
+    assert sandbox.stats().accepted == 3
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows())) == {Reused: 3, Generated: 5}
+
+
+def test_what_turns_out_free_is_given_back_to_the_budget(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("runner_503", match="scene 0"),)))
+    outcomes = Run(store, sandbox, per_run_usd=Decimal("0.60"), max_in_flight=1)(rows(4))
+    assert kinds(outcomes) == {Failed: 1, Generated: 3}

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
+from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine, RunFacts
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.outcomes import Generated
@@ -126,10 +127,20 @@ def results(tables):
     plan = plan_batch("default", prompts.rows, prompts.rejections, References.of(references, ()), {})
     ledger = Ledger(store, "default")
     facts = RunFacts("run", "sandbox", "test")
+    budget = Budget(store, run_id="run", per_run_usd=None, per_day_usd=None, allow_unknown=False)
 
     async def run(url):
         async with FalClient("key:secret", FalHosts.at(url)) as fal:
-            engine = Engine(fal, store, ledger, run=facts, max_in_flight=4, inline_bytes=0, observer=Silent())
+            engine = Engine(
+                fal,
+                store,
+                ledger,
+                run=facts,
+                max_in_flight=4,
+                inline_bytes=0,
+                budget=budget,
+                observer=Silent(),
+            )
             return await engine.run([row.request for row in plan.rows])
 
     with running_sandbox(SandboxSettings(latency_scale=0)) as sandbox, no_waiting():

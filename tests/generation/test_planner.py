@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -358,9 +358,9 @@ def test_a_size_of_endless_digits_is_a_rejection():
     assert problem(image_size=f"{'9' * 5000}x1").column == "image_size"
 
 
-def entry(state: str) -> Entry:
-    """What the ledger holds of `planned()` once it was brought to a state."""
-    request = planned()
+def entry(state: str, request: GenerationRequest | None = None, at: datetime = NOON) -> Entry:
+    """What the ledger holds of a request (`planned()` if none is given) once it was brought to a state."""
+    request = request or planned()
 
     async def write() -> Entry:
         ledger = Ledger(Store.open("memory://"), "default")
@@ -369,7 +369,7 @@ def entry(state: str) -> Entry:
             sent_sha256="0",
             attempt=1,
             owner="run-1",
-            reserved_at=NOON,
+            reserved_at=at,
             backend="fal",
             code_version="1",
         )
@@ -384,6 +384,7 @@ def entry(state: str) -> Entry:
         if state in ("generated", "refused", "failed", "retryable"):
             settled = Settled(
                 state="failed" if state == "retryable" else state,
+                reason=f"it was {state}",
                 retryable=state == "retryable",
                 completed_at=NOON,
                 cost_usd=None,
@@ -411,6 +412,117 @@ def test_the_plan_pays_only_for_what_was_not_paid(state, decision):
     entries = {planned().fingerprint: entry(state)}
     [found] = plan_batch("default", [row()], [], REFERENCES, entries).rows
     assert found.decision == decision
+
+
+def entries(*known: Entry) -> dict[str, Entry]:
+    return {one.last.reserved.request.fingerprint: one for one in known}
+
+
+def decided(
+    known: Mapping[str, Entry], references: References = REFERENCES, /, **cells: Any
+) -> tuple[str, str]:
+    [found] = plan_batch("default", [row(**cells)], [], references, known).rows
+    return found.decision, found.reason
+
+
+PAINTED = References.of([reference("face", sha256="f" * 64), reference("other-face")], [])
+EDIT = {"endpoint": "v3/edit", "image_id": "face", "mask_id": "mask"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ({"seed": 7}, {"seed": 9}, "seed 7 -> 9"),
+        ({}, {"prompt": "a harbour"}, "prompt changed"),
+        ({}, {"negative_prompt": "blur"}, "negative_prompt changed"),
+        ({"color_palette": "EMBER"}, {"color_palette": "MELON"}, "color_palette changed"),
+        ({"rendering_speed": "TURBO"}, {"rendering_speed": "QUALITY"}, "rendering_speed TURBO -> QUALITY"),
+        ({}, {"style_preset": "BAUHAUS"}, "style_preset none -> BAUHAUS"),
+        ({"style_codes": "AAFF5733"}, {"style_codes": "00112233"}, "style_codes AAFF5733 -> 00112233"),
+        ({"image_size": "square"}, {"image_size": "1280x720"}, "image_size square -> 1280x720"),
+        ({}, {"expand_prompt": True, "num_images": 2}, "expand_prompt false -> true, num_images 1 -> 2"),
+        (CHARACTER, {"reference_id": "other-face"}, "reference_id face -> other-face"),
+        (CHARACTER, {"reference_id": "face|other-face"}, "reference_id face -> face|other-face"),
+        (CHARACTER, {"reference_mask_id": "mask"}, "reference_mask_id none -> mask"),
+        ({}, EDIT, "endpoint v3 -> v3/edit"),
+        ({}, EDIT | {"seed": 3}, f"endpoint v3 -> v3/edit, seed {planned().seed} -> 3"),
+        (EDIT, EDIT | {"image_id": "other-face"}, "image_id face -> other-face"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_row_that_asks_for_something_else_than_before_is_stale_and_says_what(before, after, reason):
+    known = entries(entry("generated", planned(**before)))
+    assert decided(known, **before | after) == ("stale", reason)
+
+
+def test_a_row_is_stale_because_of_the_reference_whose_bytes_changed():
+    both = CHARACTER | {"reference_id": "other-face|face"}
+    known = entries(entry("generated", planned(**both)))
+    assert decided(known, PAINTED, **both) == ("stale", "reference face changed")
+    twice = {"endpoint": "character/remix", "reference_id": "face", "image_id": "face"}
+    known = entries(entry("generated", planned(**twice)))
+    assert decided(known, PAINTED, **twice) == ("stale", "reference face changed")
+
+
+def test_a_stale_row_is_compared_with_its_newest_pictures_or_else_with_its_newest_request():
+    hour = timedelta(hours=1)
+    first, second, third = (planned(seed=seed) for seed in (1, 2, 3))
+    pictures = [entry("generated", second, NOON + hour), entry("generated", first, NOON)]
+    failure = entry("failed", third, NOON + 2 * hour)
+    assert decided(entries(*pictures, failure), seed=4) == ("stale", "seed 2 -> 4")
+    refusal = entry("refused", first, NOON)
+    assert decided(entries(failure, refusal), seed=4) == ("stale", "seed 3 -> 4")
+
+
+def test_a_row_that_asks_again_for_what_it_asked_before_its_last_change_is_reused():
+    known = entries(entry("generated", planned(seed=1)), entry("generated", planned(seed=2)))
+    assert decided(known, seed=1)[0] == "reused"
+
+
+def test_what_other_rows_asked_for_makes_no_row_stale():
+    assert decided(entries(entry("generated")), prompt_id="b")[0] == "new"
+
+
+def test_an_entry_that_only_its_fingerprint_tells_apart_says_so():
+    assert decided({"0" * 64: entry("generated")}) == (
+        "stale",
+        "requests are told apart in another way than before",
+    )
+
+
+@given(before=SENDABLE_ROWS, after=SENDABLE_ROWS)
+def test_a_row_is_reused_if_and_only_if_it_asks_for_the_same(before, after):
+    known = entries(entry("generated", planned(**before)))
+    decision, reason = decided(known, **after)
+    assert decision == ("reused" if planned(**after).fingerprint in known else "stale")
+    assert reason
+
+
+def test_every_decision_says_why():
+    assert decided({}) == ("new", "it was never asked for")
+    assert decided(entries(entry("released")))[1].endswith(": refused")
+    for state in ("submitted", "reserved"):
+        assert "run-1" in decided(entries(entry(state)))[1]
+    for state in ("refused", "failed"):
+        assert decided(entries(entry(state)))[1] == f"it ended {state} and is not asked again: it was {state}"
+
+
+def test_the_cost_is_a_range_where_rows_may_be_paid_already():
+    rows = [
+        row(place, prompt_id=name) for place, name in enumerate(["new", "edited", "sent", "lost", "done"], 2)
+    ]
+    asked = {one.prompt_id: planned(prompt_id=one.prompt_id) for one in rows}
+    known = entries(
+        entry("generated", planned(prompt_id="edited", seed=1)),
+        entry("submitted", asked["sent"]),
+        entry("reserved", asked["lost"]),
+        entry("generated", asked["done"]),
+    )
+    made = plan_batch("default", rows, [], REFERENCES, known)
+    assert [found.decision for found in made.rows] == ["new", "stale", "re-attached", "unknown", "reused"]
+    assert (made.cost_usd, made.cost_usd_max, made.unpriced) == (0.12, 0.24, 0)
+    unpriced = Plan("default", tuple(found.model_copy(update={"price_usd": None}) for found in made.rows))
+    assert (unpriced.cost_usd, unpriced.cost_usd_max, unpriced.unpriced) == (0, 0, 4)
 
 
 def test_a_plan_shows_every_row_in_the_order_of_the_table_with_its_price():

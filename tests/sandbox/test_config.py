@@ -27,6 +27,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch):
         "FAULTS": "stuck",
         "RESULT_TTL": "60",
         "MASK_REPAINTS": "white",
+        "DRAWING": "plain",
     }.items():
         monkeypatch.setenv(f"SANDBOX_{name}", value)
     settings = SandboxSettings()
@@ -35,7 +36,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch):
     assert settings.key.get_secret_value() == "id:secret"
     assert (settings.concurrency, settings.latency_scale, settings.seed) == (3, 0.5, 7)
     assert settings.faults == (Fault(FaultKind.STUCK),)
-    assert (settings.result_ttl, settings.mask_repaints) == (60, "white")
+    assert (settings.result_ttl, settings.mask_repaints, settings.drawing) == (60, "white", "plain")
 
 
 def test_the_key_is_not_shown():

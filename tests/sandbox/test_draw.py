@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from ideogram_pipeline.ideogram import ENDPOINTS, RESOLUTIONS
-from ideogram_pipeline.sandbox.draw import SOFTWARE, draw
+from ideogram_pipeline.sandbox.draw import SOFTWARE, draw, repeat
 from ideogram_pipeline.sandbox.pictures import decode
 from ideogram_pipeline.sandbox.scene import PALETTES, Pictures, compose
 
@@ -83,6 +83,17 @@ def test_the_pixels_are_those_asked_for(drawn, size):
 def test_the_corner_says_sandbox(drawn, endpoint):
     colors = drawn(endpoint).crop((900, 0, 1024, 124)).getcolors(124 * 124)
     assert {(226, 62, 72), (255, 255, 255)} <= {color for _, color in colors}
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_a_repeated_picture_is_marked_and_whole_and_has_the_scene_s_own_notes(scene, endpoint):
+    one, other = (repeat(scene(endpoint, index=index, num_images=2)) for index in range(2))
+    assert one != other
+    with Image.open(io.BytesIO(one)) as image, Image.open(io.BytesIO(other)) as same:
+        assert differing(image, same) is None
+        assert image.size == scene(endpoint).size
+        assert (image.text["Software"], image.text["Description"]) == (SOFTWARE, scene(endpoint).caption)
+        assert (226, 62, 72) in {color for _, color in image.getcolors(image.width * image.height)}
 
 
 def test_several_pictures_of_a_request_differ(drawn):

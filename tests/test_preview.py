@@ -1,0 +1,124 @@
+"""The plan as people read it: what a run would do with every row, why, for how much, and what may surprise."""
+
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ideogram_pipeline.cli import app
+from ideogram_pipeline.preview import PlanSummary, preview
+from ideogram_pipeline.settings import Settings
+
+ODD = {"image_size": "1000x1000"}
+SURPRISE = "image_size: Ideogram does not render 1000x1000; expect 1024x1024, the nearest it does. (R11)"
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch, store):
+    """Write the prompts table; the command then reads it and the store."""
+    (tmp_path / "references.csv").write_text("reference_id,uri\n")
+    monkeypatch.setenv("IDEOGRAM_STORE", str(store.folder))
+    monkeypatch.setenv("IDEOGRAM_PROMPTS", str(tmp_path / "prompts.csv"))
+    monkeypatch.setenv("IDEOGRAM_REFERENCES", str(tmp_path / "references.csv"))
+
+    def write(rows):
+        columns = dict.fromkeys(column for row in rows for column in row)
+        with (tmp_path / "prompts.csv").open("w", newline="") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(rows)
+
+    return write
+
+
+@pytest.fixture
+def half_done(tables, work_batch):
+    """A batch of which rows were paid for, edited, left without an answer and added."""
+    before = [{"prompt_id": name, "batch": "drop", "prompt": name} for name in ("done", "edited", "lost")]
+    work_batch(before, endings={"lost": "unknown"})
+    tables(
+        [
+            before[0],
+            before[1] | {"rendering_speed": "QUALITY"} | ODD,
+            before[2],
+            {"prompt_id": "added", "batch": "drop", "prompt": "added"} | ODD,
+            {"prompt_id": "wrong", "batch": "later", "prompt": "wrong", "num_images": "9"},
+            {"prompt_id": "next", "batch": "later", "prompt": "next"} | ODD,
+        ]
+    )
+
+
+def plan(*arguments):
+    done = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+@pytest.mark.usefixtures("half_done")
+def test_the_plan_counts_what_is_paid_for_and_what_may_be_paid_already():
+    summary = PlanSummary.of(preview(Settings.from_environment(), []))
+    drop, later = summary.batches
+    assert (drop.rows, drop.new, drop.stale, drop.reused, drop.unknown) == (4, 1, 1, 1, 1)
+    assert (later.rows, later.new, later.rejected) == (2, 1, 1)
+    assert (drop.estimated_usd, drop.estimated_usd_max) == (0.15, 0.21)
+    assert (summary.rows, summary.new, summary.stale) == (6, 2, 1)
+    assert (summary.estimated_usd, summary.estimated_usd_max, summary.unpriced) == (0.21, 0.27, 0)
+
+
+@pytest.mark.usefixtures("half_done")
+def test_the_plan_says_the_range_in_words_the_rejections_and_the_advice():
+    lines = plan().splitlines()
+    assert "A run would cost $0.21 to $0.27 of sandbox money." in lines
+    assert any("may be paid already" in line for line in lines)
+    [rejected] = [line for line in lines if line.startswith("rejected: ")]
+    assert rejected.startswith("rejected: later, row 6, wrong: num_images: ")
+    assert [line for line in lines if line.startswith("advice: ")] == [
+        f"advice: 3 rows, such as edited: {SURPRISE}"
+    ]
+    assert not [line for line in lines if line.startswith(("new: ", "stale: ", "reused: "))]
+
+
+@pytest.mark.usefixtures("half_done")
+def test_a_verbose_plan_says_of_every_row_what_would_be_done_and_why():
+    lines = plan("--batch", "drop", "--verbose").splitlines()
+    assert [line for line in lines if ": drop, row " in line] == [
+        "reused: drop, row 2, done ($0.06): its pictures are in the store",
+        "stale: drop, row 3, edited ($0.09): image_size square_hd -> 1000x1000, rendering_speed BALANCED -> QUALITY",
+        "unknown: drop, row 4, lost ($0.06): run run-1 got no answer to it; it is looked for at fal",
+        "new: drop, row 5, added ($0.06): it was never asked for",
+    ]
+
+
+@pytest.mark.usefixtures("half_done")
+def test_as_json_the_rows_and_the_advice_are_there_if_asked_for():
+    brief, verbose = json.loads(plan("--json")), json.loads(plan("--json", "--verbose"))
+    assert verbose.keys() - brief.keys() == {"decisions", "advice"}
+    assert {name: verbose[name] for name in brief} == brief
+    assert [(row["prompt_id"], row["decision"], row["price_usd"]) for row in verbose["decisions"]] == [
+        ("done", "reused", 0.06),
+        ("edited", "stale", 0.09),
+        ("lost", "unknown", 0.06),
+        ("added", "new", 0.06),
+        ("wrong", "rejected", None),
+        ("next", "new", 0.06),
+    ]
+    assert verbose["advice"] == [{"text": SURPRISE, "rows": 3, "example": "edited"}]
+
+
+@pytest.mark.usefixtures("half_done")
+def test_a_plan_leaves_the_store_as_it_was(store):
+    def there():
+        return {found.path: found.etag for found in store.objects("")}
+
+    before = there()
+    plan("--verbose")
+    assert there() == before
+
+
+def test_where_nothing_is_in_doubt_the_cost_is_one_number(tables):
+    tables([{"prompt_id": "a", "prompt": "a lighthouse"}])
+    shown = plan()
+    assert "A run would cost $0.06 of sandbox money." in shown
+    assert "paid already" not in shown
+    assert "advice" not in shown

@@ -1,0 +1,33 @@
+"""The resources: what the settings say reaches the parts below."""
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+from ideogram_pipeline.definitions import build_definitions
+from ideogram_pipeline.generation.budget import OverBudget, UnknownPrice
+from ideogram_pipeline.settings import Settings
+
+
+def opened(store, run_id, **settings):
+    resources = build_definitions(Settings(**settings)).resources
+    return resources["budget"].open(store, run_id)
+
+
+def test_the_budget_is_that_of_the_settings_to_the_cent(store):
+    budget = opened(store, "run-1", budget_usd=Decimal("0.1"), budget_usd_per_day=Decimal("0.3"))
+    asyncio.run(budget.reserve(Decimal("0.1")))
+    assert budget.remaining_usd == 0
+    for run in ("run-2", "run-3"):
+        asyncio.run(opened(store, run, budget_usd_per_day=Decimal("0.3")).reserve(Decimal("0.1")))
+    with pytest.raises(OverBudget, match="IDEOGRAM_BUDGET_USD_PER_DAY"):
+        asyncio.run(opened(store, "run-4", budget_usd_per_day=Decimal("0.3")).reserve(Decimal("0.01")))
+
+
+def test_without_settings_there_is_no_line_and_no_unknown_price(store):
+    budget = opened(store, "run-1")
+    assert budget.remaining_usd is None
+    with pytest.raises(UnknownPrice):
+        asyncio.run(budget.reserve(None))
+    asyncio.run(opened(store, "run-1", allow_unknown_prices=True).reserve(None))
