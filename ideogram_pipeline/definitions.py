@@ -36,9 +36,9 @@ publish = dg.define_asset_job(
 )
 
 
-def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
-    """Assemble the project for given settings; `overrides` replaces resources by name."""
-    resources: dict[str, Any] = {
+def build_resources(settings: Settings) -> dict[str, Any]:
+    """Configure the resources, by the names under which assets ask for them."""
+    return {
         "store": StoreResource(url=settings.store, backend=settings.backend),
         "tables": TablesResource(prompts=settings.prompts, references=settings.references),
         "fal": FalResource(
@@ -57,11 +57,15 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
         ),
         "progress": LogProgress(),
     }
+
+
+def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Assemble the project for given settings; `overrides` replaces resources by name."""
     return dg.Definitions(
         assets=[prompts, references, generation_requests, generated_images, image_catalog, gallery],
         asset_checks=[no_unanswered_submits],
         jobs=[refresh_tables, generate_batch, publish],
-        resources={**resources, **(overrides or {})},
+        resources={**build_resources(settings), **(overrides or {})},
         executor=dg.in_process_executor,
     )
 

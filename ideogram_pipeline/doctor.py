@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from ideogram_pipeline import __version__
-from ideogram_pipeline.definitions import build_definitions
+from ideogram_pipeline.definitions import build_resources
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalError, RequestNotFound
 from ideogram_pipeline.resources import FalResource, StoreResource
@@ -79,9 +79,7 @@ def _store(settings: Settings) -> str:
 
 
 def _fal(settings: Settings) -> str:
-    resource = build_definitions(settings).resources
-    assert resource is not None
-    fal: FalResource = resource["fal"].process_config_and_initialize()
+    fal: FalResource = build_resources(settings)["fal"].process_config_and_initialize()
     with fal.connect(Store.open("memory://")) as make_client:
 
         async def ask() -> None:

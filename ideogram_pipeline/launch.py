@@ -11,15 +11,15 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.assets.images import RUN_TAG
-from ideogram_pipeline.definitions import build_definitions
+from ideogram_pipeline.definitions import build_definitions, build_resources
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.files import batches as all_batches
 from ideogram_pipeline.resources import Progress
 from ideogram_pipeline.settings import Settings
-from ideogram_pipeline.storage import Store
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -60,6 +60,9 @@ def run(
         PipelineError: a table, setting or the store is at fault; nothing more is submitted.
     """
     started = time.monotonic()
+    resources = build_resources(settings)
+    store = resources["store"].open()
+    resources["fal"].process_config_and_initialize().check()
     instance = _instance(settings)
     command = uuid4().hex
     definitions = build_definitions(settings, overrides={"progress": progress})
@@ -73,7 +76,7 @@ def run(
             raise KeyboardInterrupt from None
 
     execute("refresh_tables")
-    images = all_batches(Store.open(settings.store))
+    images = all_batches(store)
     chosen = list(dict.fromkeys(batches)) or list(images)
     for batch in chosen:
         if batch not in images:
@@ -112,14 +115,21 @@ def _numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, float]:
 
 def _instance(settings: Settings) -> dg.DagsterInstance:
     """Return Dagster's instance: the one `DAGSTER_HOME` names, else one of the store's own."""
-    if not os.environ.get("DAGSTER_HOME"):
-        home = dagster_home(settings)
+    home = Path(os.environ.get("DAGSTER_HOME") or dagster_home(settings)).expanduser().resolve()
+    try:
         home.mkdir(parents=True, exist_ok=True)
         config = home / "dagster.yaml"
         if not config.exists():
             config.write_bytes(files("ideogram_pipeline").joinpath("dagster.yaml").read_bytes())
-        os.environ["DAGSTER_HOME"] = str(home)
-    return dg.DagsterInstance.get()
+    except OSError as error:
+        raise ConfigurationError(
+            f"DAGSTER_HOME can't be {str(home)!r}: {error.strerror}. Set it to a folder."
+        ) from None
+    os.environ["DAGSTER_HOME"] = str(home)
+    with FileLock(
+        home / ".starting.lock"
+    ):  # two instances that make their tables at once are in each other's way
+        return dg.DagsterInstance.get()
 
 
 def dagster_home(settings: Settings) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import dagster as dg
+from sqlalchemy.exc import IntegrityError
 
 BATCHES = dg.DynamicPartitionsDefinition(name="ideogram_batches")
 """A run works one batch; the engine works its rows. A row is not a partition."""
@@ -17,5 +18,11 @@ def register(instance: dg.DagsterInstance, batches: Iterable[str]) -> list[str]:
     known = set(instance.get_dynamic_partitions(BATCHES.name or ""))
     new = [batch for batch in batches if batch not in known]
     for start in range(0, len(new), _CHUNK):
-        instance.add_dynamic_partitions(BATCHES.name or "", new[start : start + _CHUNK])
+        chunk = new[start : start + _CHUNK]
+        try:
+            instance.add_dynamic_partitions(BATCHES.name or "", chunk)
+        except IntegrityError:  # another run added some of them at the same moment
+            for batch in chunk:
+                if not instance.has_dynamic_partition(BATCHES.name or "", batch):
+                    instance.add_dynamic_partitions(BATCHES.name or "", [batch])
     return new

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from ideogram_pipeline.definitions import build_definitions
+from ideogram_pipeline.definitions import build_resources
 from ideogram_pipeline.fal import FalClient
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation import catalog
@@ -53,9 +53,7 @@ def reconcile(
         PipelineError: the configuration or the store is at fault.
     """
     store = StoreResource(url=settings.store, backend=settings.backend).open()
-    resources = build_definitions(settings).resources
-    assert resources is not None
-    fal: FalResource = resources["fal"].process_config_and_initialize()
+    fal: FalResource = build_resources(settings)["fal"].process_config_and_initialize()
     with fal.connect(store) as make_client:
 
         async def look() -> list[Unanswered]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -14,13 +15,15 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.settings import Backend, check_backend
 
 if TYPE_CHECKING:
-    from ideogram_pipeline.fal import FalClient
+    from ideogram_pipeline.fal import FalClient, FalHosts
     from ideogram_pipeline.generation.budget import Budget
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.storage import Store
 
 STORE_MARK = "store.json"
 """Says whose pictures a store holds, so that the sandbox's can't be taken for fal's."""
+
+_ANY_KEY = "sandbox:sandbox"
 
 
 class StoreResource(dg.ConfigurableResource[Any]):
@@ -41,11 +44,17 @@ class StoreResource(dg.ConfigurableResource[Any]):
         from ideogram_pipeline.storage import Store
 
         store = Store.open(self.url)
-        mark = f'{{"backend": "{self.backend}"}}'.encode()
-        if not store.create(STORE_MARK, mark) and store.get(STORE_MARK) != mark:
-            other = "fal" if self.backend == "sandbox" else "sandbox"
+        store.create(STORE_MARK, json.dumps({"backend": self.backend}).encode())
+        try:
+            backend = json.loads(store.get(STORE_MARK))["backend"]
+        except (ValueError, KeyError, TypeError):
             raise ConfigurationError(
-                f"The store {store.url!r} holds pictures of the {other} backend. Set IDEOGRAM_STORE to another place "
+                f'{store.where(STORE_MARK)!r} is damaged. It should read {{"backend": "sandbox"}} or '
+                '{"backend": "fal"}, whichever made the pictures in this store.'
+            ) from None
+        if backend != self.backend:
+            raise ConfigurationError(
+                f"The store {store.url!r} holds pictures of the {backend} backend. Set IDEOGRAM_STORE to another place "
                 f"for the {self.backend} backend, so that drawn and real pictures never mix."
             )
         return store
@@ -81,7 +90,16 @@ class FalResource(dg.ConfigurableResource[Any]):
 
     def check(self) -> None:
         """Raise a `ConfigurationError` where a client could not be opened."""
+        from ideogram_pipeline.fal import FalKey, InvalidCall, UnsafeUrl
+
         check_backend(self.backend, bool(self.key), self.queue_url)
+        try:
+            FalKey(self.key or _ANY_KEY)
+            self._hosts()
+        except InvalidCall as error:
+            raise ConfigurationError(f"FAL_KEY: {error}") from None
+        except UnsafeUrl as error:
+            raise ConfigurationError(f"FAL_QUEUE_URL, FAL_REST_URL or FAL_API_URL: {error}") from None
 
     @contextmanager
     def connect(self, store: Store) -> Iterator[Callable[[], FalClient]]:
@@ -89,22 +107,29 @@ class FalResource(dg.ConfigurableResource[Any]):
 
         A client opens its connections in the event loop it is entered in, so it is made there.
         """
+        import stamina
+
         from ideogram_pipeline.fal import FalClient, FalHosts
 
         self.check()
+        stamina.instrumentation.set_on_retry_hooks([])  # what was repeated and helped is nobody's concern
         connections = self.max_in_flight + 8
         if self.backend == "sandbox" and not self.queue_url:
             with embedded_sandbox(store) as url:
-                yield lambda: FalClient("sandbox:sandbox", FalHosts.at(url), max_connections=connections)
+                yield lambda: FalClient(_ANY_KEY, FalHosts.at(url), max_connections=connections)
             return
+        yield lambda: FalClient(self.key or _ANY_KEY, self._hosts(), max_connections=connections)
+
+    def _hosts(self) -> FalHosts:
+        from ideogram_pipeline.fal import FalHosts
+
         public = FalHosts()
         queue = self.queue_url or public.queue
-        hosts = FalHosts(queue=queue, rest=self.rest_url or public.rest, api=self.api_url or public.api)
-        if self.backend == "sandbox":
-            hosts = FalHosts(
-                queue=queue, rest=self.rest_url or queue, api=self.api_url or queue, backup_queue=None
-            )
-        yield lambda: FalClient(self.key or "sandbox:sandbox", hosts, max_connections=connections)
+        if self.backend == "fal":
+            return FalHosts(queue=queue, rest=self.rest_url or public.rest, api=self.api_url or public.api)
+        return FalHosts(
+            queue=queue, rest=self.rest_url or queue, api=self.api_url or queue, backup_queue=None
+        )
 
 
 class BudgetResource(dg.ConfigurableResource[Any]):
@@ -146,7 +171,12 @@ def embedded_sandbox(store: Store) -> Iterator[str]:
 
     state = ":memory:"
     if store.folder:
-        (store.folder / "sandbox").mkdir(exist_ok=True)
+        try:
+            (store.folder / "sandbox").mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{store.where('sandbox')!r} can't be a folder: {error.strerror}."
+            ) from None
         state = str(store.folder / "sandbox" / "state.sqlite")
     with running_sandbox(
         SandboxSettings(state=state, host="127.0.0.1", port=0, result_ttl=10 * 365 * 86_400)

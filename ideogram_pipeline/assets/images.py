@@ -106,11 +106,14 @@ def generated_images(
 
 def _preview(store: "Store", pictures: "list[ImageRow]") -> str:
     """Return a contact sheet as Markdown with the picture inside, so that the UI can show it from anywhere."""
+    from ideogram_pipeline.gallery.pages import fill_in_thumbnails
     from ideogram_pipeline.gallery.sheet import contact_sheet
     from ideogram_pipeline.generation.engine import thumbnail_path
 
-    paths = [thumbnail_path(f"images/batch={row.batch}/{row.file_name}") for row in pictures[:PREVIEWS]]
-    if not paths:
+    shown = fill_in_thumbnails(store, pictures[:PREVIEWS])
+    if not shown:
         return "no pictures"
-    sheet = contact_sheet([store.get(path) for path in paths])
+    sheet = contact_sheet(
+        [store.get(thumbnail_path(f"images/batch={row.batch}/{row.file_name}")) for row in shown]
+    )
     return f"![the first pictures](data:image/webp;base64,{base64.b64encode(sheet).decode()})"

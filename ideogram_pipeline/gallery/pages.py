@@ -87,7 +87,8 @@ def write_gallery(store: Store) -> GallerySummary:
         lstrip_blocks=True,
     )
     whole = hashlib.sha256()
-    pages = [_page(store, batch) for batch in files.batches_with_results(store)]
+    asked_for = files.batches(store)
+    pages = [_page(store, batch) for batch in files.batches_with_results(store) if batch in asked_for]
     for page in pages:
         html = templates.get_template("batch.html.j2").render(page=page, side=THUMBNAIL_SIDE).encode()
         store.put(f"gallery/batch={page.batch}/index.html", html)
@@ -107,7 +108,7 @@ def write_gallery(store: Store) -> GallerySummary:
 def _page(store: Store, batch: str) -> BatchPage:
     outcomes = files.read_outcomes(store, batch)
     images = [row for row in files.read_images(store, batch) if row.current]
-    _fill_in_thumbnails(store, batch, images)
+    images = fill_in_thumbnails(store, images)
     cards = tuple(_cards(store, files.read_plan(store, batch), outcomes, images))
     counted = Counter[str](outcome.state for outcome in outcomes)
     return BatchPage(
@@ -144,12 +145,20 @@ def _cards(
     return cards
 
 
-def _fill_in_thumbnails(store: Store, batch: str, images: Sequence[ImageRow]) -> None:
-    there = {found.path for found in store.objects(f"gallery/batch={batch}/thumbnails")}
+def fill_in_thumbnails(store: Store, images: Sequence[ImageRow]) -> list[ImageRow]:
+    """Make the small pictures that are missing; return the rows whose picture is there and can be shown."""
+    batches = {image.batch for image in images}
+    there = {found.path for batch in batches for found in store.objects(f"gallery/batch={batch}/thumbnails")}
+    shown = []
     for image in images:
-        path = f"images/batch={batch}/{image.file_name}"
+        path = f"images/batch={image.batch}/{image.file_name}"
         if thumbnail_path(path) not in there:
-            store.put(thumbnail_path(path), thumbnail(store.get(path), THUMBNAIL_SIDE))
+            try:
+                store.put(thumbnail_path(path), thumbnail(store.get(path), THUMBNAIL_SIDE))
+            except (FileNotFoundError, BadPicture):
+                continue
+        shown.append(image)
+    return shown
 
 
 def _reference(store: Store, use: PictureUse) -> str:

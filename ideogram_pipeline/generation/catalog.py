@@ -40,11 +40,15 @@ def refresh(store: Store) -> CatalogSummary:
     """Bring the catalog up to date with the batches' metadata."""
     images, rewritten, cost = 0, 0, 0.0
     whole = hashlib.sha256()
-    batches = files.batches_with_results(store)
+    batches, asked_for = files.batches_with_results(store), files.batches(store)
     for batch in batches:
         folder = files.metadata_path(batch).rpartition("/")[0]
         rows = [
-            CatalogRow(**row.model_dump(), path=f"{folder}/{row.file_name}")
+            CatalogRow(
+                **row.model_dump(exclude={"current"}),
+                current=row.current and batch in asked_for,
+                path=f"{folder}/{row.file_name}",
+            )
             for row in files.read_images(store, batch)
         ]
         content = parquet.encode(CatalogRow, rows)

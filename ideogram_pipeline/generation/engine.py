@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -130,6 +130,7 @@ class Engine:
         self._observer = observer
         self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes)
         self._queued: dict[str, QueuedRequest] = {}
+        self._there: frozenset[str] = frozenset()
         self._submitting: set[asyncio.Task[None]] = set()
         self._stopped: str | None = None
         self._brake: Counter[str] | None = Counter()
@@ -146,6 +147,7 @@ class Engine:
             PipelineError: the store failed; what was submitted is in the ledger.
         """
         outcomes: dict[int, Outcome] = {}
+        self._there = await asyncio.to_thread(self._pictures_there, {request.batch for request in requests})
         try:
             async with beating(self._store, self._run.run_id):
                 await self._work_all(list(enumerate(requests)), outcomes)
@@ -172,6 +174,11 @@ class Engine:
             if attempt.submitted and not attempt.settled:
                 cancelled += await self._cancel(attempt.reserved.request, queued)
         return cancelled
+
+    def _pictures_there(self, batches: Iterable[str]) -> frozenset[str]:
+        return frozenset(
+            found.path for batch in batches for found in self._store.objects(f"images/batch={batch}")
+        )
 
     async def _work_all(
         self, requests: Sequence[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
@@ -209,6 +216,8 @@ class Engine:
     async def _outcome(self, request: GenerationRequest) -> Outcome:
         known = self._entry(request).state == "generated"
         try:
+            if known:
+                await self._restore(request)
             while self._entry(request).state in ("new", "retryable", "submitted"):
                 if self._entry(request).state == "submitted":
                     await self._fetch(request)
@@ -242,6 +251,26 @@ class Engine:
                 request, entry, f"run {owner} is submitting it now; run again to see how it ended"
             )
         return Unknown(request, entry, _UNANSWERED)
+
+    async def _restore(self, request: GenerationRequest) -> None:
+        """Fetch again the pictures of a settled request that are no longer in the store."""
+        submitted, settled = self._entry(request).last.submitted, self._entry(request).last.settled
+        assert submitted is not None
+        assert settled is not None
+        missing = [image for image in settled.images if image.path not in self._there]
+        if not missing:
+            return
+        lost = f"{missing[0].path}, paid for as {submitted.request_id}, is gone from the store and can't be had again"
+        try:
+            result = await self._fal.result(self._fal.attach(request.endpoint_id, submitted.request_id))
+            output = Output.model_validate(result.payload)
+            restored = [
+                await self._store_image(request, image.index, output.images[image.index]) for image in missing
+            ]
+        except (FalError, ValidationError, IndexError) as error:
+            raise _LeftOpen(Failed, f"{lost}: {type(error).__name__}") from None
+        if restored != missing:
+            raise _LeftOpen(Failed, f"{lost}: fal has other bytes now")
 
     def _entry(self, request: GenerationRequest) -> Entry:
         return self._ledger.entries.get(request.fingerprint, Entry())

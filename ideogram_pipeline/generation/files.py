@@ -22,7 +22,12 @@ def write_prompts(store: Store, table: PromptsTable) -> None:
 
 
 def batches(store: Store) -> dict[str, int]:
-    """Return every batch of the prompts table with the number of pictures its rows ask for."""
+    """Return every batch of the prompts table with the number of pictures its rows ask for.
+
+    Where the table was never read into this store, these are the batches that were run.
+    """
+    if not store.exists(PROMPTS):
+        return dict.fromkeys(batches_with_results(store), 0)
     images: dict[str, int] = {}
     for row in parquet.read(store, PROMPTS, PromptRow):
         images[row.batch] = images.get(row.batch, 0) + (row.num_images or 1)

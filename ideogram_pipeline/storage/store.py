@@ -58,6 +58,8 @@ class Store:
                 return cls(url, LocalStore(folder, mkdir=True), folder)
             if url.startswith("memory://"):
                 return cls(url, MemoryStore(), None)
+            if not url.startswith(("s3://", "gs://", "az://")):
+                raise ValueError("a store is a folder, or an s3://, gs:// or az:// URL")
             return cls(url, from_url(url), None)
         except (OSError, ValueError, BaseError) as error:
             raise StoreError(
