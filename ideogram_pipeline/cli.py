@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 EXIT_INCOMPLETE = 3
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+REASONS_SHOWN = 10
+"""Rows without a picture that a run's summary names."""
 
 app = typer.Typer(
     name="ideogram-pipeline",
@@ -53,6 +56,8 @@ def main() -> None:
     """Run the command; a mistake that a person can mend ends in one line and exit code 2."""
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
     except PipelineError as error:
         _err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_USAGE)
@@ -167,12 +172,19 @@ def _duration(text: str) -> timedelta:
 @app.command()
 def sandbox(
     host: Annotated[str, typer.Option(envvar="SANDBOX_HOST", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(envvar="SANDBOX_PORT", help="Port to listen on.")] = 8188,
+    port: Annotated[
+        int, typer.Option(envvar="SANDBOX_PORT", min=1, max=65535, help="Port to listen on.")
+    ] = 8188,
 ) -> None:
     """Serve the local stand-in for fal, and print the variables that point a run to it."""
     from ideogram_pipeline.sandbox import SandboxSettings, serve
 
-    serve(SandboxSettings(host=host, port=port))
+    try:
+        serve(SandboxSettings(host=host, port=port))
+    except OSError as error:
+        raise ConfigurationError(
+            f"The sandbox can't listen on {host}:{port}: {error.strerror or error}."
+        ) from None
 
 
 @app.command()
@@ -196,6 +208,7 @@ class Bar:
         """Nothing is shown until the number of pictures is known."""
         self._note = _money_note(settings)
         self._settled = Decimal(0)
+        self._expected: dict[str, int] = {}
         self._batch = Decimal(0)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -218,12 +231,15 @@ class Bar:
         self._bar.live.transient = error is not None
         self._bar.stop()
 
-    def expect(self, images: int) -> None:
-        """Take note of how many pictures the rows ask for."""
-        self._bar.update(self._task, total=images)
+    def expect(self, images: Mapping[str, int]) -> None:
+        """Take note of how many pictures the rows of each batch ask for."""
+        self._expected = dict(images)
+        self._bar.update(self._task, total=sum(images.values()))
 
-    def begin(self, batch: str, images: int) -> None:  # noqa: ARG002 - as the protocol has it
+    def begin(self, batch: str, images: int) -> None:
         """Name the batch that is being worked."""
+        self._expected[batch] = images  # rows that can't be sent ask for none
+        self._bar.update(self._task, total=sum(self._expected.values()))
         self._settled += self._batch
         self._batch = Decimal(0)
         self._bar.update(self._task, description=batch)
@@ -239,7 +255,11 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
     from ideogram_pipeline.storage import Store
 
     store = Store.open(settings.store)
-    if summary.spent_usd == 0 and summary.generated == 0 and summary.complete:
+    for hint in summary.hints:
+        _out.print(f"look: {hint}", highlight=False, soft_wrap=True, markup=False)
+    if not summary.rows:
+        _out.print("The prompts table has no rows.")
+    elif summary.spent_usd == 0 and summary.generated == 0 and summary.complete:
         _out.print("Everything was there already: nothing was submitted, nothing was paid.")
     states = ("generated", "reused", "rejected", "refused", "failed", "unknown", "not_reached")
     counts = {state: getattr(summary, state) for state in states}
@@ -257,9 +277,11 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
     }
     for name, value in lines.items():
         _out.print(f"{name:>9}  {value}", highlight=False, soft_wrap=True, markup=False)
+    for reason in summary.reasons[:REASONS_SHOWN]:
+        _out.print(f"no picture: {reason}", highlight=False, soft_wrap=True, markup=False)
     if not summary.complete:
         _out.print(
-            f"Why rows have no picture stands in {store.where('outcomes')}, column reason.", soft_wrap=True
+            f"Why each row has no picture stands in {store.where('outcomes')}, column reason.", soft_wrap=True
         )
 
 

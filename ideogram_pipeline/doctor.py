@@ -56,12 +56,16 @@ def _check(what: str, check: Callable[[], str]) -> Finding:
 
 def _prompts(settings: Settings) -> str:
     table = read_prompts(settings.prompts)
+    if table.rejections:
+        raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     rows, batches = len(table.rows), len(table.batches)
     return f"{settings.prompts}: {rows} rows in {batches} batches, {len(table.rejections)} rejected"
 
 
 def _references(settings: Settings) -> str:
     table = read_references(settings.references, store=None)
+    if table.rejections:
+        raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     return f"{settings.references}: {len(table.references)} pictures, {len(table.rejections)} rejected"
 
 

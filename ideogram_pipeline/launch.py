@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,12 @@ class RunSummary(BaseModel):
     estimated_usd: float = Field(description="Dollars that the plan expected.")
     seconds: float = Field(description="Wall time.")
     store: str = Field(description="Where everything lies.")
+    hints: tuple[str, ...] = Field(
+        default=(), exclude=True, description="What looks like a mistake in the table."
+    )
+    reasons: tuple[str, ...] = Field(
+        default=(), exclude=True, description="Why the first rows have no picture."
+    )
 
     @property
     def complete(self) -> bool:
@@ -50,11 +56,15 @@ class RunSummary(BaseModel):
 
 
 def run(
-    settings: Settings, batches: Sequence[str], *, progress: Progress, expect: Callable[[int], None]
+    settings: Settings,
+    batches: Sequence[str],
+    *,
+    progress: Progress,
+    expect: Callable[[Mapping[str, int]], None],
 ) -> RunSummary:
     """Refresh the tables, run the batches one after the other (all of them if none is named), publish.
 
-    `expect` is told how many pictures the rows ask for, once that is known.
+    `expect` is told how many pictures the rows of each batch ask for, once that is known.
 
     Raises:
         PipelineError: a table, setting or the store is at fault; nothing more is submitted.
@@ -75,7 +85,7 @@ def run(
         except dg.DagsterExecutionInterruptedError:
             raise KeyboardInterrupt from None
 
-    execute("refresh_tables")
+    hints = _lines(execute("refresh_tables"), "prompts", "hints")
     images = all_batches(store)
     chosen = list(dict.fromkeys(batches)) or list(images)
     for batch in chosen:
@@ -83,10 +93,12 @@ def run(
             raise ConfigurationError(
                 f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(images) or 'none'}."
             )
-    expect(sum(images[batch] for batch in chosen))
+    expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
+    reasons: list[str] = []
     for batch in chosen:
         result = execute("generate_batch", batch)
+        reasons += _lines(result, "generated_images", "reasons")
         for asset in ("generation_requests", "generated_images"):
             for name, value in _numbers(result, asset).items():
                 if asset == "generated_images" or name == "estimated_usd":
@@ -98,7 +110,13 @@ def run(
         if field.annotation in (int, float) and name != "seconds"
     }
     return RunSummary.model_validate(
-        {**counts, "seconds": round(time.monotonic() - started, 3), "store": settings.store}
+        {
+            **counts,
+            "seconds": round(time.monotonic() - started, 3),
+            "store": settings.store,
+            "hints": hints,
+            "reasons": reasons,
+        }
     )
 
 
@@ -111,6 +129,14 @@ def _numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, float]:
         for name, entry in metadata.items()
         if isinstance(entry, dg.IntMetadataValue | dg.FloatMetadataValue) and entry.value is not None
     }
+
+
+def _lines(result: dg.ExecuteInProcessResult, asset: str, name: str) -> list[str]:
+    """Return the lines of a list in an asset's metadata."""
+    texts = [entry.metadata[name].value for entry in result.asset_materializations_for_node(asset)]
+    return [
+        line.removeprefix("- ") for text in texts for line in str(text).splitlines() if line.startswith("- ")
+    ]
 
 
 def _instance(settings: Settings) -> dg.DagsterInstance:

@@ -18,7 +18,7 @@ def prompts(
 ) -> dg.MaterializeResult[None]:
     """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
     from ideogram_pipeline.generation import files
-    from ideogram_pipeline.tables.prompts import read_prompts
+    from ideogram_pipeline.tables.prompts import misspelt_columns, read_prompts
 
     opened = store.open()
     table = read_prompts(tables.prompts)
@@ -31,6 +31,9 @@ def prompts(
             "rows": len(table.rows),
             "rejected": len(table.rejections),
             "batches": len(table.batches),
+            "hints": dg.MetadataValue.md(
+                "\n".join(f"- {hint}" for hint in misspelt_columns(table)) or "none"
+            ),
             "table": dg.MetadataValue.path(tables.prompts),
             "path": dg.MetadataValue.path(opened.where(files.PROMPTS)),
         },

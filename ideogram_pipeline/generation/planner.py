@@ -18,6 +18,7 @@ from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse,
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, Endpoint, IdeogramInput, wire
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.ideogram.rules import PictureFacts, Pictures, Violation, check
+from ideogram_pipeline.ideogram.sizes import PRESET_SIZES
 from ideogram_pipeline.tables.references import picture_path
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, RowProblem, first_problem
 
@@ -333,7 +334,7 @@ def _input(row: PromptRow, endpoint: Endpoint, uses: Sequence[PictureUse]) -> Id
     for field in values:
         if field not in known:
             column = PICTURE_COLUMNS.get(field, field)
-            raise RowProblem(column, f"the endpoint {endpoint.name} has no {field}; leave the cell empty")
+            raise RowProblem(column, f"the endpoint {endpoint.name} has no {column}; leave the cell empty")
     for field, default in {"expand_prompt": False, "seed": derived_seed(row.prompt_id)}.items():
         if field in known:
             values.setdefault(field, default)
@@ -341,6 +342,8 @@ def _input(row: PromptRow, endpoint: Endpoint, uses: Sequence[PictureUse]) -> Id
         return endpoint.input_model.model_validate(values)
     except ValidationError as error:
         field, reason = first_problem(error)
+        if reason.startswith("it is empty"):
+            reason = f"it is empty; the endpoint {endpoint.name} needs it"
         raise RowProblem(PICTURE_COLUMNS.get(field, field), reason) from None
 
 
@@ -367,7 +370,12 @@ def _given(row: PromptRow) -> dict[str, Any]:
 
 def _image_size(text: str) -> Any:
     match = _SIZE.fullmatch(text)
-    return {"width": int(match[1]), "height": int(match[2])} if match else text.lower()
+    if match:
+        return {"width": int(match[1]), "height": int(match[2])}
+    if text.lower() not in PRESET_SIZES:
+        presets = ", ".join(PRESET_SIZES)
+        raise RowProblem("image_size", f"{text!r} is no size; write {presets}, or a size such as 1280x720")
+    return text.lower()
 
 
 def _palette(text: str) -> dict[str, Any]:

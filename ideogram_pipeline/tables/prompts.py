@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from ideogram_pipeline.errors import TableError
 from ideogram_pipeline.tables.reader import RawRow, read_rows
@@ -52,6 +54,18 @@ def read_prompts(url: str) -> PromptsTable:
         except RowProblem as problem:
             rejections.append(_rejection(url, record, problem))
     return PromptsTable(tuple(rows), tuple(rejections))
+
+
+def misspelt_columns(table: PromptsTable) -> list[str]:
+    """Return a hint for each of the table's own columns whose name is nearly that of one that would count."""
+    names = {field.alias or name for name, field in PromptRow.model_fields.items()} - {"row_number", "extra"}
+    extra = {column for row in table.rows for column in json.loads(row.extra)}
+    near = {column: get_close_matches(column.lower(), names, n=1, cutoff=0.75) for column in sorted(extra)}
+    return [
+        f"the column {column!r} is only kept with the metadata; was {found[0]!r} meant?"
+        for column, found in near.items()
+        if found
+    ]
 
 
 def refuse_repeated_ids(url: str, column: str, records: list[RawRow]) -> None:
