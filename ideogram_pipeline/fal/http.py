@@ -262,4 +262,6 @@ class _Client(Httpx2AiohttpClient):
         connector = aiohttp.TCPConnector(
             limit=self._max_connections, keepalive_timeout=KEEPALIVE_S, resolver=resolver, ssl=_tls()
         )
-        return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        return aiohttp.ClientSession(
+            read_bufsize=2**20, connector=connector, cookie_jar=aiohttp.DummyCookieJar()
+        )

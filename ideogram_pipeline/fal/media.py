@@ -67,13 +67,14 @@ class MediaCalls:
             if response.status_code != 200:
                 raise file_refusal(shown(url), response.status_code)
             # aiohttp holds the body to its Content-Length, so a short one ends in NoAnswer.
-            content = bytearray()
-            async for chunk in response.aiter_bytes():
-                content += chunk
-                if len(content) > max_bytes:
+            chunks, length = [], 0
+            async for chunk in response.aiter_raw():
+                chunks.append(chunk)
+                length += len(chunk)
+                if length > max_bytes:
                     raise _too_large(shown(url), max_bytes)
             media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-            return Downloaded(bytes(content), media_type or None)
+            return Downloaded(b"".join(chunks), media_type or None)
 
 
 def _joined(url: str, location: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import quote
 
@@ -75,6 +76,7 @@ class FalHosts:
         return httpx2.URL(url)
 
 
+@lru_cache(maxsize=256)
 def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of an http(s) URL without credentials. Raises `UnsafeUrl` for anything else."""
     try:

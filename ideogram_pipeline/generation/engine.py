@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,7 +20,7 @@ from typing import Protocol
 from pydantic import JsonValue, ValidationError
 
 from ideogram_pipeline.errors import PipelineError
-from ideogram_pipeline.fal import CancelAnswer, Completed, FalClient, QueuedRequest
+from ideogram_pipeline.fal import CancelAnswer, Completed, FalClient, InQueue, QueuedRequest
 from ideogram_pipeline.fal.errors import (
     AccessRefused,
     Cancelled,
@@ -27,9 +28,9 @@ from ideogram_pipeline.fal.errors import (
     FalError,
     ModelFailed,
     ModelRefused,
-    NotReady,
     RequestEnded,
     RequestNotFound,
+    TooManyRequests,
 )
 from ideogram_pipeline.generation.budget import Budget, OverBudget, Reservation, UnknownPrice
 from ideogram_pipeline.generation.ledger import (
@@ -52,11 +53,12 @@ from ideogram_pipeline.generation.outcomes import (
     Reused,
     Unknown,
 )
-from ideogram_pipeline.generation.polling import pauses
+from ideogram_pipeline.generation.polling import Kind, Polling, known_work
 from ideogram_pipeline.generation.reconcile import digest, search
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.runs import beating, is_alive
 from ideogram_pipeline.generation.uploads import ReferenceUrls
+from ideogram_pipeline.generation.window import Place, Window
 from ideogram_pipeline.ideogram.endpoints import File, Output
 from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, inspect_and_shrink
 from ideogram_pipeline.storage import Store
@@ -69,6 +71,8 @@ PATIENCE_S = 3600.0
 """A request that isn't done after so many seconds is left for the next run to fetch."""
 THUMBNAIL_SIDE = 320
 """Pixels of a thumbnail's longer side."""
+FINISHING = 16
+"""So many requests at a time are fetched and stored, which bounds the pictures in memory."""
 BRAKE_AFTER = 5
 """If so many rows have ended alike, without a picture, and none has ended with one, the batch stops."""
 
@@ -105,6 +109,10 @@ class _LeftOpen(Exception):
         self.reason = reason
 
 
+class _Limited(Exception):
+    """fal takes no submit for now; this one was not accepted."""
+
+
 class Engine:
     """Works the requests of one batch. One engine, one run."""
 
@@ -128,6 +136,11 @@ class Engine:
         self._budget = budget
         self._reservations: dict[str, Reservation] = {}
         self._observer = observer
+        self._window = Window(max_in_flight)
+        self._finishing = asyncio.Semaphore(FINISHING)
+        self._polling = Polling(known_work(ledger.entries.values()))
+        self._told = self._polling.revision
+        self._news = asyncio.Event()
         self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes)
         self._queued: dict[str, QueuedRequest] = {}
         self._there: frozenset[str] = frozenset()
@@ -185,7 +198,7 @@ class Engine:
     ) -> None:
         waiting = iter(requests)
         async with asyncio.TaskGroup() as workers:
-            for _ in range(min(self._max_in_flight, len(requests))):
+            for _ in range(min(self._max_in_flight + FINISHING, len(requests))):
                 workers.create_task(self._work(waiting, outcomes))
 
     async def _found_after_all(self, outcomes: dict[int, Outcome]) -> list[tuple[int, GenerationRequest]]:
@@ -209,20 +222,27 @@ class Engine:
         self, waiting: Iterator[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
     ) -> None:
         for position, request in waiting:
-            outcomes[position] = await self._outcome(request)
+            async with self._window.place() as place:
+                outcomes[position] = await self._outcome(request, place)
             if not isinstance(outcomes[position], Unknown):
                 self._observer.ended(outcomes[position], self.spent_usd)
+        self._polling.nothing_left()
+        self._tell_news()
 
-    async def _outcome(self, request: GenerationRequest) -> Outcome:
+    async def _outcome(self, request: GenerationRequest, place: Place) -> Outcome:
         known = self._entry(request).state == "generated"
         try:
             if known:
                 await self._restore(request)
             while self._entry(request).state in ("new", "retryable", "submitted"):
+                await place.take()
                 if self._entry(request).state == "submitted":
-                    await self._fetch(request)
+                    await self._fetch(request, place)
                 else:
-                    await self._submit(request)
+                    try:
+                        await self._submit(request)
+                    except _Limited:
+                        place.give_back()
         except _LeftOpen as end:
             return end.kind(request, self._entry(request), end.reason)
         except PipelineError:
@@ -318,6 +338,7 @@ class Engine:
             raise _LeftOpen(
                 NotReached, "another run is working on this row; run again to see how it ended"
             ) from None
+        sent_at = _now()
         try:
             queued = await self._fal.submit(request.endpoint_id, arguments)
         except RequestEnded as error:
@@ -330,9 +351,12 @@ class Engine:
                 request.fingerprint, Released(released_at=datetime.now(UTC), reason=error.message)
             )
             await self._return_money(request, Decimal(0))
-            if isinstance(error, AccessRefused | ConnectionFailed):
+            if isinstance(error, TooManyRequests) and self._window.limited(sent_at) < PATIENCE_S:
+                raise _Limited from None
+            if isinstance(error, AccessRefused | ConnectionFailed | TooManyRequests):
                 self._stop(str(error))
             raise _LeftOpen(NotReached, str(error)) from None
+        self._window.accepted(sent_at)
         self._queued[request.fingerprint] = queued
         submitted = Submitted(
             request_id=queued.request_id,
@@ -351,19 +375,26 @@ class Engine:
         self._stopped = self._stopped or reason
         raise _LeftOpen(NotReached, reason)
 
-    async def _fetch(self, request: GenerationRequest) -> None:
+    async def _fetch(self, request: GenerationRequest, place: Place) -> None:
         submitted = self._entry(request).last.submitted
         assert submitted is not None
-        queued = self._queued.get(request.fingerprint) or self._fal.attach(
-            request.endpoint_id, submitted.request_id
-        )
-        self._queued[request.fingerprint] = queued
+        queued = self._queued.get(request.fingerprint)
+        if queued:
+            self._polling.submitted(queued.request_id, Kind.of(request), _now())
+        else:
+            queued = self._fal.attach(request.endpoint_id, submitted.request_id)
+            self._queued[request.fingerprint] = queued
+            self._polling.attached(queued.request_id, Kind.of(request), _now())
         try:
             completed = await self._completed(queued)
-            result = await self._fal.result(queued)
-            output = Output.model_validate(result.payload)
-            files = enumerate(output.images)
-            images = await asyncio.gather(*(self._store_image(request, index, file) for index, file in files))
+            place.give_back()
+            async with self._finishing:
+                result = await self._fal.result(queued)
+                output = Output.model_validate(result.payload)
+                files = enumerate(output.images)
+                images = await asyncio.gather(
+                    *(self._store_image(request, index, file) for index, file in files)
+                )
         except RequestEnded as error:
             await self._settle_without_result(request, error)
         except RequestNotFound as error:
@@ -384,18 +415,36 @@ class Engine:
             await self._settle_generated(request, output, images, completed)
 
     async def _completed(self, queued: QueuedRequest) -> Completed:
-        deadline = asyncio.get_running_loop().time() + PATIENCE_S
-        for pause in pauses():
-            await asyncio.sleep(pause)
-            try:
+        deadline = _now() + PATIENCE_S
+        try:
+            while _now() < deadline:
+                await self._turn(queued.request_id)
                 status = await self._fal.status(queued)
-            except NotReady:
-                continue
-            if isinstance(status, Completed):
-                return status
-            if asyncio.get_running_loop().time() > deadline:
-                break
+                if isinstance(status, Completed):
+                    self._polling.completed(queued.request_id, status.inference_s, _now())
+                    return status
+                if isinstance(status, InQueue):
+                    self._polling.queued(queued.request_id, status.position, _now())
+                else:
+                    self._polling.in_progress(queued.request_id, _now())
+        finally:
+            self._polling.left(queued.request_id)
+            self._tell_news()
         raise _LeftOpen(NotReached, f"{queued.request_id} is still with fal; the next run fetches it")
+
+    async def _turn(self, request_id: str) -> None:
+        """Wait until it is time to ask about a request."""
+        while (wait_s := self._polling.next_ask(request_id) - _now()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+
+    def _tell_news(self) -> None:
+        """Let everybody who waits for a turn look again, if it may have come nearer."""
+        if self._told != self._polling.revision:
+            self._told = self._polling.revision
+            self._news.set()
+            self._news = asyncio.Event()
 
     async def _store_image(self, request: GenerationRequest, index: int, file: File) -> StoredImage:
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
@@ -520,6 +569,10 @@ class Engine:
             ),
         )
         return True
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _cost_of_failure(error: RequestEnded) -> tuple[Decimal | None, CostSource]:

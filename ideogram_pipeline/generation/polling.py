@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -62,14 +62,6 @@ def known_work(entries: Iterable[Entry]) -> list[tuple[Kind, float]]:
         for end, attempt in sorted(ends, key=lambda pair: pair[0].completed_at)
         if end.inference_s is not None
     ]
-
-
-def pauses() -> Iterator[float]:
-    """Yield the seconds to wait before each question, for ever."""
-    pause = 0.25
-    while True:
-        yield pause
-        pause = min(pause * 1.4, 4.0)
 
 
 @dataclass(frozen=True, slots=True)
