@@ -41,7 +41,7 @@ def generated_images(
     from ideogram_pipeline.generation import files
     from ideogram_pipeline.generation.engine import Engine, RunFacts
     from ideogram_pipeline.generation.ledger import Ledger
-    from ideogram_pipeline.generation.outcomes import Outcome, Reused
+    from ideogram_pipeline.generation.outcomes import Outcome, Reused, caught_up
     from ideogram_pipeline.generation.records import image_rows, outcome_rows
 
     opened = store.open()
@@ -74,7 +74,9 @@ def generated_images(
 
         outcomes, spent_usd = run_in_thread(work, is_terminated=lambda: terminated(context))
 
-    pictures = image_rows(plan, ledger.entries)
+    entries = Ledger(opened, batch).entries
+    outcomes = [caught_up(outcome, entries) for outcome in outcomes]
+    pictures = image_rows(plan, entries)
     rows = outcome_rows(plan, outcomes)
     written = files.write_results(opened, batch, pictures, rows)
     states = Counter(row.state for row in rows)

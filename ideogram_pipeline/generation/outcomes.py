@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +81,14 @@ class NotReached:
 
 
 Outcome = Generated | Reused | Refused | Failed | Unknown | NotReached
+
+
+def caught_up(outcome: Outcome, entries: Mapping[str, Entry]) -> Outcome:
+    """Return the outcome as the ledger has it now: another run may have made meanwhile what this one left to it."""
+    entry = entries.get(outcome.request.fingerprint)
+    if isinstance(outcome, NotReached | Unknown) and entry and entry.state == "generated":
+        return Reused(outcome.request, entry)
+    return outcome
 
 
 def state_of(outcome: Outcome) -> OutcomeState:
