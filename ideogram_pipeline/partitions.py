@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import dagster as dg
-from sqlalchemy.exc import IntegrityError
 
 BATCHES = dg.DynamicPartitionsDefinition(name="ideogram_batches")
 """A run works one batch; the engine works its rows. A row is not a partition."""
@@ -15,6 +14,8 @@ _CHUNK = 500
 
 def register(instance: dg.DagsterInstance, batches: Iterable[str]) -> list[str]:
     """Add the batches that Dagster doesn't know yet and return them. None is ever removed: a run may hold it."""
+    from sqlalchemy.exc import IntegrityError
+
     known = set(instance.get_dynamic_partitions(BATCHES.name or ""))
     new = [batch for batch in batches if batch not in known]
     for start in range(0, len(new), _CHUNK):

@@ -16,6 +16,7 @@ HEAVY = (
     "obstore",
     "pandas",
     "pyarrow",
+    "sqlalchemy",
     "starlette",
     "uvicorn",
 )
