@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from ideogram_pipeline.pictures import inspect_and_shrink
+from ideogram_pipeline.pictures import verify
 from ideogram_pipeline.sandbox import RunningSandbox, SandboxSettings, environment
 from ideogram_pipeline.sandbox.queue import MEAN_RUN_S
 
@@ -235,7 +235,7 @@ def _tables(contest: Contest, folder: Path) -> None:
 
 def _decoding_s(path: Path) -> float:
     content, started = path.read_bytes(), time.thread_time()
-    inspect_and_shrink(content, side=320)
+    verify(content, thumbnail_side=320)
     return time.thread_time() - started
 
 

@@ -39,7 +39,7 @@ publish = dg.define_asset_job(
 def build_resources(settings: Settings) -> dict[str, Any]:
     """Configure the resources, by the names under which assets ask for them."""
     return {
-        "store": StoreResource(url=settings.store, backend=settings.backend),
+        "store": StoreResource(url=settings.store, backend=settings.backend, thumbnails=settings.thumbnails),
         "tables": TablesResource(prompts=settings.prompts, references=settings.references),
         "fal": FalResource(
             backend=settings.backend,

@@ -105,7 +105,7 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
     store = StoreResource(url=settings.store, backend=settings.backend).open()
     rebuilt = [rebuild_batch(store, batch) for batch in _batches(store)]
     catalog.refresh(store)
-    write_gallery(store)
+    write_gallery(store, thumbnails=settings.thumbnails)
     return rebuilt
 
 

@@ -33,6 +33,9 @@ class StoreResource(dg.ConfigurableResource[Any]):
     backend: Backend = Field(
         description="Whose pictures the store holds: `fal`'s or the `sandbox`'s; never both."
     )
+    thumbnails: bool = Field(
+        default=True, description="Make a small picture of each; without, a PNG is never decoded."
+    )
 
     def open(self) -> Store:
         """Open the store.

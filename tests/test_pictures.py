@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ideogram_pipeline.pictures import MAX_PIXELS, BadPicture, inspect, inspect_and_shrink, thumbnail
+from ideogram_pipeline.pictures import MAX_PIXELS, BadPicture, inspect, thumbnail, verify
 
 
 def encode(kind: str, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> bytes:
@@ -115,8 +115,36 @@ def test_a_thumbnail_fits_its_square_and_is_never_enlarged(width, height, side):
     assert max(small.width, small.height) == min(side, max(width, height))
 
 
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_the_checksums_of_a_png_show_every_cut(share):
+    with pytest.raises(BadPicture):
+        verify(WHOLE["PNG"][: int(len(WHOLE["PNG"]) * share)], thumbnail_side=None)
+
+
+@given(position=st.integers(0, len(WHOLE["PNG"]) - 1), flip=st.integers(1, 255))
+def test_the_checksums_of_a_png_show_every_changed_byte(position, flip):
+    changed = bytearray(WHOLE["PNG"])
+    changed[position] ^= flip
+    with pytest.raises(BadPicture):
+        verify(bytes(changed), thumbnail_side=None)
+
+
+def test_a_png_that_claims_too_many_pixels_is_refused_without_decoding():
+    bomb = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(bomb, "PNG")
+    with pytest.raises(BadPicture, match="10000x10000"):
+        verify(bomb.getvalue(), thumbnail_side=None)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_a_picture_without_checksums_is_decoded(kind):
+    assert verify(WHOLE[kind], thumbnail_side=None) == (inspect(WHOLE[kind]), None)
+    with pytest.raises(BadPicture):
+        verify(WHOLE[kind][: len(WHOLE[kind]) // 2], thumbnail_side=None)
+
+
 def test_one_decoding_gives_facts_and_thumbnail():
-    facts, small = inspect_and_shrink(WHOLE["PNG"], side=16)
+    facts, small = verify(WHOLE["PNG"], thumbnail_side=16)
     assert facts == inspect(WHOLE["PNG"])
     assert small == thumbnail(WHOLE["PNG"], 16)
-    assert inspect_and_shrink(WHOLE["PNG"], side=None) == (facts, None)
+    assert verify(WHOLE["PNG"], thumbnail_side=None) == (facts, None)

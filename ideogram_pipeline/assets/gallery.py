@@ -12,7 +12,7 @@ def gallery(store: StoreResource) -> dg.MaterializeResult[None]:
     from ideogram_pipeline.gallery.pages import write_gallery
 
     opened = store.open()
-    summary = write_gallery(opened)
+    summary = write_gallery(opened, thumbnails=store.thumbnails)
     return dg.MaterializeResult(
         metadata={
             "batches": summary.batches,

@@ -39,7 +39,8 @@ def generated_images(
 ) -> dg.MaterializeResult[None]:
     """The batch's pictures with their metadata, and an outcome for every row. Nothing is paid for twice."""
     from ideogram_pipeline.generation import files
-    from ideogram_pipeline.generation.engine import Engine, RunFacts
+    from ideogram_pipeline.generation.books import RunFacts
+    from ideogram_pipeline.generation.engine import Engine
     from ideogram_pipeline.generation.ledger import Ledger
     from ideogram_pipeline.generation.outcomes import Outcome, Reused, caught_up
     from ideogram_pipeline.generation.records import image_rows, outcome_rows
@@ -64,6 +65,7 @@ def generated_images(
                     run=facts,
                     max_in_flight=fal.max_in_flight,
                     inline_bytes=fal.inline_references,
+                    thumbnails=store.thumbnails,
                     budget=budget.open(
                         opened, context.run.tags.get(RUN_TAG) or context.run.root_run_id or run_id
                     ),
@@ -110,7 +112,7 @@ def _preview(store: "Store", pictures: "list[ImageRow]") -> str:
     """Return a contact sheet as Markdown with the picture inside, so that the UI can show it from anywhere."""
     from ideogram_pipeline.gallery.pages import fill_in_thumbnails
     from ideogram_pipeline.gallery.sheet import contact_sheet
-    from ideogram_pipeline.generation.engine import thumbnail_path
+    from ideogram_pipeline.generation.fetching import thumbnail_path
 
     shown = fill_in_thumbnails(store, pictures[:PREVIEWS])
     if not shown:

@@ -41,6 +41,9 @@ MAX_ANSWER_BYTES = 256 * 2**20
 KEEPALIVE_S = 3.0
 """How long an idle connection is kept: shorter than servers do, so that a submit hardly ever meets a closed one."""
 
+FIRST_PAUSE_S = 0.25
+"""How long to wait before a call is made a second time, in seconds; then twice as long, and so on."""
+
 NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 """The aiohttp errors after which no byte of the request can have left.
 
@@ -196,18 +199,25 @@ def _failure(error: Exception, what: str) -> FalError:
     return NoAnswer(message=f"{what}: the request was sent, but no whole answer came ({kind}).")
 
 
-async def repeating(call: Callable[[], Awaitable[T]]) -> T:
-    """Make a call that may safely be made again, up to 6 times while its errors say `may_repeat`."""
+def worth_repeating(error: Exception) -> bool:
+    """Say whether the same call may bring another answer if it is made again in a moment."""
+    return isinstance(error, FalError) and error.may_repeat and not isinstance(error, NotReady)
+
+
+async def repeating(call: Callable[[], Awaitable[T]], on: Callable[[Exception], bool] = worth_repeating) -> T:
+    """Make a call that may safely be made again after errors that `on` names, up to 6 times."""
+    try:
+        return await call()  # nearly every call, for which stamina would be the dearest part
+    except FalError as error:
+        if not on(error):
+            raise
+    await pause(FIRST_PAUSE_S)
     async for attempt in stamina.retry_context(
-        on=_worth_repeating, attempts=6, timeout=None, wait_initial=0.25, wait_max=15.0
+        on=on, attempts=5, timeout=None, wait_initial=2 * FIRST_PAUSE_S, wait_max=15.0
     ):
         with attempt:
             return await call()
     raise AssertionError("stamina either returns or raises")
-
-
-def _worth_repeating(error: Exception) -> bool:
-    return isinstance(error, FalError) and error.may_repeat and not isinstance(error, NotReady)
 
 
 async def pause(seconds: float) -> None:

@@ -29,9 +29,10 @@ from ideogram_pipeline.fal.errors import (
     RequestNotFound,
     ResultExpired,
     SubmitUnknown,
+    TooManyRequests,
     UnexpectedAnswer,
 )
-from ideogram_pipeline.fal.http import Call, Http, repeating
+from ideogram_pipeline.fal.http import Call, Http, repeating, worth_repeating
 from ideogram_pipeline.fal.options import NO_OPTIONS, SubmitOptions
 from ideogram_pipeline.fal.urls import FalHosts, app_path, normal_endpoint
 
@@ -138,9 +139,10 @@ class QueueCalls:
     ) -> QueuedRequest:
         """Put a request into the queue. From here on it costs money, so keep the ids before doing anything else.
 
-        The POST is repeated only where no connection could be made (then also on the backup host), where fal answers
-        429, and where the load balancer answers 503. Any other doubt raises `SubmitUnknown`. Cancelling the task that
-        awaits this call raises that doubt as well, without an error to carry it: shield it, or note the intent first.
+        The POST is repeated only where no connection could be made (then also on the backup host), and where the load
+        balancer answers 503. A 429 raises `TooManyRequests` at once: whoever submits many knows best how to slow down.
+        Any other doubt raises `SubmitUnknown`. Cancelling the task that awaits this call raises that doubt as well,
+        without an error to carry it: shield it, or note the intent first.
 
         fal accepts arguments the model will refuse: such a refusal comes with the result. Raises `InvalidCall`,
         `AccessRefused`, `EndpointNotFound` and others of `FalError`.
@@ -153,7 +155,10 @@ class QueueCalls:
                 message=f"The arguments for {endpoint_id} can't be written as JSON ({type(error).__name__}).",
                 endpoint_id=endpoint_id,
             ) from None
-        return await repeating(lambda: self._submit_once(endpoint_id, path, body, options))
+        return await repeating(
+            lambda: self._submit_once(endpoint_id, path, body, options),
+            on=lambda error: worth_repeating(error) and not isinstance(error, TooManyRequests),
+        )
 
     async def _submit_once(
         self, endpoint_id: str, path: str, body: bytes, options: SubmitOptions

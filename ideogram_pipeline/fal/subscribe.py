@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
-from ideogram_pipeline.fal.errors import DeadlineExceeded, FalError, NotReady
-from ideogram_pipeline.fal.http import pause
+from ideogram_pipeline.fal.errors import DeadlineExceeded, FalError, NotReady, TooManyRequests
+from ideogram_pipeline.fal.http import pause, repeating
 from ideogram_pipeline.fal.options import NO_OPTIONS, SubmitOptions
 from ideogram_pipeline.fal.queue import (
     CancelAnswer,
@@ -45,7 +45,10 @@ class SubscribeCalls(QueueCalls):
         (None: never) the request is cancelled and `DeadlineExceeded` carries it, unless it has just completed: then
         its result is brought after all. Never call this again after an error that says `may_be_billed`.
         """
-        request = await self.submit(endpoint_id, arguments, options)
+        request = await repeating(
+            lambda: self.submit(endpoint_id, arguments, options),
+            on=lambda error: isinstance(error, TooManyRequests),
+        )
         await _told(on_enqueue, request)
         try:
             async with asyncio.timeout(deadline_s) as patience:

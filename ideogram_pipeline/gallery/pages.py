@@ -10,7 +10,7 @@ from typing import get_args
 from urllib.parse import quote
 
 from ideogram_pipeline.generation import files
-from ideogram_pipeline.generation.engine import THUMBNAIL_SIDE, thumbnail_path
+from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE, thumbnail_path
 from ideogram_pipeline.generation.outcomes import OutcomeState
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
@@ -76,8 +76,11 @@ class GallerySummary:
     """Changes when, and only when, a page does."""
 
 
-def write_gallery(store: Store) -> GallerySummary:
-    """Write every page anew from what the batches' runs left; make the small pictures that are missing."""
+def write_gallery(store: Store, *, thumbnails: bool = True) -> GallerySummary:
+    """Write every page anew from what the batches' runs left; make the small pictures that are missing.
+
+    Without thumbnails the pages show the pictures themselves.
+    """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     templates = Environment(
@@ -88,7 +91,9 @@ def write_gallery(store: Store) -> GallerySummary:
     )
     whole = hashlib.sha256()
     asked_for = files.batches(store)
-    pages = [_page(store, batch) for batch in files.batches_with_results(store) if batch in asked_for]
+    pages = [
+        _page(store, batch, thumbnails) for batch in files.batches_with_results(store) if batch in asked_for
+    ]
     for page in pages:
         html = templates.get_template("batch.html.j2").render(page=page, side=THUMBNAIL_SIDE).encode()
         store.put(f"gallery/batch={page.batch}/index.html", html)
@@ -105,11 +110,11 @@ def write_gallery(store: Store) -> GallerySummary:
     )
 
 
-def _page(store: Store, batch: str) -> BatchPage:
+def _page(store: Store, batch: str, thumbnails: bool) -> BatchPage:
     outcomes = files.read_outcomes(store, batch)
     images = [row for row in files.read_images(store, batch) if row.current]
-    images = fill_in_thumbnails(store, images)
-    cards = tuple(_cards(store, files.read_plan(store, batch), outcomes, images))
+    images = fill_in_thumbnails(store, images) if thumbnails else _there(store, batch, images)
+    cards = tuple(_cards(store, files.read_plan(store, batch), outcomes, images, thumbnails))
     counted = Counter[str](outcome.state for outcome in outcomes)
     return BatchPage(
         batch=batch,
@@ -123,7 +128,7 @@ def _page(store: Store, batch: str) -> BatchPage:
 
 
 def _cards(
-    store: Store, plan: Plan, outcomes: Sequence[OutcomeRow], images: Sequence[ImageRow]
+    store: Store, plan: Plan, outcomes: Sequence[OutcomeRow], images: Sequence[ImageRow], thumbnails: bool
 ) -> list[Card]:
     requests = {row.prompt_id: row.request for row in plan.rows}
     pictures: dict[str | None, list[ImageRow]] = defaultdict(list)
@@ -140,9 +145,15 @@ def _cards(
             cards.append(Card(outcome, None, prompt, "", "", references))
         for image in pictures.get(outcome.fingerprint, []):
             path = f"images/batch={image.batch}/{image.file_name}"
-            href, small = quote(f"../../{path}"), quote(f"../../{thumbnail_path(path)}")
+            href = quote(f"../../{path}")
+            small = quote(f"../../{thumbnail_path(path)}") if thumbnails else href
             cards.append(Card(outcome, image, prompt, href, small, references))
     return cards
+
+
+def _there(store: Store, batch: str, images: Sequence[ImageRow]) -> list[ImageRow]:
+    there = {found.path for found in store.objects(f"images/batch={batch}")}
+    return [image for image in images if f"images/batch={batch}/{image.file_name}" in there]
 
 
 def fill_in_thumbnails(store: Store, images: Sequence[ImageRow]) -> list[ImageRow]:

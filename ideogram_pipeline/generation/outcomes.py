@@ -83,6 +83,17 @@ class NotReached:
 Outcome = Generated | Reused | Refused | Failed | Unknown | NotReached
 
 
+class LeftOpen(Exception):
+    """A row ends for this run in a way that its ledger entry does not settle."""
+
+    def __init__(self, kind: type[Failed | Unknown | NotReached], reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        """The outcome."""
+        self.reason = reason
+        """Its reason."""
+
+
 def caught_up(outcome: Outcome, entries: Mapping[str, Entry]) -> Outcome:
     """Return the outcome as the ledger has it now: another run may have made meanwhile what this one left to it."""
     entry = entries.get(outcome.request.fingerprint)

@@ -42,6 +42,14 @@ def test_subscribe_submits_once_tells_the_news_and_brings_the_result(fake, ask):
     assert fake.count("POST") == 1
 
 
+def test_a_submit_that_comes_too_often_is_sent_again(fake, ask):
+    queue = Queue(fake, "COMPLETED")
+    answers = [fake.reply(429, {"detail": "queue is full"})] * 2
+    fake.script = lambda seen: answers.pop() if seen.method == "POST" and answers else queue(seen)
+    assert ask(lambda client: client.subscribe(ENDPOINT, {})).payload == {"images": ["x"]}
+    assert fake.count("POST") == 3
+
+
 def test_a_result_lagging_behind_its_status_is_waited_for(fake, ask):
     early = fake.reply(400, {"detail": "Request is still in progress"})
     Queue(fake, "COMPLETED", results=[early, early, fake.reply(200, {"images": []})])

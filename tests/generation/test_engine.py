@@ -10,8 +10,11 @@ from PIL import Image
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
+from ideogram_pipeline.generation.books import RunFacts
+from ideogram_pipeline.generation.brake import BRAKE_AFTER
 from ideogram_pipeline.generation.budget import Budget
-from ideogram_pipeline.generation.engine import BRAKE_AFTER, Engine, RunFacts, thumbnail_path
+from ideogram_pipeline.generation.engine import Engine
+from ideogram_pipeline.generation.fetching import thumbnail_path
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger, Reserved
 from ideogram_pipeline.generation.outcomes import Failed, Generated, NotReached, Refused, Reused, Unknown
 from ideogram_pipeline.generation.planner import References, plan_row
@@ -79,14 +82,19 @@ class Watcher:
 class Run:
     """One run of an engine on a batch, as a process would make it: with a ledger read from the store."""
 
-    def __init__(self, store, sandbox, *, run_id="run-1", max_in_flight=16, inline_bytes=0, per_run_usd=None):
+    def __init__(self, store, sandbox, *, run_id="run-1", max_in_flight=16, per_run_usd=None, **limits):
         self.ledger = Ledger(store, BATCH)
         self.watcher = Watcher()
         self.store, self.sandbox, self.run_id = store, sandbox, run_id
         self.budget = Budget(
             store, run_id=run_id, per_run_usd=per_run_usd, per_day_usd=None, allow_unknown=False
         )
-        self.limits = {"max_in_flight": max_in_flight, "inline_bytes": inline_bytes}
+        self.limits = {
+            "max_in_flight": max_in_flight,
+            "inline_bytes": 0,
+            "thumbnails": True,
+            **limits,
+        }
 
     async def work(self, requests, meanwhile=None):
         hosts = FalHosts.at(self.sandbox.url)
@@ -229,7 +237,7 @@ def test_what_is_sent_is_what_was_planned_with_urls_for_pictures(store, sandbox,
 
 async def interrupted_when_all_are_submitted(engine, requests):
     task = asyncio.create_task(engine.run(requests))
-    while sum(bool(entry.last.submitted) for entry in engine._ledger.entries.values()) < len(requests):
+    while sum(bool(entry.last.submitted) for entry in engine._books.ledger.entries.values()) < len(requests):
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
@@ -315,7 +323,9 @@ def test_one_good_picture_releases_the_brake(store, sandbox, rows):
 @pytest.mark.parametrize("kind", ["submit_429", "submit_503"])
 def test_a_submit_that_was_surely_not_accepted_is_sent_again(store, sandbox, rows, kind):
     sandbox.change(Change(faults=(Fault(kind),)))
-    assert kinds(Run(store, sandbox)(rows())) == {Generated: 8}
+    outcomes = Run(store, sandbox)(rows())
+    assert kinds(outcomes) == {Generated: 8}
+    assert {outcome.entry.paid_attempts for outcome in outcomes} == {1}
     stats = sandbox.stats()
     assert (stats.accepted, stats.duplicates) == (8, 0)
     assert stats.submits > 8
@@ -350,15 +360,41 @@ def test_a_request_that_fal_lost_is_submitted_again_a_limited_number_of_times(st
     assert sandbox.stats().accepted == 7 + MAX_ATTEMPTS
 
 
+@pytest.mark.parametrize("thumbnails", [True, False])
 @pytest.mark.parametrize("kind", ["truncated_download", "corrupt_download"])
-def test_a_damaged_download_is_fetched_again_and_not_stored(store, sandbox, rows, kind):
+def test_a_damaged_download_is_fetched_again_and_not_stored(store, sandbox, rows, kind, thumbnails):
     sandbox.change(Change(faults=(Fault(kind),)))
-    outcomes = Run(store, sandbox)(rows(4))
+    outcomes = Run(store, sandbox, thumbnails=thumbnails)(rows(4))
     assert kinds(outcomes) == {Generated: 4}
     for outcome in outcomes:
         with Image.open(store.folder / outcome.entry.last.settled.images[0].path) as picture:
             picture.load()
     assert sandbox.stats().downloads > 4
+
+
+def test_without_thumbnails_only_the_pictures_are_stored(store, sandbox, rows):
+    (outcome,) = Run(store, sandbox, thumbnails=False)(rows(1))
+    image = outcome.entry.last.settled.images[0]
+    assert store.exists(image.path)
+    assert not store.exists(thumbnail_path(image.path))
+    with Image.open(store.folder / image.path) as picture:
+        assert picture.size == (image.width, image.height)
+
+
+def test_what_is_with_fal_already_is_asked_about_before_anything_new_is_sent(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("stuck"),)))
+    Run(store, sandbox)(rows(9)[8:], interrupted_when_all_are_submitted)
+    asked = sandbox.stats().status_calls
+
+    async def until_one_is_asked_about(engine, requests):
+        task = asyncio.create_task(engine.run(requests))
+        while await asyncio.to_thread(lambda: sandbox.stats().status_calls) == asked:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    Run(store, sandbox, run_id="run-2", max_in_flight=1)(rows(9), until_one_is_asked_about)
+    assert sandbox.stats().submits == 1
 
 
 def test_a_picture_that_cannot_be_fetched_is_fetched_by_the_next_run(store, sandbox, rows):

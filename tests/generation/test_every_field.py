@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
+from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
-from ideogram_pipeline.generation.engine import Engine, RunFacts
+from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.outcomes import Generated
 from ideogram_pipeline.generation.planner import PICTURE_COLUMNS, Plan, References, plan_batch
@@ -137,6 +138,7 @@ def results(tables):
                 ledger,
                 run=facts,
                 max_in_flight=4,
+                thumbnails=True,
                 inline_bytes=0,
                 budget=budget,
                 observer=Silent(),

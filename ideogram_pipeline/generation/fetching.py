@@ -1,0 +1,192 @@
+"""Bringing what a request made: waiting for its end, its result, its pictures, verified and in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+
+from ideogram_pipeline.fal import Completed, FalClient, InQueue, QueuedRequest
+from ideogram_pipeline.generation.ledger import Entry, StoredImage
+from ideogram_pipeline.generation.outcomes import Failed, LeftOpen, NotReached
+from ideogram_pipeline.generation.polling import Kind, Polling
+from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.generation.window import Place
+from ideogram_pipeline.ideogram.endpoints import File, Output
+from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, verify
+from ideogram_pipeline.storage import Store
+
+MAX_PICTURE_BYTES = 50 * 1024 * 1024
+"""No answer's picture is downloaded beyond this."""
+DOWNLOAD_ATTEMPTS = 3
+"""A picture that arrives damaged is fetched again this often in all."""
+PATIENCE_S = 3600.0
+"""A request that isn't done after so many seconds is left for the next run to fetch."""
+THUMBNAIL_SIDE = 320
+"""Pixels of a thumbnail's longer side."""
+FINISHING = 16
+"""So many requests at a time are fetched and stored, which bounds the pictures in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A request's result, with every picture of it in the store."""
+
+    completed: Completed
+    """Its status at the end."""
+    seed: int | None
+    """The seed fal says it used."""
+    images: tuple[StoredImage, ...]
+    """Its pictures, in fal's order; none if fal's answer holds none."""
+
+
+class Fetcher:
+    """Fetches the requests of one run, whoever submitted them."""
+
+    def __init__(
+        self, fal: FalClient, store: Store, entries: Iterable[Entry], *, waiting: Polling, thumbnails: bool
+    ) -> None:
+        """Begin with the pictures that lie in the store for `entries`; `thumbnails` says whether to make any."""
+        self._fal = fal
+        self._store = store
+        self._thumbnail_side = THUMBNAIL_SIDE if thumbnails else None
+        self._finishing = asyncio.Semaphore(FINISHING)
+        self._polling = waiting
+        self._told = waiting.revision
+        self._news = asyncio.Event()
+        # Decoding keeps a core busy; in asyncio's own threads it would keep the ledger's writes waiting.
+        self._decoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._there = _pictures_there(store, entries)
+
+    async def fetch(
+        self, request: GenerationRequest, queued: QueuedRequest, place: Place, *, submitted_here: bool
+    ) -> Fetched:
+        """Wait for a request's end and store its pictures; the place in the window is free once it has ended.
+
+        Raises:
+            RequestEnded: it ended without a result.
+            FalError: its end, its result or a picture can't be had for now.
+            LeftOpen: it takes too long, or a picture keeps arriving damaged; it is fetched by the next run.
+            ValidationError: the result is not one of Ideogram's.
+        """
+        begin = self._polling.submitted if submitted_here else self._polling.attached
+        begin(queued.request_id, Kind.of(request), _now())
+        completed = await self._completed(queued)
+        place.give_back()
+        async with self._finishing:
+            result = await self._fal.result(queued)
+            output = Output.model_validate(result.payload)
+            files = enumerate(output.images)
+            images = await asyncio.gather(*(self._store_image(request, index, file) for index, file in files))
+        return Fetched(completed, output.seed, tuple(images))
+
+    def is_missing(self, image: StoredImage) -> bool:
+        """Say whether a picture of the ledger is no longer in the store."""
+        return image.path not in self._there
+
+    async def fetch_again(
+        self, request: GenerationRequest, queued: QueuedRequest, missing: Iterable[StoredImage]
+    ) -> list[StoredImage]:
+        """Fetch pictures of a settled request that are no longer in the store, as far as fal still has them.
+
+        Raises:
+            FalError, ValidationError, IndexError: fal has them no longer.
+        """
+        result = await self._fal.result(queued)
+        output = Output.model_validate(result.payload)
+        return [
+            await self._store_image(request, image.index, output.images[image.index]) for image in missing
+        ]
+
+    def nothing_left_to_submit(self) -> None:
+        """Ask in a hurry for what is still open: nobody else waits for a place."""
+        self._polling.nothing_left()
+        self._tell_news()
+
+    def close(self) -> None:
+        """End the threads that decode."""
+        self._decoding.shutdown(wait=False, cancel_futures=True)
+
+    async def _completed(self, queued: QueuedRequest) -> Completed:
+        deadline = _now() + PATIENCE_S
+        try:
+            while _now() < deadline:
+                await self._turn(queued.request_id)
+                status = await self._fal.status(queued)
+                if isinstance(status, Completed):
+                    self._polling.completed(queued.request_id, status.inference_s, _now())
+                    return status
+                if isinstance(status, InQueue):
+                    self._polling.queued(queued.request_id, status.position, _now())
+                else:
+                    self._polling.in_progress(queued.request_id, _now())
+        finally:
+            self._polling.left(queued.request_id)
+            self._tell_news()
+        raise LeftOpen(NotReached, f"{queued.request_id} is still with fal; the next run fetches it")
+
+    async def _turn(self, request_id: str) -> None:
+        """Wait until it is time to ask about a request."""
+        while (wait_s := self._polling.next_ask(request_id) - _now()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+
+    def _tell_news(self) -> None:
+        """Let everybody who waits for a turn look again, if it may have come nearer."""
+        if self._told != self._polling.revision:
+            self._told = self._polling.revision
+            self._news.set()
+            self._news = asyncio.Event()
+
+    async def _store_image(self, request: GenerationRequest, index: int, file: File) -> StoredImage:
+        for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+            downloaded = await self._fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
+            try:
+                picture, thumbnail = await asyncio.get_running_loop().run_in_executor(
+                    self._decoding, partial(verify, downloaded.content, thumbnail_side=self._thumbnail_side)
+                )
+                break
+            except BadPicture as problem:
+                if attempt == DOWNLOAD_ATTEMPTS:
+                    reason = f"picture {index} arrives damaged: {problem}; it is paid for and fetched again next run"
+                    raise LeftOpen(Failed, reason) from None
+        name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
+        path = f"images/batch={request.batch}/{name}.{EXTENSIONS[picture.kind]}"
+        await self._store.put_async(path, downloaded.content, durable=True)
+        if thumbnail:
+            await self._store.put_async(thumbnail_path(path), thumbnail)
+        return StoredImage(
+            index=index,
+            path=path,
+            sha256=picture.sha256,
+            bytes=picture.bytes,
+            width=picture.width,
+            height=picture.height,
+            format=picture.kind,
+        )
+
+
+def _pictures_there(store: Store, entries: Iterable[Entry]) -> frozenset[str]:
+    folders = {
+        str(PurePosixPath(image.path).parent)
+        for entry in entries
+        for attempt in entry.attempts
+        for image in (attempt.settled.images if attempt.settled else ())
+    }
+    return frozenset(found.path for folder in folders for found in store.objects(folder))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def thumbnail_path(image_path: str) -> str:
+    """Return where in the store the thumbnail of a picture lies."""
+    batch, name = image_path.removeprefix("images/").split("/", 1)
+    return f"gallery/{batch}/thumbnails/{name.rsplit('.', 1)[0]}.webp"

@@ -1,0 +1,107 @@
+"""Sending a request to fal: the one step that costs money.
+
+The intent is in the ledger before the POST, and fal's answer before anything else is awaited. From the one to the other
+nothing may be cut off: bytes that left are money that may be owed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import JsonValue
+
+from ideogram_pipeline.fal import FalClient, QueuedRequest
+from ideogram_pipeline.fal.errors import (
+    AccessRefused,
+    ConnectionFailed,
+    FalError,
+    RequestEnded,
+    TooManyRequests,
+)
+from ideogram_pipeline.generation.books import Books
+from ideogram_pipeline.generation.budget import OverBudget, UnknownPrice
+from ideogram_pipeline.generation.ledger import AlreadyWritten
+from ideogram_pipeline.generation.outcomes import LeftOpen, NotReached, Unknown
+from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.generation.uploads import ReferenceUrls
+from ideogram_pipeline.generation.window import Window
+
+PATIENCE_S = 3600.0
+"""If fal has taken no submit for so many seconds because they come too often, the run stops."""
+
+
+class StopSubmitting(LeftOpen):
+    """What keeps this row from being sent keeps every other one from it too."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(NotReached, reason)
+
+
+class Submitter:
+    """Sends the requests of one run."""
+
+    def __init__(self, fal: FalClient, references: ReferenceUrls, books: Books, window: Window) -> None:
+        self.queued: dict[str, QueuedRequest] = {}
+        """What this run has sent or taken up, by fingerprint, in the order of fal's answers."""
+        self._fal = fal
+        self._references = references
+        self._books = books
+        self._window = window
+        self._on_their_way: set[asyncio.Task[None]] = set()
+
+    async def submit(self, request: GenerationRequest) -> None:
+        """Send a request once; its ledger entry then says how that went. Returns early where fal limits the rate.
+
+        Raises:
+            StopSubmitting: the account, the budget or the network takes no request of this run.
+            LeftOpen: this request can't be sent, or nobody knows whether it was accepted.
+            RequestEnded: fal's answer to the submit was the request's end.
+        """
+        try:
+            arguments = await self._references.filled_in(request)
+        except AccessRefused as error:
+            raise StopSubmitting(str(error)) from None
+        except FalError as error:
+            raise LeftOpen(NotReached, f"a reference could not be uploaded: {error}") from None
+        task = asyncio.create_task(self._reserve_and_post(request, arguments))
+        self._on_their_way.add(task)
+        task.add_done_callback(self._arrived)
+        await asyncio.shield(task)
+
+    async def all_arrived(self) -> None:
+        """Wait for the answers of submits that are on their way."""
+        if self._on_their_way:
+            await asyncio.wait(self._on_their_way)
+
+    def _arrived(self, task: asyncio.Task[None]) -> None:
+        self._on_their_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # a row that was cancelled meanwhile no longer awaits it; the ledger has it
+
+    async def _reserve_and_post(self, request: GenerationRequest, arguments: dict[str, JsonValue]) -> None:
+        try:
+            await self._books.reserve(request, arguments)
+        except OverBudget as reached:
+            raise StopSubmitting(str(reached)) from None
+        except UnknownPrice as refused:
+            raise LeftOpen(NotReached, str(refused)) from None
+        except AlreadyWritten:
+            reason = "another run is working on this row; run again to see how it ended"
+            raise LeftOpen(NotReached, reason) from None
+        sent_at = asyncio.get_running_loop().time()
+        try:
+            queued = await self._fal.submit(request.endpoint_id, arguments)
+        except RequestEnded:
+            raise
+        except FalError as error:
+            if error.may_be_billed:
+                raise LeftOpen(Unknown, str(error)) from None
+            await self._books.release(request, error.message)
+            if isinstance(error, TooManyRequests) and self._window.limited(sent_at) < PATIENCE_S:
+                return
+            if isinstance(error, AccessRefused | ConnectionFailed | TooManyRequests):
+                raise StopSubmitting(str(error)) from None
+            raise LeftOpen(NotReached, str(error)) from None
+        self._window.accepted(sent_at)
+        self.queued[request.fingerprint] = queued
+        await self._books.submitted(request, queued)
