@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -167,6 +167,11 @@ class Ledger:
         self._folder = f"ledger/batch={batch}"
         self.entries: dict[str, Entry] = _read(store, self._folder)
         """What is known, by fingerprint."""
+
+    def look_again(self, fingerprints: Iterable[str]) -> None:
+        """Read what the store has of some requests now: other runs may have gone on with them."""
+        for fingerprint in fingerprints:
+            self.entries |= _read(self._store, f"{self._folder}/{fingerprint}")
 
     async def reserve(self, reserved: Reserved) -> None:
         """Claim an attempt."""

@@ -59,8 +59,8 @@ class Submitter:
         """
         try:
             arguments = await self._references.filled_in(request)
-        except AccessRefused as error:
-            raise StopSubmitting(str(error)) from None
+        except (AccessRefused, ConnectionFailed) as error:
+            raise StopSubmitting(f"a reference could not be uploaded: {error}") from None
         except FalError as error:
             raise LeftOpen(NotReached, f"a reference could not be uploaded: {error}") from None
         task = asyncio.create_task(self._reserve_and_post(request, arguments))

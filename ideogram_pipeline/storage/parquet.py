@@ -37,7 +37,7 @@ def arrow_schema(model: type[BaseModel]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def encode(model: type[Row], rows: Iterable[Row], *, row_group_size: int = 10_000) -> bytes:
+def encode(model: type[Row], rows: Iterable[Row], *, row_group_size: int = 2_000) -> bytes:
     """Return the rows as one Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq

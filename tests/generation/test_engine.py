@@ -309,9 +309,9 @@ def test_a_row_that_a_live_run_is_submitting_is_left_to_it(store, sandbox, rows)
 def test_the_brake_stops_a_batch_whose_first_rows_all_end_alike(store, sandbox, rows):
     sandbox.change(Change(faults=(Fault("policy_refusal"),)))
     outcomes = Run(store, sandbox, max_in_flight=2)(rows(40))
-    assert kinds(outcomes)[NotReached] >= 40 - BRAKE_AFTER - 2
+    assert kinds(outcomes)[NotReached] >= 20
     assert "content_policy_violation" in outcomes[-1].reason or "content" in outcomes[-1].reason
-    assert sandbox.stats().accepted <= BRAKE_AFTER + 2
+    assert BRAKE_AFTER <= sandbox.stats().accepted <= 20
 
 
 def test_one_good_picture_releases_the_brake(store, sandbox, rows):
