@@ -9,10 +9,13 @@ import pytest
 
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.partitions import BATCHES, register
+from ideogram_pipeline.partitions import register
 from ideogram_pipeline.resources import FalResource, StoreResource
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.settings import Settings
+
+
+BATCHES = dg.DynamicPartitionsDefinition(name="ideogram_batches")
 
 
 @pytest.fixture
@@ -59,15 +62,15 @@ def test_the_graph_runs_from_the_tables_to_the_gallery(project):
 
 def test_reading_the_tables_registers_their_batches_as_partitions(execute, instance):
     materialized = execute("refresh_tables")
-    assert instance.get_dynamic_partitions(BATCHES.name) == ["one", "two"]
+    assert instance.get_dynamic_partitions("ideogram_batches") == ["one", "two"]
     assert value(materialized["prompts"], "rows") == 4
     assert value(materialized["references"], "rows") == 1
 
 
 def test_registering_twice_adds_nothing(instance):
-    assert register(instance, ["one", "two"]) == ["one", "two"]
-    assert register(instance, ["two", "three"]) == ["three"]
-    assert instance.get_dynamic_partitions(BATCHES.name) == ["one", "two", "three"]
+    assert register(instance, BATCHES, ["one", "two"]) == ["one", "two"]
+    assert register(instance, BATCHES, ["two", "three"]) == ["three"]
+    assert instance.get_dynamic_partitions("ideogram_batches") == ["one", "two", "three"]
 
 
 def test_a_batch_is_planned_paid_and_recorded(execute, project):
