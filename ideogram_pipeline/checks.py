@@ -14,6 +14,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetChecksDefinition]:
         warnings.simplefilter("ignore", dg.PreviewWarning)  # partitioned checks are new in Dagster 1.13
 
         @dg.asset_check(asset=pipeline.key("generated_images"), partitions_def=pipeline.batches)
+        @pipeline.with_own_resources
         def no_unanswered_submits(
             context: dg.AssetCheckExecutionContext, store: StoreResource
         ) -> dg.AssetCheckResult:

@@ -20,26 +20,17 @@ STAGES = (tables, requests, images, catalog, gallery)
 def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
     """Assemble the pipeline that the settings describe; `overrides` replaces resources by name.
 
-    Without a `key_prefix` it is the code location's own: its resources stand on Dagster's page of resources, and its
-    executor is everyone's. With one it is a guest: its resources are bound to its own assets and checks, so that any
-    number of pipelines, and whatever else is there, can be merged with `dg.Definitions.merge`.
+    With a `key_prefix` it is a guest in its code location: nothing of it is named as anything of another pipeline, and
+    assets that are run by themselves, without a job, use the location's executor and not one of ours.
     """
     pipeline = Pipeline.of(settings)
     resources = {**build_resources(settings), **(overrides or {})}
-    assets = [asset for stage in STAGES for asset in stage.define(pipeline)]
-    asset_checks = checks.define(pipeline)
-    if pipeline.prefix:
-        return dg.Definitions(
-            assets=dg.with_resources(assets, resources),
-            asset_checks=dg.with_resources(asset_checks, resources),
-            jobs=jobs.define(pipeline),
-        )
     return dg.Definitions(
-        assets=assets,
-        asset_checks=asset_checks,
+        assets=[asset for stage in STAGES for asset in stage.define(pipeline)],
+        asset_checks=checks.define(pipeline),
         jobs=jobs.define(pipeline),
-        resources=resources,
-        executor=dg.in_process_executor,
+        resources={pipeline.name(name): resource for name, resource in resources.items()},
+        executor=None if pipeline.prefix else dg.in_process_executor,
     )
 
 

@@ -30,6 +30,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         retry_policy=CRASHES,
         freshness_policy=FRESHNESS,
     )
+    @pipeline.with_own_resources
     @retried_after_crashes
     def image_catalog(store: StoreResource) -> dg.MaterializeResult[None]:
         """Every picture of every batch: `catalog/*.parquet`, one file a batch, opened at once by DuckDB and pandas."""

@@ -23,6 +23,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         deps=[pipeline.key("image_catalog")],
         retry_policy=CRASHES,
     )
+    @pipeline.with_own_resources
     @retried_after_crashes
     def gallery(store: StoreResource) -> dg.MaterializeResult[None]:
         """A page per batch and an index: every row with its picture, reference, prompt, seed, cost and state."""

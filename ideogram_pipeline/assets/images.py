@@ -45,6 +45,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         retry_policy=CRASHES,
         pool=pool,
     )
+    @pipeline.with_own_resources
     @retried_after_crashes
     def generated_images(
         context: dg.AssetExecutionContext,

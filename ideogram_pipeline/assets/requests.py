@@ -28,6 +28,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         deps=[pipeline.key("prompts"), pipeline.key("references")],
         retry_policy=CRASHES,
     )
+    @pipeline.with_own_resources
     @retried_after_crashes
     def generation_requests(
         context: dg.AssetExecutionContext, store: StoreResource

@@ -32,6 +32,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         metadata=described(pipeline, PromptRow, {}, files.PROMPTS),
         retry_policy=CRASHES,
     )
+    @pipeline.with_own_resources
     @retried_after_crashes
     def prompts(
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
@@ -68,6 +69,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         metadata=described(pipeline, Reference, {}, files.REFERENCES),
         retry_policy=CRASHES,
     )
+    @pipeline.with_own_resources
     @retried_after_crashes
     def references(
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource

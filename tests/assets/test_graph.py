@@ -14,7 +14,6 @@ from ideogram_pipeline.resources import FalResource, StoreResource
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.settings import Settings
 
-
 BATCHES = dg.DynamicPartitionsDefinition(name="ideogram_batches")
 
 
