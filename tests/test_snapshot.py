@@ -118,9 +118,7 @@ def test_lineage_names_only_columns_that_exist():
 
 def test_a_picture_is_traced_to_its_prompt_and_its_reference():
     definitions = build_definitions(Settings())
-    (images,) = (
-        s for s in definitions.resolve_all_asset_specs() if s.key == dg.AssetKey("generated_images")
-    )
+    (images,) = (s for s in definitions.resolve_all_asset_specs() if s.key == dg.AssetKey("generated_images"))
     lineage = images.metadata["dagster/column_lineage"].deps_by_column
     assert dg.TableColumnDep(dg.AssetKey("prompts"), "prompt") in lineage["prompt"]
     for column in ("reference_sha256s", "style_reference_sha256s", "image_sha256", "mask_sha256"):

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any
 
 from ideogram_pipeline.errors import ConfigurationError, TableError
@@ -47,18 +48,21 @@ class PromptsTable:
         return list(dict.fromkeys(batch for _, batch in sorted(places)))
 
 
-def read_prompts(url: str, defaults: Mapping[str, Any] | None = None) -> PromptsTable:
+def read_prompts(url: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> PromptsTable:
     """Read a prompts table (CSV, JSONL, Parquet or Excel, by its ending); `defaults` fill cells that are empty.
 
     Raises:
+        ConfigurationError: the defaults can't stand in the table.
         TableError: the file is missing or unreadable, has no `prompt_id` or `prompt` column, or repeats a `prompt_id`.
     """
-    records = read_rows(url, required=("prompt_id", "prompt"))
+    check_defaults(defaults)
+    required = tuple(column for column in ("prompt_id", "prompt") if column not in defaults)
+    records = read_rows(url, required=required)
     refuse_repeated_ids(url, "prompt_id", records)
     rows: list[PromptRow] = []
     rejections: list[Rejection] = []
     for written in records:
-        record = replace(written, cells={**(defaults or {}), **written.cells})
+        record = replace(written, cells={**defaults, **written.cells})
         try:
             rows.append(parse_row(PromptRow, record))
         except RowProblem as problem:

@@ -172,3 +172,18 @@ def test_the_key_is_configured_by_the_name_of_its_variable_and_not_by_its_value(
     monkeypatch.setenv("FAL_KEY", "planted-id:planted-secret")
     settings = project.model_copy(update={"fal_key": Settings().fal_key})
     assert "planted" not in repr(build_definitions(settings).resources)
+
+
+def test_the_run_says_how_many_requests_fal_may_have_from_all_runs_together(execute, instance):
+    execute("refresh_tables")
+    execute("generate_batch", "one")
+    instance.event_log_storage.set_concurrency_slots("fal", 2)
+    execute("generate_batch", "one")
+    messages = [
+        record.message
+        for run in instance.get_runs()
+        for record in instance.all_logs(run.run_id)
+        if "in flight" in record.message
+    ]
+    assert "pool 'fal': 2 runs x 64 requests in flight = at most 128 with fal" in messages[0]
+    assert "no limit on runs" in messages[1]

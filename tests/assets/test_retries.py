@@ -53,7 +53,9 @@ def test_an_interrupt_is_never_turned_into_a_retry(executor, how, status, may_be
     attempts = tmp_path / "attempts"
     tags = {"attempts": str(attempts), "how": how, "worker": str(os.getpid())}
     try:
-        with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        with dg.DagsterInstance.local_temp(
+            str(tmp_path), overrides={"telemetry": {"enabled": False}}
+        ) as instance:
             job = ReconstructableJob.for_file(__file__, executor)
             result = dg.execute_job(job, instance, tags=tags, raise_on_error=False)
             run = instance.get_run_by_id(result.run_id)
