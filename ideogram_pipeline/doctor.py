@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import dagster as dg
 
 from ideogram_pipeline import __version__
-from ideogram_pipeline.definitions import build_resources
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalError, RequestNotFound
-from ideogram_pipeline.resources import FalResource, StoreResource
+from ideogram_pipeline.resources import FalResource, StoreResource, build_resources
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
@@ -55,7 +54,7 @@ def _check(what: str, check: Callable[[], str]) -> Finding:
 
 
 def _prompts(settings: Settings) -> str:
-    table = read_prompts(settings.prompts)
+    table = read_prompts(settings.prompts, settings.defaults)
     if table.rejections:
         raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     rows, batches = len(table.rows), len(table.batches)

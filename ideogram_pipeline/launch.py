@@ -15,10 +15,12 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.assets.images import RUN_TAG
-from ideogram_pipeline.definitions import build_definitions, build_resources
+from ideogram_pipeline.assets.retries import Interrupted, Unmendable
+from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.files import batches as all_batches
-from ideogram_pipeline.resources import Progress
+from ideogram_pipeline.pipeline import Pipeline
+from ideogram_pipeline.resources import Progress, build_resources
 from ideogram_pipeline.settings import Settings
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -76,16 +78,19 @@ def run(
     instance = _instance(settings)
     command = uuid4().hex
     definitions = build_definitions(settings, overrides={"progress": progress})
+    pipeline = Pipeline.of(settings)
 
     def execute(job: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
         try:
-            return definitions.resolve_job_def(job).execute_in_process(
+            return definitions.resolve_job_def(pipeline.name(job)).execute_in_process(
                 instance=instance, partition_key=batch, run_config=_QUIET, tags={RUN_TAG: command}
             )
-        except dg.DagsterExecutionInterruptedError:
+        except Interrupted:
             raise KeyboardInterrupt from None
+        except Unmendable as failure:
+            raise failure.__cause__ or failure from None
 
-    hints = _lines(execute("refresh_tables"), "prompts", "hints")
+    hints = _lines(execute("refresh_tables"), pipeline.key("prompts"), "hints")
     images = all_batches(store)
     chosen = list(dict.fromkeys(batches)) or list(images)
     for batch in chosen:
@@ -98,9 +103,9 @@ def run(
     reasons: list[str] = []
     for batch in chosen:
         result = execute("generate_batch", batch)
-        reasons += _lines(result, "generated_images", "reasons")
+        reasons += _lines(result, pipeline.key("generated_images"), "reasons")
         for asset in ("generation_requests", "generated_images"):
-            for name, value in _numbers(result, asset).items():
+            for name, value in _numbers(result, pipeline.key(asset)).items():
                 if asset == "generated_images" or name == "estimated_usd":
                     totals[name] = totals.get(name, 0) + value
     execute("publish")
@@ -120,9 +125,9 @@ def run(
     )
 
 
-def _numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, float]:
+def _numbers(result: dg.ExecuteInProcessResult, asset: dg.AssetKey) -> dict[str, float]:
     metadata: dict[str, Any] = {}
-    for materialization in result.asset_materializations_for_node(asset):
+    for materialization in _materializations(result, asset):
         metadata |= materialization.metadata
     return {
         name: entry.value
@@ -131,11 +136,19 @@ def _numbers(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, float]:
     }
 
 
-def _lines(result: dg.ExecuteInProcessResult, asset: str, name: str) -> list[str]:
+def _lines(result: dg.ExecuteInProcessResult, asset: dg.AssetKey, name: str) -> list[str]:
     """Return the lines of a list in an asset's metadata."""
-    texts = [entry.metadata[name].value for entry in result.asset_materializations_for_node(asset)]
+    texts = [entry.metadata[name].value for entry in _materializations(result, asset)]
     return [
         line.removeprefix("- ") for text in texts for line in str(text).splitlines() if line.startswith("- ")
+    ]
+
+
+def _materializations(result: dg.ExecuteInProcessResult, asset: dg.AssetKey) -> list[dg.AssetMaterialization]:
+    return [
+        event.materialization
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == asset
     ]
 
 

@@ -149,7 +149,7 @@ def preview(settings: Settings, batches: Sequence[str]) -> list[Plan]:
     """
     absent = "://" not in settings.store and not Path(settings.store).expanduser().exists()
     store = Store.open("memory://" if absent else settings.store)
-    table = read_prompts(settings.prompts)
+    table = read_prompts(settings.prompts, settings.defaults)
     pictures = read_references(settings.references, store=None)
     references = References.of(pictures.references, pictures.rejections)
     for batch in batches:

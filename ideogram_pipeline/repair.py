@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from ideogram_pipeline.definitions import build_resources
 from ideogram_pipeline.fal import FalClient
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation import catalog
@@ -16,7 +15,7 @@ from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch
 from ideogram_pipeline.generation.reconcile import give_up, search, unanswered
 from ideogram_pipeline.generation.runs import is_alive
-from ideogram_pipeline.resources import FalResource, StoreResource
+from ideogram_pipeline.resources import FalResource, StoreResource, build_resources
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 

@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.settings import Backend, check_backend
+from ideogram_pipeline.settings import Backend, Settings, check_backend
 
 if TYPE_CHECKING:
     from ideogram_pipeline.fal import FalClient, FalHosts
@@ -68,6 +68,9 @@ class TablesResource(dg.ConfigurableResource[Any]):
 
     prompts: str = Field(description="Prompts table: CSV, JSONL, Parquet or Excel.")
     references: str = Field(description="References table, in the same formats.")
+    defaults: dict[str, Any] = Field(
+        default={}, description="Values for cells of the prompts table that are absent or blank, by column."
+    )
 
 
 class FalResource(dg.ConfigurableResource[Any]):
@@ -217,3 +220,32 @@ class LogProgress:
             dg.get_dagster_logger().info(
                 f"batch {self._batch}: {self._ended} rows ended, ${spent_usd:.2f} spent"
             )
+
+
+def build_resources(settings: Settings) -> dict[str, Any]:
+    """Configure the resources, by the names under which assets ask for them."""
+    return {
+        "store": StoreResource(url=settings.store, backend=settings.backend, thumbnails=settings.thumbnails),
+        "tables": TablesResource(
+            prompts=settings.prompts, references=settings.references, defaults=dict(settings.defaults)
+        ),
+        "fal": FalResource(
+            backend=settings.backend,
+            key=dg.EnvVar("FAL_KEY") if settings.fal_key else None,
+            queue_url=settings.fal_queue_url,
+            rest_url=settings.fal_rest_url,
+            api_url=settings.fal_api_url,
+            max_in_flight=settings.max_in_flight,
+            inline_references=settings.inline_references,
+        ),
+        "budget": BudgetResource(
+            per_run_usd=_number(settings.budget_usd),
+            per_day_usd=_number(settings.budget_usd_per_day),
+            allow_unknown_prices=settings.allow_unknown_prices,
+        ),
+        "progress": LogProgress(),
+    }
+
+
+def _number(usd: Decimal | None) -> float | None:
+    return None if usd is None else float(usd)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from ideogram_pipeline.errors import ConfigurationError
 
 Backend = Literal["sandbox", "fal"]
+
+
+def _members(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -30,6 +34,19 @@ class Settings(BaseSettings):
     )
     prompts: str = Field(default="data/prompts.csv", description="The prompts table.")
     references: str = Field(default="data/references.csv", description="The references table.")
+    defaults: dict[str, Any] = Field(
+        default={},
+        description='Values for absent or blank cells of the prompts table, as JSON: `{"image_size": "square"}`.',
+    )
+    key_prefix: str = Field(
+        default="",
+        pattern=r"^([a-z][a-z0-9_]{0,39})?$",
+        description="Goes before all names, so that pipelines can share a code location: `[a-z][a-z0-9_]*`.",
+    )
+    owners: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_members)] = Field(
+        default=(),
+        description="Who answers for the assets: e-mail addresses and `team:…`, with commas between.",
+    )
     max_in_flight: int = Field(default=64, ge=1, le=1000, description="Requests with fal at a time, per run.")
     budget_usd: Decimal | None = Field(
         default=None, gt=0, description="Dollars that one run may spend; without it there is no line."
@@ -72,17 +89,21 @@ class Settings(BaseSettings):
     )
 
     @classmethod
-    def from_environment(cls) -> Settings:
-        """Read and check the environment.
+    def from_environment(cls, **given: Any) -> Settings:
+        """Read and check the environment; what is `given` counts before it.
 
         Raises:
             ConfigurationError: a variable is malformed, missing, or contradicts another; the message names it.
         """
         try:
-            settings = cls()
+            settings = cls(**given)
         except ValidationError as error:
             finding = error.errors(include_url=False)[0]
             raise ConfigurationError(f"{_variable(finding['loc'][0])}: {finding['msg']}.") from None
+        except SettingsError:
+            raise ConfigurationError(
+                'IDEOGRAM_DEFAULTS: that is no JSON object. Write it like {"rendering_speed": "TURBO"}.'
+            ) from None
         check_backend(settings.backend, settings.fal_key is not None, settings.fal_queue_url)
         return settings
 

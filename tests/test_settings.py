@@ -34,6 +34,7 @@ def test_without_an_environment_nothing_costs_money():
         ("IDEOGRAM_STORE", "store", "s3://bucket/pictures"),
         ("IDEOGRAM_PROMPTS", "prompts", "mine.xlsx"),
         ("IDEOGRAM_REFERENCES", "references", "faces.jsonl"),
+        ("IDEOGRAM_KEY_PREFIX", "key_prefix", "acme_2"),
         ("FAL_QUEUE_URL", "fal_queue_url", "http://127.0.0.1:9000"),
         ("FAL_REST_URL", "fal_rest_url", "http://127.0.0.1:9000"),
         ("FAL_API_URL", "fal_api_url", "http://127.0.0.1:9000"),
@@ -120,3 +121,32 @@ def test_an_error_about_another_variable_does_not_show_the_key(monkeypatch):
 def test_settings_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Settings.from_environment().store = "elsewhere"
+
+
+def test_owners_stand_with_commas_between(monkeypatch):
+    monkeypatch.setenv("IDEOGRAM_OWNERS", "team:data, ada@example.com,")
+    assert Settings.from_environment().owners == ("team:data", "ada@example.com")
+
+
+def test_defaults_are_a_json_object(monkeypatch):
+    monkeypatch.setenv("IDEOGRAM_DEFAULTS", '{"rendering_speed": "TURBO", "num_images": 2}')
+    assert Settings.from_environment().defaults == {"rendering_speed": "TURBO", "num_images": 2}
+
+
+@pytest.mark.parametrize("value", ["rendering_speed=TURBO", "[1]"])
+def test_defaults_that_are_none_say_how_they_are_written(monkeypatch, value):
+    monkeypatch.setenv("IDEOGRAM_DEFAULTS", value)
+    with pytest.raises(ConfigurationError, match="IDEOGRAM_DEFAULTS"):
+        Settings.from_environment()
+
+
+@pytest.mark.parametrize("prefix", ["Acme", "a-b", "a/b", "1a", "_a", "a" * 41])
+def test_a_prefix_is_a_slug(monkeypatch, prefix):
+    monkeypatch.setenv("IDEOGRAM_KEY_PREFIX", prefix)
+    with pytest.raises(ConfigurationError, match="IDEOGRAM_KEY_PREFIX"):
+        Settings.from_environment()
+
+
+def test_what_is_given_counts_before_the_environment(monkeypatch):
+    monkeypatch.setenv("IDEOGRAM_STORE", "s3://bucket/pictures")
+    assert Settings.from_environment(store="./mine").store == "./mine"

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
-import dagster as dg
+from ideogram_pipeline.assets.retries import Interrupted
 
 Result = TypeVar("Result")
 
@@ -49,8 +49,8 @@ def run_in_thread(
 ) -> Result:
     """Run `work` in an event loop of its own and return its result; `is_terminated` says what `terminated` does.
 
-    An interruption cancels the work, gives it time to let go in order, and is then raised: as a `Failure` without
-    retries where the run was terminated, as it came otherwise.
+    An interruption cancels the work, gives it time to let go in order, and is then raised: as `Interrupted` where the
+    run was terminated, as it came otherwise.
     """
     interruption = Interruption()
     loop = _Loop(work(interruption))
@@ -61,13 +61,13 @@ def run_in_thread(
             if time.monotonic() - looked_at > _LOOK_AT_RUN_EVERY_S:
                 looked_at = time.monotonic()
                 if is_terminated():  # some executors never interrupt a running step
-                    raise dg.Failure("The run was terminated.", allow_retries=False)
+                    raise Interrupted("The run was terminated.", allow_retries=False)
     except BaseException:
         interruption.terminated = is_terminated()
         loop.cancel()
         loop.done.wait(_FINISH_WITHIN_S)
         if interruption.terminated:
-            raise dg.Failure("The run was terminated.", allow_retries=False) from None
+            raise Interrupted("The run was terminated.", allow_retries=False) from None
         raise
     return loop.result()
 
@@ -94,9 +94,3 @@ class _Loop(Generic[Result]):
 
     def result(self) -> Result:
         return self._task.result()
-
-
-def terminated(context: dg.AssetExecutionContext) -> bool:
-    """Say whether somebody wants this run to end, from its status as it is stored now."""
-    run = context.instance.get_run_by_id(context.run.run_id)
-    return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)

@@ -1,25 +1,50 @@
 """The pictures of all batches as one Parquet dataset."""
 
+from datetime import timedelta
+
 import dagster as dg
 
-from ideogram_pipeline.assets.images import generated_images
+from ideogram_pipeline.assets.columns import catalog_sources, described
+from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
+from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
 
+CODE_VERSION = "1"
+"""Changes with the catalog's columns."""
+FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=1), fail_window=timedelta(days=7))
+"""People who query the catalog may count on yesterday's pictures; after a week something stands still."""
 
-@dg.asset(group_name="catalog", kinds={"parquet"}, code_version="1", deps=[generated_images])
-def image_catalog(store: StoreResource) -> dg.MaterializeResult[None]:
-    """Every picture of every batch: `catalog/*.parquet`, one file a batch, opened as a whole by DuckDB and pandas."""
+
+def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
+    """Return the asset of a pipeline's catalog."""
     from ideogram_pipeline.generation import catalog
 
-    opened = store.open()
-    summary = catalog.refresh(opened)
-    return dg.MaterializeResult(
-        metadata={
-            "dagster/row_count": summary.images,
-            "batches": summary.batches,
-            "batches_rewritten": summary.rewritten,
-            "cost_usd": summary.cost_usd,
-            "path": dg.MetadataValue.path(opened.where(catalog.FOLDER)),
-        },
-        data_version=dg.DataVersion(summary.digest),
+    @dg.asset(
+        key=pipeline.key("image_catalog"),
+        group_name=pipeline.name("catalog"),
+        owners=pipeline.owners,
+        kinds={"parquet"},
+        code_version=CODE_VERSION,
+        metadata=described(pipeline, catalog.CatalogRow, catalog_sources(), catalog.FOLDER),
+        deps=[pipeline.key("generated_images")],
+        retry_policy=CRASHES,
+        freshness_policy=FRESHNESS,
     )
+    @pipeline.with_own_resources
+    @retried_after_crashes
+    def image_catalog(store: StoreResource) -> dg.MaterializeResult[None]:
+        """Every picture of every batch: `catalog/*.parquet`, one file a batch, opened at once by DuckDB and pandas."""
+        opened = store.open()
+        summary = catalog.refresh(opened)
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": summary.images,
+                "batches": summary.batches,
+                "batches_rewritten": summary.rewritten,
+                "cost_usd": summary.cost_usd,
+                "path": dg.MetadataValue.path(opened.where(catalog.FOLDER)),
+            },
+            data_version=dg.DataVersion(summary.digest),
+        )
+
+    return [image_catalog]

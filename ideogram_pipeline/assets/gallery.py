@@ -2,23 +2,43 @@
 
 import dagster as dg
 
-from ideogram_pipeline.assets.catalog import image_catalog
+from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
+from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
 
+CODE_VERSION = "1"
+"""Changes with what the pages show."""
 
-@dg.asset(group_name="catalog", kinds={"html"}, code_version="1", deps=[image_catalog])
-def gallery(store: StoreResource) -> dg.MaterializeResult[None]:
-    """A page per batch and an index: every row with its picture, reference, prompt, seed, cost and state."""
-    from ideogram_pipeline.gallery.pages import write_gallery
 
-    opened = store.open()
-    summary = write_gallery(opened, thumbnails=store.thumbnails)
-    return dg.MaterializeResult(
-        metadata={
-            "batches": summary.batches,
-            "rows": summary.rows,
-            "images": summary.images,
-            "path": dg.MetadataValue.path(opened.where(summary.index)),
-        },
-        data_version=dg.DataVersion(summary.digest),
+def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
+    """Return the asset of a pipeline's gallery."""
+
+    @dg.asset(
+        key=pipeline.key("gallery"),
+        group_name=pipeline.name("catalog"),
+        owners=pipeline.owners,
+        kinds={"html"},
+        code_version=CODE_VERSION,
+        metadata={"dagster/uri": pipeline.uri("gallery")},
+        deps=[pipeline.key("image_catalog")],
+        retry_policy=CRASHES,
     )
+    @pipeline.with_own_resources
+    @retried_after_crashes
+    def gallery(store: StoreResource) -> dg.MaterializeResult[None]:
+        """A page per batch and an index: every row with its picture, reference, prompt, seed, cost and state."""
+        from ideogram_pipeline.gallery.pages import write_gallery
+
+        opened = store.open()
+        summary = write_gallery(opened, thumbnails=store.thumbnails)
+        return dg.MaterializeResult(
+            metadata={
+                "batches": summary.batches,
+                "rows": summary.rows,
+                "images": summary.images,
+                "path": dg.MetadataValue.path(opened.where(summary.index)),
+            },
+            data_version=dg.DataVersion(summary.digest),
+        )
+
+    return [gallery]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from ideogram_pipeline import __version__
-from ideogram_pipeline.assets.bridge import Interruption, run_in_thread, terminated
-from ideogram_pipeline.assets.requests import generation_requests
-from ideogram_pipeline.partitions import BATCHES
+from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
+from ideogram_pipeline.assets.columns import described, image_sources
+from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes, terminated
+from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import BudgetResource, FalResource, Progress, StoreResource
 
 if TYPE_CHECKING:
@@ -22,89 +23,124 @@ RUN_TAG = "ideogram_pipeline/run"
 PREVIEWS = 12
 """Pictures on the contact sheet that Dagster shows."""
 
+CODE_VERSION = "1"
+"""Changes with the columns of the pictures' rows or the way pictures are made."""
 
-@dg.asset(
-    group_name="generation",
-    kinds={"fal", "parquet"},
-    code_version="1",
-    partitions_def=BATCHES,
-    deps=[generation_requests],
-)
-def generated_images(
-    context: dg.AssetExecutionContext,
-    store: StoreResource,
-    fal: FalResource,
-    budget: BudgetResource,
-    progress: dg.ResourceParam[Progress],
-) -> dg.MaterializeResult[None]:
-    """The batch's pictures with their metadata, and an outcome for every row. Nothing is paid for twice."""
-    from ideogram_pipeline.generation import files
-    from ideogram_pipeline.generation.books import RunFacts
-    from ideogram_pipeline.generation.engine import Engine
-    from ideogram_pipeline.generation.ledger import Ledger
-    from ideogram_pipeline.generation.outcomes import Outcome, Reused, caught_up
-    from ideogram_pipeline.generation.records import image_rows, outcome_rows
 
-    opened = store.open()
-    batch = context.partition_key
-    plan = files.read_plan(opened, batch)
-    ledger = Ledger(opened, batch)
-    requests = [request for row in plan.rows if (request := row.request)]
-    progress.begin(batch, sum(request.num_images for request in requests))
-    run_id = context.run.run_id
-    facts = RunFacts(run_id=run_id, backend=fal.backend, code_version=__version__)
+def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
+    """Return the asset of a pipeline's pictures."""
+    from ideogram_pipeline.generation.records import ImageRow
 
-    with fal.connect(opened) as make_client:
+    pool = pipeline.name("fal")
 
-        async def work(interruption: Interruption) -> tuple[list[Outcome], float]:
-            async with make_client() as client:
-                engine = Engine(
-                    client,
-                    opened,
-                    ledger,
-                    run=facts,
-                    max_in_flight=fal.max_in_flight,
-                    inline_bytes=fal.inline_references,
-                    thumbnails=store.thumbnails,
-                    budget=budget.open(
-                        opened, context.run.tags.get(RUN_TAG) or context.run.root_run_id or run_id
-                    ),
-                    observer=progress,
-                )
-                async with interruption.before_leaving(engine.cancel_queued):
-                    return await engine.run(requests), float(engine.spent_usd)
+    @dg.asset(
+        key=pipeline.key("generated_images"),
+        group_name=pipeline.name("generation"),
+        owners=pipeline.owners,
+        kinds={"fal", "parquet"},
+        code_version=CODE_VERSION,
+        metadata=described(pipeline, ImageRow, image_sources(), "images"),
+        partitions_def=pipeline.batches,
+        deps=[pipeline.key("generation_requests")],
+        retry_policy=CRASHES,
+        pool=pool,
+    )
+    @pipeline.with_own_resources
+    @retried_after_crashes
+    def generated_images(
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        fal: FalResource,
+        budget: BudgetResource,
+        progress: dg.ResourceParam[Progress],
+    ) -> dg.MaterializeResult[None]:
+        """The batch's pictures with their metadata, and an outcome for every row. Nothing is paid for twice."""
+        from ideogram_pipeline.generation import files
+        from ideogram_pipeline.generation.books import RunFacts
+        from ideogram_pipeline.generation.engine import Engine
+        from ideogram_pipeline.generation.ledger import Ledger
+        from ideogram_pipeline.generation.outcomes import NotReached, Outcome, Reused, Unknown, caught_up
+        from ideogram_pipeline.generation.records import image_rows, outcome_rows
 
-        outcomes, spent_usd = run_in_thread(work, is_terminated=lambda: terminated(context))
+        opened = store.open()
+        batch = context.partition_key
+        plan = files.read_plan(opened, batch)
+        ledger = Ledger(opened, batch)
+        requests = [request for row in plan.rows if (request := row.request)]
+        context.log.info(_ceiling(context.instance, pool, fal.max_in_flight))
+        progress.begin(batch, sum(request.num_images for request in requests))
+        run_id = context.run.run_id
+        facts = RunFacts(run_id=run_id, backend=fal.backend, code_version=__version__)
 
-    entries = Ledger(opened, batch).entries
-    outcomes = [caught_up(outcome, entries) for outcome in outcomes]
-    pictures = image_rows(plan, entries)
-    rows = outcome_rows(plan, outcomes)
-    written = files.write_results(opened, batch, pictures, rows)
-    states = Counter(row.state for row in rows)
-    current = [picture for picture in pictures if picture.current]
-    reused = sum(isinstance(outcome, Reused) for outcome in outcomes)
-    reasons = [f"{row.prompt_id}: {row.state}: {row.reason}" for row in rows if row.state != "generated"]
-    for reason in reasons[:20]:
-        context.log.warning(reason)
-    return dg.MaterializeResult(
-        metadata={
-            "rows": len(rows),
-            "generated": states["generated"] - reused,
-            "reused": reused,
-            **{state: states[state] for state in ("rejected", "refused", "failed", "unknown", "not_reached")},
-            "images": len(current),
-            "bytes": sum(picture.bytes for picture in current),
-            "spent_usd": spent_usd,
-            "backend": fal.backend,
-            "path": dg.MetadataValue.path(opened.where(f"images/batch={batch}")),
-            "outcomes": dg.MetadataValue.path(opened.where(files.outcomes_path(batch))),
-            "preview": dg.MetadataValue.md(_preview(opened, current)),
-            "reasons": dg.MetadataValue.md(
-                "\n".join(f"- {reason}" for reason in reasons[:20]) or "every row is there"
-            ),
-        },
-        data_version=dg.DataVersion(hashlib.sha256(written).hexdigest()),
+        with fal.connect(opened) as make_client:
+
+            async def work(interruption: Interruption) -> tuple[list[Outcome], float]:
+                async with make_client() as client:
+                    engine = Engine(
+                        client,
+                        opened,
+                        ledger,
+                        run=facts,
+                        max_in_flight=fal.max_in_flight,
+                        inline_bytes=fal.inline_references,
+                        thumbnails=store.thumbnails,
+                        budget=budget.open(
+                            opened, context.run.tags.get(RUN_TAG) or context.run.root_run_id or run_id
+                        ),
+                        observer=progress,
+                    )
+                    async with interruption.before_leaving(engine.cancel_queued):
+                        return await engine.run(requests), float(engine.spent_usd)
+
+            outcomes, spent_usd = run_in_thread(work, is_terminated=lambda: terminated(context))
+
+        ledger.look_again(
+            outcome.request.fingerprint for outcome in outcomes if isinstance(outcome, NotReached | Unknown)
+        )
+        outcomes = [caught_up(outcome, ledger.entries) for outcome in outcomes]
+        pictures = image_rows(plan, ledger.entries)
+        rows = outcome_rows(plan, outcomes)
+        written = files.write_results(opened, batch, pictures, rows)
+        states = Counter(row.state for row in rows)
+        current = [picture for picture in pictures if picture.current]
+        reused = sum(isinstance(outcome, Reused) for outcome in outcomes)
+        reasons = [f"{row.prompt_id}: {row.state}: {row.reason}" for row in rows if row.state != "generated"]
+        for reason in reasons[:20]:
+            context.log.warning(reason)
+        return dg.MaterializeResult(
+            metadata={
+                "rows": len(rows),
+                "generated": states["generated"] - reused,
+                "reused": reused,
+                **{
+                    state: states[state]
+                    for state in ("rejected", "refused", "failed", "unknown", "not_reached")
+                },
+                "images": len(current),
+                "bytes": sum(picture.bytes for picture in current),
+                "spent_usd": spent_usd,
+                "backend": fal.backend,
+                "path": dg.MetadataValue.path(opened.where(f"images/batch={batch}")),
+                "outcomes": dg.MetadataValue.path(opened.where(files.outcomes_path(batch))),
+                "preview": dg.MetadataValue.md(_preview(opened, current)),
+                "reasons": dg.MetadataValue.md(
+                    "\n".join(f"- {reason}" for reason in reasons[:20]) or "every row is there"
+                ),
+            },
+            data_version=dg.DataVersion(hashlib.sha256(written).hexdigest()),
+        )
+
+    return [generated_images]
+
+
+def _ceiling(instance: dg.DagsterInstance, pool: str, in_flight: int) -> str:
+    """Say how many requests fal may have from us at a time: a pool counts runs, and each has many in flight."""
+    limits = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
+    limit = limits.get(pool, instance.get_concurrency_config().pool_config.default_pool_limit)
+    if limit is None:
+        return f"{in_flight} requests in flight in each run; the pool {pool!r} has no limit on runs"
+    return (
+        f"pool {pool!r}: {limit} runs x {in_flight} requests in flight = at most {limit * in_flight} with fal"
     )
 
 

@@ -6,64 +6,94 @@ from collections.abc import Iterable
 import dagster as dg
 from pydantic import BaseModel
 
+from ideogram_pipeline.assets.columns import described
+from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.partitions import register
+from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource, TablesResource
 
-GROUP = "tables"
+PROMPTS_VERSION = "1"
+"""Changes with the columns of the prompts table or what they mean."""
+REFERENCES_VERSION = "1"
+"""Changes with the columns of the references table or what they mean."""
 
 
-@dg.asset(group_name=GROUP, kinds={"parquet"}, code_version="1")
-def prompts(
-    context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
-) -> dg.MaterializeResult[None]:
-    """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
+def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
+    """Return the assets of a pipeline's two tables."""
     from ideogram_pipeline.generation import files
-    from ideogram_pipeline.tables.prompts import misspelt_columns, read_prompts
+    from ideogram_pipeline.tables.rows import PromptRow, Reference
 
-    opened = store.open()
-    table = read_prompts(tables.prompts)
-    files.write_prompts(opened, table)
-    register(context.instance, table.batches)
-    for rejection in table.rejections[:20]:
-        context.log.warning(str(rejection))
-    return dg.MaterializeResult(
-        metadata={
-            "rows": len(table.rows),
-            "rejected": len(table.rejections),
-            "batches": len(table.batches),
-            "hints": dg.MetadataValue.md(
-                "\n".join(f"- {hint}" for hint in misspelt_columns(table)) or "none"
-            ),
-            "table": dg.MetadataValue.path(tables.prompts),
-            "path": dg.MetadataValue.path(opened.where(files.PROMPTS)),
-        },
-        data_version=_digest([*table.rows, *table.rejections]),
+    @dg.asset(
+        key=pipeline.key("prompts"),
+        group_name=pipeline.name("tables"),
+        owners=pipeline.owners,
+        kinds={"parquet"},
+        code_version=PROMPTS_VERSION,
+        metadata=described(pipeline, PromptRow, {}, files.PROMPTS),
+        retry_policy=CRASHES,
     )
+    @pipeline.with_own_resources
+    @retried_after_crashes
+    def prompts(
+        context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
+    ) -> dg.MaterializeResult[None]:
+        """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
+        from ideogram_pipeline.tables.prompts import misspelt_columns, read_prompts
 
+        opened = store.open()
+        table = read_prompts(tables.prompts, tables.defaults)
+        files.write_prompts(opened, table)
+        register(context.instance, pipeline.batches, table.batches)
+        for rejection in table.rejections[:20]:
+            context.log.warning(str(rejection))
+        return dg.MaterializeResult(
+            metadata={
+                "rows": len(table.rows),
+                "rejected": len(table.rejections),
+                "batches": len(table.batches),
+                "hints": dg.MetadataValue.md(
+                    "\n".join(f"- {hint}" for hint in misspelt_columns(table)) or "none"
+                ),
+                "table": dg.MetadataValue.path(tables.prompts),
+                "path": dg.MetadataValue.path(opened.where(files.PROMPTS)),
+            },
+            data_version=_digest([*table.rows, *table.rejections]),
+        )
 
-@dg.asset(group_name=GROUP, kinds={"parquet"}, code_version="1")
-def references(
-    context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
-) -> dg.MaterializeResult[None]:
-    """The references table with every picture opened: size, kind and digest. The bytes are kept under their digest."""
-    from ideogram_pipeline.generation import files
-    from ideogram_pipeline.tables.references import read_references
-
-    opened = store.open()
-    table = read_references(tables.references, opened)
-    files.write_references(opened, table)
-    for rejection in table.rejections[:20]:
-        context.log.warning(str(rejection))
-    return dg.MaterializeResult(
-        metadata={
-            "rows": len(table.references),
-            "rejected": len(table.rejections),
-            "bytes": sum(reference.bytes for reference in table.references),
-            "table": dg.MetadataValue.path(tables.references),
-            "path": dg.MetadataValue.path(opened.where(files.REFERENCES)),
-        },
-        data_version=_digest([*table.references, *table.rejections]),
+    @dg.asset(
+        key=pipeline.key("references"),
+        group_name=pipeline.name("tables"),
+        owners=pipeline.owners,
+        kinds={"parquet"},
+        code_version=REFERENCES_VERSION,
+        metadata=described(pipeline, Reference, {}, files.REFERENCES),
+        retry_policy=CRASHES,
     )
+    @pipeline.with_own_resources
+    @retried_after_crashes
+    def references(
+        context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
+    ) -> dg.MaterializeResult[None]:
+        """The references table with every picture opened: size, kind and digest. The bytes lie under their digest."""
+        from ideogram_pipeline.tables.references import read_references
+
+        opened = store.open()
+        table = read_references(tables.references, opened)
+        files.write_references(opened, table)
+        for rejection in table.rejections[:20]:
+            context.log.warning(str(rejection))
+        return dg.MaterializeResult(
+            metadata={
+                "rows": len(table.references),
+                "rejected": len(table.rejections),
+                "bytes": sum(reference.bytes for reference in table.references),
+                "table": dg.MetadataValue.path(tables.references),
+                "path": dg.MetadataValue.path(opened.where(files.REFERENCES)),
+            },
+            data_version=_digest([*table.references, *table.rejections]),
+        )
+
+    return [prompts, references]
 
 
 def _digest(rows: Iterable[BaseModel]) -> dg.DataVersion:

@@ -198,7 +198,8 @@ class Engine:
                     place.give_back()
         except LeftOpen as end:
             return end.kind(request, self._books.entry(request), end.reason)
-        except PipelineError:
+        except PipelineError as error:
+            self._stopped = self._stopped or str(error)  # the others are still running for a moment
             raise
         except Exception as error:
             _log.exception("prompt %s ended in an unexpected error", request.prompt_id)

@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -21,19 +21,54 @@ if TYPE_CHECKING:
 Row = TypeVar("Row", bound=BaseModel)
 
 
+class Column(NamedTuple):
+    """A column as a model declares it."""
+
+    name: str
+    """The field's name."""
+    type: str
+    """The type of its values, as Arrow calls it: `string`, `int64`, `double`, `bool`, `timestamp[us, tz=UTC]`."""
+    is_list: bool
+    """Whether a cell holds several of them."""
+    nullable: bool
+    """Whether a cell may be empty."""
+    description: str
+    """The field's description."""
+
+
+def columns(model: type[BaseModel]) -> list[Column]:
+    """Return the columns of a model: `str`, `int`, `float`, `bool`, `datetime` (UTC, µs), tuples of these, None.
+
+    Raises:
+        TypeError: a field has a type for which no column type is declared.
+    """
+    return [
+        Column(name, *_column(field.annotation), field.description or "")
+        for name, field in model.model_fields.items()
+    ]
+
+
 def arrow_schema(model: type[BaseModel]) -> pa.Schema:
-    """Return the Arrow schema of a model: `str`, `int`, `float`, `bool`, `datetime` (UTC, µs), tuples of these, None.
+    """Return the Arrow schema of a model's columns.
 
     Raises:
         TypeError: a field has a type for which no column type is declared.
     """
     import pyarrow as pa
 
+    kinds: dict[str, pa.DataType] = {
+        "string": pa.string(),
+        "int64": pa.int64(),
+        "double": pa.float64(),
+        "bool": pa.bool_(),
+        "timestamp[us, tz=UTC]": pa.timestamp("us", tz="UTC"),
+    }
     fields = []
-    for name, field in model.model_fields.items():
-        column_type, nullable = _column(field.annotation)
-        metadata = {"description": field.description} if field.description else None
-        fields.append(pa.field(name, column_type, nullable=nullable, metadata=metadata))
+    for column in columns(model):
+        kind = kinds[column.type]
+        metadata = {"description": column.description} if column.description else None
+        cell = pa.list_(kind) if column.is_list else kind
+        fields.append(pa.field(column.name, cell, nullable=column.nullable, metadata=metadata))
     return pa.schema(fields)
 
 
@@ -74,25 +109,27 @@ def read(store: Store, path: str, model: type[Row], *, where: tuple[str, str] | 
             yield model.model_validate(row)
 
 
-def _column(annotation: Any) -> tuple[pa.DataType, bool]:
-    import pyarrow as pa
+_TYPES: dict[Any, str] = {
+    str: "string",
+    int: "int64",
+    float: "double",
+    bool: "bool",
+    datetime: "timestamp[us, tz=UTC]",
+}
 
+
+def _column(annotation: Any) -> tuple[str, bool, bool]:
+    """Return a column's type, whether it is a list, and whether it may be empty."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _column(arguments[0])
     if origin is Literal:
         return _column(type(arguments[0]))
     if origin in (Union, types.UnionType) and len(arguments) == 2 and arguments[1] is type(None):
-        return _column(arguments[0])[0], True
+        kind, is_list, _ = _column(arguments[0])
+        return kind, is_list, True
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-        return pa.list_(_column(arguments[0])[0]), False
-    scalars: dict[Any, pa.DataType] = {
-        str: pa.string(),
-        int: pa.int64(),
-        float: pa.float64(),
-        bool: pa.bool_(),
-        datetime: pa.timestamp("us", tz="UTC"),
-    }
-    if annotation not in scalars:
+        return _column(arguments[0])[0], True, False
+    if annotation not in _TYPES:
         raise TypeError(f"no column type is declared for {annotation!r}")
-    return scalars[annotation], False
+    return _TYPES[annotation], False, False

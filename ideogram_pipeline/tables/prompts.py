@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
 
-from ideogram_pipeline.errors import TableError
+from ideogram_pipeline.errors import ConfigurationError, TableError
 from ideogram_pipeline.tables.reader import RawRow, read_rows
 from ideogram_pipeline.tables.rows import (
     DEFAULT_BATCH,
@@ -19,6 +22,13 @@ from ideogram_pipeline.tables.rows import (
     is_name,
     parse_row,
 )
+
+PROMPT_COLUMNS = tuple(
+    field.alias or name
+    for name, field in PromptRow.model_fields.items()
+    if name not in ("row_number", "extra")
+)
+"""The columns of a prompts table that count, as people write them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +48,21 @@ class PromptsTable:
         return list(dict.fromkeys(batch for _, batch in sorted(places)))
 
 
-def read_prompts(url: str) -> PromptsTable:
-    """Read a prompts table (CSV, JSONL, Parquet or Excel, by its ending).
+def read_prompts(url: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> PromptsTable:
+    """Read a prompts table (CSV, JSONL, Parquet or Excel, by its ending); `defaults` fill cells that are empty.
 
     Raises:
+        ConfigurationError: the defaults can't stand in the table.
         TableError: the file is missing or unreadable, has no `prompt_id` or `prompt` column, or repeats a `prompt_id`.
     """
-    records = read_rows(url, required=("prompt_id", "prompt"))
+    check_defaults(defaults)
+    required = tuple(column for column in ("prompt_id", "prompt") if column not in defaults)
+    records = read_rows(url, required=required)
     refuse_repeated_ids(url, "prompt_id", records)
     rows: list[PromptRow] = []
     rejections: list[Rejection] = []
-    for record in records:
+    for written in records:
+        record = replace(written, cells={**defaults, **written.cells})
         try:
             rows.append(parse_row(PromptRow, record))
         except RowProblem as problem:
@@ -56,11 +70,32 @@ def read_prompts(url: str) -> PromptsTable:
     return PromptsTable(tuple(rows), tuple(rejections))
 
 
+def check_defaults(defaults: Mapping[str, Any]) -> None:
+    """Check values for empty cells as the cells would be.
+
+    Raises:
+        ConfigurationError: there is no such column, rows must not share it, or the value can't stand in it.
+    """
+    for column in defaults:
+        if column not in PROMPT_COLUMNS:
+            near = get_close_matches(column, PROMPT_COLUMNS, n=1)
+            hint = f"was {near[0]!r} meant?" if near else f"the columns are {', '.join(PROMPT_COLUMNS)}."
+            raise ConfigurationError(f"defaults: there is no column {column!r} in a prompts table; {hint}")
+    if "prompt_id" in defaults:
+        raise ConfigurationError("defaults: every row needs a prompt_id of its own; leave it out.")
+    try:
+        parse_row(PromptRow, RawRow(0, {**defaults, "prompt_id": "any"}))
+    except RowProblem as problem:
+        raise ConfigurationError(f"defaults: {problem.column}: {problem.reason}.") from None
+
+
 def misspelt_columns(table: PromptsTable) -> list[str]:
     """Return a hint for each of the table's own columns whose name is nearly that of one that would count."""
-    names = {field.alias or name for name, field in PromptRow.model_fields.items()} - {"row_number", "extra"}
     extra = {column for row in table.rows for column in json.loads(row.extra)}
-    near = {column: get_close_matches(column.lower(), names, n=1, cutoff=0.75) for column in sorted(extra)}
+    near = {
+        column: get_close_matches(column.lower(), PROMPT_COLUMNS, n=1, cutoff=0.75)
+        for column in sorted(extra)
+    }
     return [
         f"the column {column!r} is only kept with the metadata; was {found[0]!r} meant?"
         for column, found in near.items()

@@ -9,10 +9,12 @@ import pytest
 
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.partitions import BATCHES, register
+from ideogram_pipeline.partitions import register
 from ideogram_pipeline.resources import FalResource, StoreResource
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.settings import Settings
+
+BATCHES = dg.DynamicPartitionsDefinition(name="ideogram_batches")
 
 
 @pytest.fixture
@@ -59,15 +61,15 @@ def test_the_graph_runs_from_the_tables_to_the_gallery(project):
 
 def test_reading_the_tables_registers_their_batches_as_partitions(execute, instance):
     materialized = execute("refresh_tables")
-    assert instance.get_dynamic_partitions(BATCHES.name) == ["one", "two"]
+    assert instance.get_dynamic_partitions("ideogram_batches") == ["one", "two"]
     assert value(materialized["prompts"], "rows") == 4
     assert value(materialized["references"], "rows") == 1
 
 
 def test_registering_twice_adds_nothing(instance):
-    assert register(instance, ["one", "two"]) == ["one", "two"]
-    assert register(instance, ["two", "three"]) == ["three"]
-    assert instance.get_dynamic_partitions(BATCHES.name) == ["one", "two", "three"]
+    assert register(instance, BATCHES, ["one", "two"]) == ["one", "two"]
+    assert register(instance, BATCHES, ["two", "three"]) == ["three"]
+    assert instance.get_dynamic_partitions("ideogram_batches") == ["one", "two", "three"]
 
 
 def test_a_batch_is_planned_paid_and_recorded(execute, project):
@@ -170,3 +172,18 @@ def test_the_key_is_configured_by_the_name_of_its_variable_and_not_by_its_value(
     monkeypatch.setenv("FAL_KEY", "planted-id:planted-secret")
     settings = project.model_copy(update={"fal_key": Settings().fal_key})
     assert "planted" not in repr(build_definitions(settings).resources)
+
+
+def test_the_run_says_how_many_requests_fal_may_have_from_all_runs_together(execute, instance):
+    execute("refresh_tables")
+    execute("generate_batch", "one")
+    instance.event_log_storage.set_concurrency_slots("fal", 2)
+    execute("generate_batch", "one")
+    messages = [
+        record.message
+        for run in instance.get_runs()
+        for record in instance.all_logs(run.run_id)
+        if "in flight" in record.message
+    ]
+    assert "pool 'fal': 2 runs x 64 requests in flight = at most 128 with fal" in messages[0]
+    assert "no limit on runs" in messages[1]

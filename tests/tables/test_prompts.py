@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ideogram_pipeline.errors import TableError
+from ideogram_pipeline.errors import ConfigurationError, TableError
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.rows import REJECTED_BATCH
 
@@ -116,3 +116,33 @@ def test_rows_without_an_id_are_rejected_each(write):
 def test_a_table_without_a_column_it_needs_is_an_error(write, header, missing):
     with pytest.raises(TableError, match=f"the column '{missing}' is missing"):
         read_prompts(write("p.csv", f"{header}\na,1\n"))
+
+
+def test_defaults_fill_absent_and_blank_cells_and_no_others(write):
+    table = write("p.csv", "prompt_id,prompt,style\na,a lighthouse,FICTION\nb,,\n")
+    defaults = {"style": "REALISTIC", "num_images": 2, "reference_id": "ada|eve", "prompt": "a harbour"}
+    rows = read_prompts(table, defaults).rows
+    assert [(row.prompt, row.style) for row in rows] == [
+        ("a lighthouse", "FICTION"),
+        ("a harbour", "REALISTIC"),
+    ]
+    assert all((row.num_images, row.reference_ids) == (2, ("ada", "eve")) for row in rows)
+
+
+def test_a_default_can_stand_for_the_whole_prompt_column(write):
+    [row] = read_prompts(write("p.csv", "prompt_id\na\n"), {"prompt": "a harbour"}).rows
+    assert row.prompt == "a harbour"
+
+
+@pytest.mark.parametrize(
+    ("defaults", "says"),
+    [
+        ({"stile": "FICTION"}, "'stile'.*was 'style' meant"),
+        ({"row_number": 3}, "no column 'row_number'"),
+        ({"reference_id": "a/b"}, "defaults: reference_id: names are letters"),
+        ({"prompt_id": "a"}, "prompt_id of its own"),
+    ],
+)
+def test_defaults_that_no_cell_could_hold_are_refused(write, defaults, says):
+    with pytest.raises(ConfigurationError, match=says):
+        read_prompts(write("p.csv", "prompt_id,prompt\na,b\n"), defaults)

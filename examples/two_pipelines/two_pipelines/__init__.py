@@ -1,0 +1,1 @@
+"""A code location with two pipelines, each described by a `defs.yaml`."""
