@@ -27,6 +27,8 @@ class Project:
     rows: int
     output: list[str] = field(default_factory=list)
     """All that the processes said."""
+    within: tuple[str, ...] = ()
+    """What the command is started through, to see a disk that nobody else sees."""
 
     def __post_init__(self):
         self.store = self.folder / "store"
@@ -49,7 +51,7 @@ class Project:
             "IDEOGRAM_REFERENCES": str(self.folder / "references.csv"),
         }
         return subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*self.within, *COMMAND, *arguments],
             env={**kept, **hosts, **settings, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,0 +1,198 @@
+"""Stores that fail at the worst moment: fal has taken a request, and its answer can't be written down."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx2
+import pytest
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+
+ROWS = 12
+
+
+@contextmanager
+def gate(sandbox, before_answer):
+    """Stand before the sandbox's queue, and call `before_answer` when it has accepted a submit, before its client knows."""
+    with httpx2.Client(timeout=60) as behind:
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def pass_on(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                answer = behind.request(self.command, sandbox.url + self.path, content=body, headers=headers)
+                if self.command == "POST" and answer.is_success:
+                    before_answer()
+                self.send_response(answer.status_code)
+                for name, value in answer.headers.items():
+                    if name not in ("content-length", "content-encoding", "transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_GET = do_POST = do_PUT = pass_on
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+class Disk:
+    """A small disk that only processes started through it see, with the store on it."""
+
+    def __init__(self, place):
+        self.place = place
+        place.mkdir()
+        self.holder = subprocess.Popen(
+            ["unshare", "-rm", "sh", "-c", f"mount -t tmpfs -o size=24m none {place} && echo ready && exec cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if self.holder.stdout.readline() != "ready\n":
+            pytest.skip(f"this machine lets nobody mount a disk of their own: {self.holder.communicate()[1]}")
+        self.within = ("nsenter", "--preserve-credentials", "-U", "-m", "-t", str(self.holder.pid))
+        self.seen = Path(f"/proc/{self.holder.pid}/root{place}")
+        self.store = self.seen / "store"
+        self.store.mkdir()
+
+    def do(self, command):
+        subprocess.run([*self.within, "sh", "-c", command], check=True, cwd="/")
+
+    def fill(self):
+        with (self.seen / "ballast").open("ab", buffering=0) as ballast:
+            for size in (2**20, 2**10, 1):
+                try:
+                    while ballast.write(b"\0" * size):
+                        pass
+                except OSError:
+                    continue
+
+    def drain(self):
+        (self.seen / "ballast").unlink()
+
+    def freeze(self):
+        store = self.place / "store"
+        self.do(f"mount --bind {store} {store} && mount -o remount,bind,ro {store}")
+
+    def thaw(self):
+        self.do(f"umount {self.place / 'store'}")
+
+    def remove(self):
+        self.holder.communicate()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    made = Disk(tmp_path / "disk")
+    yield made
+    made.remove()
+
+
+class Fault:
+    """A store that fails and is mended."""
+
+    def __init__(self, kind, disk):
+        self.kind, self.disk = kind, disk
+        self.aside = disk.seen / "aside"
+
+    def strike(self):
+        match self.kind:
+            case "full":
+                self.disk.fill()
+            case "read-only":
+                self.disk.freeze()
+            case "moved away":
+                self.disk.store.rename(self.aside)
+            case "replaced by a file":
+                self.disk.store.rename(self.aside)
+                self.disk.store.write_bytes(b"")
+            case "replaced by an empty folder":
+                self.disk.store.rename(self.aside)
+                self.disk.store.mkdir()
+
+    def mend(self):
+        match self.kind:
+            case "full":
+                self.disk.drain()
+            case "read-only":
+                self.disk.thaw()
+            case _:
+                if self.disk.store.is_file():
+                    self.disk.store.unlink()
+                elif self.disk.store.exists():
+                    shutil.rmtree(self.disk.store)
+                self.aside.rename(self.disk.store)
+
+
+KINDS = ["full", "read-only", "moved away", "replaced by a file", "replaced by an empty folder"]
+
+
+@pytest.fixture
+def on_disk(project, disk):
+    made = project(rows=ROWS, latency_scale=0.3)
+    made.within = disk.within
+    made.store = disk.store
+    return made
+
+
+def settings(disk, queue=None):
+    """Name the store as the process sees it."""
+    return {"IDEOGRAM_STORE": str(disk.place / "store"), "IDEOGRAM_MAX_IN_FLIGHT": "4"} | (
+        {"FAL_QUEUE_URL": queue} if queue else {}
+    )
+
+
+def check_paid_once(project, summary):
+    stats = project.sandbox.stats()
+    assert (summary["images"], summary["unknown"]) == (project.rows, 0)
+    assert (stats.accepted, stats.duplicates) == (project.rows, 0)
+    project.check_that_everything_is_whole()
+    project.check_that_the_key_is_nowhere()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_that_fails_once_a_submit_is_accepted_ends_the_run_clearly_and_loses_nothing(
+    on_disk, disk, kind
+):
+    fault = Fault(kind, disk)
+    accepted = []
+
+    def strike_at_the_third():
+        accepted.append(1)
+        if len(accepted) == 3:
+            fault.strike()
+
+    with gate(on_disk.sandbox, strike_at_the_third) as queue:
+        code, _ = on_disk("run", "--json", **settings(disk, queue))
+    said = on_disk.output[-1]
+    print(code, said)
+    assert code in (2, 3)
+    assert "Traceback" not in said
+    assert str(disk.place / "store") in said
+    fault.mend()
+    assert len(list(disk.store.glob("ledger/*/*/*-reserved.json"))) > len(
+        list(disk.store.glob("ledger/*/*/*-submitted.json"))
+    )
+    check_paid_once(on_disk, on_disk.run(**settings(disk)))
