@@ -167,10 +167,11 @@ def _failures(home: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        earlier: BaseException | None = error
-        while earlier := earlier.__context__:
+        earlier = error.__context__
+        while earlier:
             if isinstance(earlier, PipelineError):
                 raise earlier from None
+            earlier = earlier.__context__
         line = str(error).split("\n", 1)[0]
         raise StoreError(
             f"Dagster's records in {home!r}, or the store, can't be read or written: {line}. Mend the disk and run "

@@ -1,13 +1,9 @@
 """Stores that fail at the worst moment: fal has taken a request, and its answer can't be written down."""
 
-import os
 import shutil
-import signal
 import subprocess
 import threading
-import time
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,7 +17,7 @@ ROWS = 12
 
 @contextmanager
 def gate(sandbox, before_answer):
-    """Stand before the sandbox's queue, and call `before_answer` when it has accepted a submit, before its client knows."""
+    """Stand before the sandbox's queue; call `before_answer` when a submit is accepted and its client not yet told."""
     with httpx2.Client(timeout=60) as behind:
 
         class Handler(BaseHTTPRequestHandler):
@@ -64,7 +60,13 @@ class Disk:
         self.place = place
         place.mkdir()
         self.holder = subprocess.Popen(
-            ["unshare", "-rm", "sh", "-c", f"mount -t tmpfs -o size=24m none {place} && echo ready && exec cat"],
+            [
+                "unshare",
+                "-rm",
+                "sh",
+                "-c",
+                f"mount -t tmpfs -o size=24m none {place} && echo ready && exec cat",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -146,9 +148,6 @@ class Fault:
                 self.aside.rename(self.disk.store)
 
 
-KINDS = ["full", "read-only", "moved away", "replaced by a file", "replaced by an empty folder"]
-
-
 @pytest.fixture
 def on_disk(project, disk):
     made = project(rows=ROWS, latency_scale=0.3)
@@ -164,35 +163,69 @@ def settings(disk, queue=None):
     )
 
 
-def check_paid_once(project, summary):
-    stats = project.sandbox.stats()
-    assert (summary["images"], summary["unknown"]) == (project.rows, 0)
-    assert (stats.accepted, stats.duplicates) == (project.rows, 0)
-    project.check_that_everything_is_whole()
-    project.check_that_the_key_is_nowhere()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_store_that_fails_once_a_submit_is_accepted_ends_the_run_clearly_and_loses_nothing(
-    on_disk, disk, kind
-):
-    fault = Fault(kind, disk)
+@contextmanager
+def striking(project, fault, mended=None):
+    """Let the fault strike when fal has accepted the third submit and its client doesn't know yet."""
     accepted = []
 
     def strike_at_the_third():
         accepted.append(1)
         if len(accepted) == 3:
             fault.strike()
+            if mended is not None:
+                mended.start()
 
-    with gate(on_disk.sandbox, strike_at_the_third) as queue:
+    with gate(project.sandbox, strike_at_the_third) as queue:
+        yield queue
+
+
+@pytest.mark.parametrize("kind", ["full", "read-only", "moved away"])
+def test_a_store_that_fails_for_good_ends_the_run_clearly_and_the_next_one_finds_what_was_paid(
+    on_disk, disk, kind
+):
+    fault = Fault(kind, disk)
+    with striking(on_disk, fault) as queue:
         code, _ = on_disk("run", "--json", **settings(disk, queue))
     said = on_disk.output[-1]
-    print(code, said)
-    assert code in (2, 3)
-    assert "Traceback" not in said
-    assert str(disk.place / "store") in said
     fault.mend()
-    assert len(list(disk.store.glob("ledger/*/*/*-reserved.json"))) > len(
-        list(disk.store.glob("ledger/*/*/*-submitted.json"))
-    )
-    check_paid_once(on_disk, on_disk.run(**settings(disk)))
+    last_line = said.strip().splitlines()[-1]
+    assert (code, "Traceback" in said) == (2, False)
+    assert last_line.startswith(f"error: Can't create '{disk.place / 'store'}/ledger/")
+    assert CAUSES[kind] in last_line
+    reserved, submitted = (len(on_disk.ledger_files(step)) for step in ("reserved", "submitted"))
+    assert submitted < on_disk.sandbox.stats().accepted <= reserved < ROWS
+    on_disk.check_that_every_row_was_paid_once(on_disk.run(**settings(disk)))
+
+
+CAUSES = {"full": "No space left", "read-only": "Read-only file system", "moved away": "is gone"}
+
+
+@pytest.mark.parametrize(
+    "kind", ["full", "read-only", "moved away", "replaced by a file", "replaced by an empty folder"]
+)
+def test_a_store_that_fails_for_a_moment_costs_a_run_nothing(on_disk, disk, kind):
+    fault = Fault(kind, disk)
+    mended = threading.Timer(3, fault.mend)
+    with striking(on_disk, fault, mended) as queue:
+        summary = on_disk.run(**settings(disk, queue))
+    mended.join()
+    on_disk.check_that_every_row_was_paid_once(summary)
+
+
+def test_a_store_that_is_read_only_before_a_run_is_said_to_be_and_nothing_is_submitted(on_disk, disk):
+    for used in (False, True):
+        if used:
+            on_disk.run(**settings(disk))
+            with (on_disk.folder / "prompts.csv").open("a") as table:
+                table.write("\nnew,one more scene,")
+        submits = on_disk.sandbox.stats().submits
+        disk.freeze()
+        code, _ = on_disk("run", "--json", **settings(disk))
+        disk.thaw()
+        said = on_disk.output[-1]
+        assert (code, "Traceback" in said) == (2, False)
+        assert str(disk.place / "store") in said
+        assert "Read-only file system" in said or "readonly" in said
+        assert on_disk.sandbox.stats().submits == submits
+    on_disk.rows += 1
+    on_disk.check_that_every_row_was_paid_once(on_disk.run(**settings(disk)))
