@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from ideogram_pipeline.sandbox import Fault
-from ideogram_pipeline.sandbox.control import Change
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -58,20 +57,6 @@ def clock(tmp_path):
     return lambda ahead_h: Clock(tmp_path / f"clock{ahead_h}", ahead_h)
 
 
-def killed_at(project, ledger_files, clock):
-    process = project.start("run", **clock.settings())
-    project.wait_until(process, lambda: len(project.ledger_files()) >= ledger_files)
-    process.kill()
-    project.finish(process)
-
-
-def test_runs_with_wrong_clocks_that_are_killed_leave_nothing_to_pay_again(project, clock):
-    project = project(rows=30, latency_scale=0.5, faults=(Fault("drop_after_accept", rate=0.2),))
-    for ledger_files, ahead_h in ((12, 6), (24, -6), (36, 20)):
-        killed_at(project, ledger_files, clock(ahead_h))
-    project.check_that_every_row_was_paid_once(project.run())
-
-
 @pytest.mark.parametrize(("sent", "searched"), [(6, 1), (-6, 0), (0, -6), (20, 12), (-20, -20)])
 def test_an_answer_lost_under_one_clock_is_found_under_another(project, clock, sent, searched):
     project = project(rows=3, latency_scale=0, faults=(Fault("drop_after_accept"),))
@@ -92,16 +77,3 @@ def test_a_clock_that_jumps_while_a_run_works_changes_nothing(project, clock):
     code, out = project.finish(process)
     assert code == 0, project.output[-1]
     project.check_that_every_row_was_paid_once(project.summary(out))
-
-
-def test_a_run_with_a_wrong_clock_is_not_taken_for_dead(project, clock):
-    project = project(rows=40, latency_scale=1.0)
-    late = project.start("run", **clock(-6).settings())
-    project.wait_until(late, lambda: len(project.ledger_files()) >= 6)
-    project("reconcile", "--resubmit-unknown-after", "0s")
-    code, _ = project("run", DAGSTER_HOME=project.home("right"))
-    assert code in (0, 3)
-    code, _ = project.finish(late)
-    assert code in (0, 3)
-    project.sandbox.change(Change(latency_scale=0))
-    project.check_that_every_row_was_paid_once(project.settle())
