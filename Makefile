@@ -28,7 +28,7 @@ test: $(READY) ## Run the tests
 oracles-install: ## Install fal's JavaScript client, for the tests that hold the sandbox against it
 	npm ci --prefix tests/oracles/javascript --no-fund --no-audit
 
-chaos: $(READY) ## Kill, stop and race real runs; KILLS=200 kills more often
+chaos: $(READY) ## Kill and race real runs, fail their disks and clocks; KILLS=200 kills more often
 	KILLS=$(or $(KILLS),20) $(BIN)/pytest -m chaos tests/chaos
 
 bench: $(READY) ## Measure it beside fal's own client; BENCH="--mode throughput", or memory, for the other figures

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ideogram_pipeline.assets.images import RUN_TAG
 from ideogram_pipeline.assets.retries import Interrupted, Unmendable
 from ideogram_pipeline.definitions import build_definitions
-from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.errors import ConfigurationError, PipelineError, StoreError
 from ideogram_pipeline.generation.files import batches as all_batches
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import Progress, build_resources
@@ -82,9 +83,10 @@ def run(
 
     def execute(job: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
         try:
-            return definitions.resolve_job_def(pipeline.name(job)).execute_in_process(
-                instance=instance, partition_key=batch, run_config=_QUIET, tags={RUN_TAG: command}
-            )
+            with _failures(instance.root_directory):
+                return definitions.resolve_job_def(pipeline.name(job)).execute_in_process(
+                    instance=instance, partition_key=batch, run_config=_QUIET, tags={RUN_TAG: command}
+                )
         except Interrupted:
             raise KeyboardInterrupt from None
         except Unmendable as failure:
@@ -165,10 +167,29 @@ def _instance(settings: Settings) -> dg.DagsterInstance:
             f"DAGSTER_HOME can't be {str(home)!r}: {error.strerror}. Set it to a folder."
         ) from None
     os.environ["DAGSTER_HOME"] = str(home)
-    with FileLock(
-        home / ".starting.lock"
-    ):  # two instances that make their tables at once are in each other's way
+    # two instances that make their tables at once are in each other's way
+    with _failures(str(home)), FileLock(home / ".starting.lock"):
         return dg.DagsterInstance.get()
+
+
+@contextmanager
+def _failures(home: str) -> Iterator[None]:
+    """Say in one line that a disk failed under Dagster's records; what our store said before it comes first."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        earlier = error.__context__
+        while earlier:
+            if isinstance(earlier, PipelineError):
+                raise earlier from None
+            earlier = earlier.__context__
+        line = str(error).split("\n", 1)[0]
+        raise StoreError(
+            f"Dagster's records in {home!r}, or the store, can't be read or written: {line}. Mend the disk and run "
+            "again: what was submitted is in the ledger."
+        ) from error
 
 
 def dagster_home(settings: Settings) -> Path:

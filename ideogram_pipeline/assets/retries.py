@@ -58,8 +58,14 @@ def retried_after_crashes(asset: Callable[Arguments, Result]) -> Callable[Argume
 
 
 def terminated(context: dg.AssetExecutionContext) -> bool:
-    """Say whether somebody wants this run to end, from its status as it is stored now."""
-    run = context.instance.get_run_by_id(context.run.run_id)
+    """Say whether somebody wants this run to end, from its status as it is stored now.
+
+    Where that can't be read, nobody is known to: records that fail for a while must not cut off paid requests.
+    """
+    try:
+        run = context.instance.get_run_by_id(context.run.run_id)
+    except Exception:  # whatever the instance's storage raises: SQLite's errors, Postgres', HTTP's
+        return False
     return run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 

@@ -19,8 +19,8 @@ from pydantic import JsonValue
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.generation.ledger import AlreadyWritten, Entry, Ledger, Settled, Submitted
 
-SKEW = timedelta(minutes=10)
-"""How far fal's clock and ours may be apart."""
+SKEWS = (timedelta(minutes=10), timedelta(days=1))
+"""How far fal's clock and ours may be apart: as a rule; and where a machine's clock was wrong for a while."""
 MAX_LISTED = 20_000
 """A longer list is refused: an absence from a part of a list says nothing."""
 
@@ -53,34 +53,39 @@ async def search(fal: FalClient, ledger: Ledger, fingerprints: Iterable[str]) ->
         by_endpoint[ledger.entries[fingerprint].last.reserved.request.endpoint_id].append(fingerprint)
     found: list[str] = []
     missing: dict[str, str] = {}
-    for endpoint_id, wanted in by_endpoint.items():
-        try:
-            candidates = await _listed(fal, ledger, endpoint_id, wanted)
-        except FalError as error:
-            missing |= dict.fromkeys(wanted, f"fal's list of requests can't be read: {error}")
-            continue
-        for fingerprint in wanted:
-            matches = candidates.get(ledger.entries[fingerprint].last.reserved.sent_sha256, [])
-            if len(matches) == 1:
-                await _attach(fal, ledger, fingerprint, matches[0])
-                found.append(fingerprint)
-            elif matches:
-                missing[fingerprint] = f"fal's list holds {len(matches)} requests with the same input"
-            else:
-                missing[fingerprint] = "fal's list of requests does not hold it, or not yet"
+    for endpoint_id, of_endpoint in by_endpoint.items():
+        wanted = of_endpoint
+        for skew in SKEWS:
+            try:
+                candidates = await _listed(fal, ledger, endpoint_id, wanted, skew)
+            except FalError as error:
+                missing |= dict.fromkeys(wanted, f"fal's list of requests can't be read: {error}")
+                break
+            for fingerprint in wanted:
+                matches = candidates.get(ledger.entries[fingerprint].last.reserved.sent_sha256, [])
+                if len(matches) == 1:
+                    await _attach(fal, ledger, fingerprint, matches[0])
+                    found.append(fingerprint)
+                elif matches:
+                    missing[fingerprint] = f"fal's list holds {len(matches)} requests with the same input"
+            wanted = [one for one in wanted if one not in found and one not in missing]
+            if not wanted:
+                break
+        else:
+            missing |= dict.fromkeys(wanted, "fal's list of requests does not hold it, or not yet")
     return Search(tuple(found), missing)
 
 
 async def _listed(
-    fal: FalClient, ledger: Ledger, endpoint_id: str, wanted: list[str]
+    fal: FalClient, ledger: Ledger, endpoint_id: str, wanted: list[str], skew: timedelta
 ) -> dict[str, list[str]]:
     """Return the ids of fal's requests that no ledger entry has, by the digest of their input."""
     now = datetime.now(UTC)
     earliest = min(now, *(ledger.entries[fingerprint].last.reserved.reserved_at for fingerprint in wanted))
     listing = await fal.requests_by_endpoint(
         endpoint_id,
-        start=earliest - SKEW,
-        end=now + SKEW,
+        start=earliest - skew,
+        end=now + skew,
         with_payloads=True,
         max_items=MAX_LISTED,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,10 @@ from ideogram_pipeline.errors import StoreError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+    from stamina import Attempt
+
+REPEAT_FOR_S = 15.0
+"""What fails while a run works is repeated for so long: less than an interrupted run is given to let go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,9 @@ class Store:
     """Objects below one root URL.
 
     Paths are relative to the root, with `/` between folders. Every method raises `StoreError`, naming the path and the
-    cause, where the medium fails; a missing object raises `FileNotFoundError`.
+    cause, where the medium fails; a missing object raises `FileNotFoundError`. The asynchronous methods, which work
+    while requests are with fal, repeat what the medium failed before they raise: what they write may be a paid
+    request's only trace.
     """
 
     def __init__(self, url: str, backend: ObjectStore, folder: Path | None) -> None:
@@ -45,6 +51,7 @@ class Store:
         self.folder = folder
         """The root as a local folder, or None where the store is remote."""
         self._backend = backend
+        self._root = _identity(folder) if folder else None
 
     @classmethod
     def open(cls, url: str) -> Store:
@@ -81,8 +88,12 @@ class Store:
         """Return an object's bytes."""
         import obstore
 
-        with self._failures("read", path):
-            return bytes(await (await obstore.get_async(self._backend, path)).bytes_async())
+        content = b""
+        async for attempt in _repeated():
+            with attempt, self._failures("read", path):
+                self._check_root()
+                content = bytes(await (await obstore.get_async(self._backend, path)).bytes_async())
+        return content
 
     def put(self, path: str, content: bytes) -> None:
         """Write an object, replacing what was there."""
@@ -95,10 +106,12 @@ class Store:
         """Write an object, replacing what was there; a durable one has survived a power cut when this returns."""
         import obstore
 
-        with self._failures("write", path):
-            await obstore.put_async(self._backend, path, content)
-            if durable:
-                await self._flush(path)
+        async for attempt in _repeated():
+            with attempt, self._failures("write", path):
+                self._check_root()
+                await obstore.put_async(self._backend, path, content)
+                if durable:
+                    await self._flush(path)
 
     def create(self, path: str, content: bytes) -> bool:
         """Write an object only if nothing is there yet; return whether this call wrote it."""
@@ -113,16 +126,22 @@ class Store:
         return True
 
     async def create_async(self, path: str, content: bytes) -> bool:
-        """Write an object durably, only if nothing is there yet; return whether this call wrote it."""
+        """Write an object durably, only if nothing is there yet; return whether this call wrote it.
+
+        The very same content there counts as written by this call: a write may have succeeded that seemed to fail.
+        """
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        with self._failures("create", path):
-            try:
-                await obstore.put_async(self._backend, path, content, mode="create")
-            except AlreadyExistsError:
-                return False
-            await self._flush(path)
+        async for attempt in _repeated():
+            with attempt, self._failures("create", path):
+                self._check_root()
+                try:
+                    await obstore.put_async(self._backend, path, content, mode="create")
+                except AlreadyExistsError:
+                    if await self.get_async(path) != content:
+                        return False
+                await self._flush(path)
         return True
 
     def delete(self, path: str) -> None:
@@ -163,6 +182,11 @@ class Store:
             listing = obstore.list_with_delimiter(self._backend, prefix=folder)
             return sorted(prefix.rsplit("/", 1)[-1] for prefix in listing["common_prefixes"])
 
+    def _check_root(self) -> None:
+        """Fail where a local root is no longer the folder that was opened: it would be made anew, and empty."""
+        if self.folder and _identity(self.folder) != self._root:
+            raise OSError("the store's folder was replaced by another one since it was opened")
+
     async def _flush(self, path: str) -> None:
         """Bring a local file and the names that lead to it from the system's memory to the disk."""
         if self.folder:
@@ -175,9 +199,32 @@ class Store:
         try:
             yield
         except FileNotFoundError:
+            if self.folder and not self.folder.is_dir():
+                raise StoreError(
+                    f"Can't {verb} {self.where(path)!r}: the store's folder {str(self.folder)!r} is gone. "
+                    "Bring it back and run again."
+                ) from None
             raise FileNotFoundError(f"There is no {self.where(path)!r}.") from None
         except (OSError, ValueError, BaseError) as error:  # a ValueError for a path that leaves the root
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
+
+
+async def _repeated() -> AsyncIterator[Attempt]:
+    """Yield attempts until one succeeds, `REPEAT_FOR_S` are over, or the path itself is what is wrong."""
+    import stamina
+
+    def may_pass(error: Exception) -> bool:
+        return isinstance(error, StoreError) and not isinstance(error.__cause__, ValueError)
+
+    async for attempt in stamina.retry_context(
+        on=may_pass, attempts=None, timeout=REPEAT_FOR_S, wait_initial=0.1, wait_max=2.0
+    ):
+        yield attempt
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _fsync(file: Path, root: Path) -> None:

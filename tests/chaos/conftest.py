@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Project:
     rows: int
     output: list[str] = field(default_factory=list)
     """All that the processes said."""
+    within: tuple[str, ...] = ()
+    """What the command is started through, to see a disk that nobody else sees."""
 
     def __post_init__(self):
         self.store = self.folder / "store"
@@ -49,7 +52,7 @@ class Project:
             "IDEOGRAM_REFERENCES": str(self.folder / "references.csv"),
         }
         return subprocess.Popen(
-            [*COMMAND, *arguments],
+            [*self.within, *COMMAND, *arguments],
             env={**kept, **hosts, **settings, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -67,7 +70,30 @@ class Project:
     def run(self, **environment):
         code, out = self("run", "--json", **environment)
         assert code in (0, 3), self.output[-1]
+        return self.summary(out)
+
+    def summary(self, out):
         return json.loads(out.splitlines()[-1])
+
+    def wait_until(self, process, true):
+        """Wait for something that a process is about to do."""
+        while not true():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+
+    def home(self, name):
+        """Make a Dagster instance of its own for a process."""
+        folder = self.folder / f"dagster-{name}"
+        folder.mkdir()
+        return str(folder)
+
+    def check_that_every_row_was_paid_once(self, summary):
+        """Every row has its picture, and the sandbox accepted one submit for each."""
+        stats = self.sandbox.stats()
+        assert (summary["images"], summary["unknown"]) == (self.rows, 0)
+        assert (stats.accepted, stats.duplicates) == (self.rows, 0)
+        self.check_that_everything_is_whole()
+        self.check_that_the_key_is_nowhere()
 
     def settle(self):
         """Run to the end as a person would who wants every picture, and return the last summary."""
@@ -75,8 +101,8 @@ class Project:
         self("reconcile", "--resubmit-unknown-after", "0s")
         return self.run()
 
-    def ledger_files(self):
-        return len(list(self.store.glob("ledger/batch=default/*/*.json")))
+    def ledger_files(self, step="*"):
+        return list(self.store.glob(f"ledger/batch=default/*/*-{step}.json"))
 
     def check_that_everything_is_whole(self):
         """Every row of the metadata has its picture, whole, and every picture its row."""

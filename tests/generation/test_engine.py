@@ -20,7 +20,7 @@ from ideogram_pipeline.generation.outcomes import Failed, Generated, NotReached,
 from ideogram_pipeline.generation.planner import References, plan_row
 from ideogram_pipeline.generation.reconcile import give_up, unanswered
 from ideogram_pipeline.generation.runs import beating
-from ideogram_pipeline.generation.uploads import MARGIN, Upload
+from ideogram_pipeline.generation.uploads import LIFETIME, MARGIN, Upload
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
 from ideogram_pipeline.storage import Store
@@ -196,12 +196,15 @@ def test_an_upload_made_to_another_fal_is_not_used(store, sandbox, rows):
         assert other.stats().uploads == 1
 
 
-def test_an_upload_about_to_expire_is_made_anew(store, sandbox, rows):
+@pytest.mark.parametrize(
+    "left", [MARGIN / 2, LIFETIME * 5], ids=["about to expire", "noted by a wrong clock"]
+)
+def test_an_upload_that_may_be_gone_when_fal_fetches_it_is_made_anew(store, sandbox, rows, left):
     Run(store, sandbox)(rows(1))
     (path,) = [found.path for found in store.objects("uploads")]
     upload = Upload.model_validate_json(store.get(path))
-    soon = upload.model_copy(update={"expires_at": datetime.now(UTC) + MARGIN / 2})
-    store.put(path, soon.model_dump_json().encode())
+    doubtful = upload.model_copy(update={"expires_at": datetime.now(UTC) + left})
+    store.put(path, doubtful.model_dump_json().encode())
     Run(store, sandbox, run_id="run-2")(rows(2))
     assert sandbox.stats().uploads == 2
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import stamina
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,3 +170,30 @@ def python(program: str, store: Store) -> subprocess.Popen[str]:
     """Start a process of its own that runs a program on the store's folder."""
     command = [sys.executable, "-c", program, str(store.folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_create_whose_success_was_not_seen_is_still_this_callers(store):
+    assert asyncio.run(store.create_async("claim", b"mine, 12:00:01.5"))
+    assert asyncio.run(store.create_async("claim", b"mine, 12:00:01.5"))
+    assert not asyncio.run(store.create_async("claim", b"yours"))
+
+
+def test_what_the_medium_failed_for_a_moment_is_repeated(store):
+    async def write_while_the_folder_is_away() -> bool:
+        store.folder.rename(store.folder.with_name("away"))
+        asyncio.get_running_loop().call_later(0.3, store.folder.with_name("away").rename, store.folder)
+        return await store.create_async("claim", b"mine")
+
+    assert asyncio.run(write_while_the_folder_is_away())
+    assert store.get("claim") == b"mine"
+
+
+def test_nothing_is_written_into_a_folder_that_took_the_stores_place(store):
+    async def write_after_an_exchange() -> None:
+        store.folder.rename(store.folder.with_name("away"))
+        store.folder.mkdir()
+        with stamina.set_testing(True, attempts=2), pytest.raises(StoreError, match="replaced by another"):
+            await store.create_async("claim", b"mine")
+
+    asyncio.run(write_after_an_exchange())
+    assert list(store.folder.iterdir()) == []
