@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ideogram_pipeline.errors import StoreError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
-    from stamina import Attempt
+
+Result = TypeVar("Result")
 
 REPEAT_FOR_S = 15.0
 """What fails while a run works is repeated for so long: less than an interrupted run is given to let go."""
@@ -88,12 +89,12 @@ class Store:
         """Return an object's bytes."""
         import obstore
 
-        content = b""
-        async for attempt in _repeated():
-            with attempt, self._failures("read", path):
+        async def once() -> bytes:
+            with self._failures("read", path):
                 self._check_root()
-                content = bytes(await (await obstore.get_async(self._backend, path)).bytes_async())
-        return content
+                return bytes(await (await obstore.get_async(self._backend, path)).bytes_async())
+
+        return await _repeating(once)
 
     def put(self, path: str, content: bytes) -> None:
         """Write an object, replacing what was there."""
@@ -106,12 +107,14 @@ class Store:
         """Write an object, replacing what was there; a durable one has survived a power cut when this returns."""
         import obstore
 
-        async for attempt in _repeated():
-            with attempt, self._failures("write", path):
+        async def once() -> None:
+            with self._failures("write", path):
                 self._check_root()
                 await obstore.put_async(self._backend, path, content)
                 if durable:
                     await self._flush(path)
+
+        await _repeating(once)
 
     def create(self, path: str, content: bytes) -> bool:
         """Write an object only if nothing is there yet; return whether this call wrote it."""
@@ -133,8 +136,8 @@ class Store:
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        async for attempt in _repeated():
-            with attempt, self._failures("create", path):
+        async def once() -> bool:
+            with self._failures("create", path):
                 self._check_root()
                 try:
                     await obstore.put_async(self._backend, path, content, mode="create")
@@ -142,7 +145,9 @@ class Store:
                     if await self.get_async(path) != content:
                         return False
                 await self._flush(path)
-        return True
+                return True
+
+        return await _repeating(once)
 
     def delete(self, path: str) -> None:
         """Remove an object; one that isn't there is no error."""
@@ -209,17 +214,24 @@ class Store:
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
 
 
-async def _repeated() -> AsyncIterator[Attempt]:
-    """Yield attempts until one succeeds, `REPEAT_FOR_S` are over, or the path itself is what is wrong."""
+async def _repeating(call: Callable[[], Awaitable[Result]]) -> Result:
+    """Make a call until it succeeds, `REPEAT_FOR_S` are over, or the path itself is what is wrong."""
     import stamina
 
     def may_pass(error: Exception) -> bool:
         return isinstance(error, StoreError) and not isinstance(error.__cause__, ValueError)
 
+    try:
+        return await call()  # nearly every call, for which stamina would be the dearest part
+    except StoreError as error:
+        if not may_pass(error):
+            raise
     async for attempt in stamina.retry_context(
         on=may_pass, attempts=None, timeout=REPEAT_FOR_S, wait_initial=0.1, wait_max=2.0
     ):
-        yield attempt
+        with attempt:
+            return await call()
+    raise AssertionError("stamina either returns or raises")
 
 
 def _identity(folder: Path) -> tuple[int, int]:
