@@ -89,6 +89,9 @@ class FalResource(dg.ConfigurableResource[Any]):
     rest_url: str | None = Field(default=None, description="Host of the storage, likewise.")
     api_url: str | None = Field(default=None, description="Host of the platform API, likewise.")
     max_in_flight: int = Field(default=64, description="Requests with fal at a time, per run.")
+    max_wait_s: float = Field(
+        default=3600.0, description="Seconds after which a request is left for the next run to fetch."
+    )
     inline_references: int = Field(
         default=0,
         description="References up to so many bytes travel inside the request; others are uploaded.",
@@ -236,6 +239,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             rest_url=settings.fal_rest_url,
             api_url=settings.fal_api_url,
             max_in_flight=settings.max_in_flight,
+            max_wait_s=settings.max_wait_s,
             inline_references=settings.inline_references,
         ),
         "budget": BudgetResource(

@@ -64,6 +64,11 @@ class Settings(BaseSettings):
         ge=0,
         description="References up to so many bytes travel inside the request; others are uploaded.",
     )
+    max_wait_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="A request that isn't done after so many seconds is left with fal, and fetched by the next run.",
+    )
     thumbnails: bool = Field(
         default=True,
         description="Make a small picture of each for the gallery. Without, the gallery shows the pictures "

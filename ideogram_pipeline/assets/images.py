@@ -82,6 +82,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         ledger,
                         run=facts,
                         max_in_flight=fal.max_in_flight,
+                        max_wait_s=fal.max_wait_s,
                         inline_bytes=fal.inline_references,
                         thumbnails=store.thumbnails,
                         budget=budget.open(

@@ -73,6 +73,7 @@ class Engine:
         *,
         run: RunFacts,
         max_in_flight: int,
+        max_wait_s: float,
         inline_bytes: int,
         thumbnails: bool,
         budget: Budget,
@@ -90,7 +91,12 @@ class Engine:
         self._submitter = Submitter(fal, self._references, self._books, self._window)
         entries = ledger.entries.values()
         self._fetcher = Fetcher(
-            fal, store, entries, waiting=Polling(known_work(entries)), thumbnails=thumbnails
+            fal,
+            store,
+            entries,
+            waiting=Polling(known_work(entries)),
+            max_wait_s=max_wait_s,
+            thumbnails=thumbnails,
         )
         self._stopped: str | None = None
 

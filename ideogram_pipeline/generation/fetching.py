@@ -25,8 +25,6 @@ MAX_PICTURE_BYTES = 50 * 1024 * 1024
 """No answer's picture is downloaded beyond this."""
 DOWNLOAD_ATTEMPTS = 3
 """A picture that arrives damaged is fetched again this often in all."""
-PATIENCE_S = 3600.0
-"""A request that isn't done after so many seconds is left for the next run to fetch."""
 THUMBNAIL_SIDE = 320
 """Pixels of a thumbnail's longer side."""
 FINISHING = 16
@@ -49,12 +47,23 @@ class Fetcher:
     """Fetches the requests of one run, whoever submitted them."""
 
     def __init__(
-        self, fal: FalClient, store: Store, entries: Iterable[Entry], *, waiting: Polling, thumbnails: bool
+        self,
+        fal: FalClient,
+        store: Store,
+        entries: Iterable[Entry],
+        *,
+        waiting: Polling,
+        max_wait_s: float,
+        thumbnails: bool,
     ) -> None:
-        """Begin with the pictures that lie in the store for `entries`; `thumbnails` says whether to make any."""
+        """Begin with the pictures that lie in the store for `entries`; `thumbnails` says whether to make any.
+
+        A request that isn't done after `max_wait_s` seconds is left for the next run to fetch.
+        """
         self._fal = fal
         self._store = store
         self._thumbnail_side = THUMBNAIL_SIDE if thumbnails else None
+        self._max_wait_s = max_wait_s
         self._finishing = asyncio.Semaphore(FINISHING)
         self._polling = waiting
         self._told = waiting.revision
@@ -113,7 +122,7 @@ class Fetcher:
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
     async def _completed(self, queued: QueuedRequest) -> Completed:
-        deadline = _now() + PATIENCE_S
+        deadline = _now() + self._max_wait_s
         try:
             while _now() < deadline:
                 await self._turn(queued.request_id)

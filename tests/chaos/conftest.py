@@ -35,8 +35,14 @@ class Project:
         self.store = self.folder / "store"
         Image.new("RGB", (64, 64), "teal").save(self.folder / "ada.png")
         (self.folder / "references.csv").write_text("reference_id,uri\nada,ada.png\n")
-        lines = [f"p{number:03},scene {number},{'ada' if number % 2 else ''}" for number in range(self.rows)]
-        (self.folder / "prompts.csv").write_text("\n".join(["prompt_id,prompt,reference_id", *lines]))
+        self.write_rows((f"p{number:03}", "default", f"scene {number}") for number in range(self.rows))
+
+    def write_rows(self, rows):
+        """Write the prompts table: id, batch and prompt of each row; every other one has a reference."""
+        lines = [",".join((*row, "ada" if number % 2 else "")) for number, row in enumerate(rows)]
+        self.rows = len(lines)
+        table = ["prompt_id,batch,prompt,reference_id", *lines]
+        (self.folder / "prompts.csv").write_text("\n".join(table))
 
     def start(self, *arguments, **environment):
         kept = {
@@ -95,18 +101,20 @@ class Project:
         self.check_that_everything_is_whole()
         self.check_that_the_key_is_nowhere()
 
-    def settle(self):
+    def settle(self, **environment):
         """Run to the end as a person would who wants every picture, and return the last summary."""
-        self.run()
+        self.run(**environment)
         self("reconcile", "--resubmit-unknown-after", "0s")
-        return self.run()
+        return self.run(**environment)
 
     def ledger_files(self, step="*"):
         return list(self.store.glob(f"ledger/batch=default/*/*-{step}.json"))
 
     def check_that_everything_is_whole(self):
         """Every row of the metadata has its picture, whole, and every picture its row."""
-        metadata = pd.read_parquet(self.store / "images" / "batch=default" / "metadata.parquet")
+        metadata = pd.concat(
+            pd.read_parquet(path) for path in (self.store / "images").glob("*/metadata.parquet")
+        )
         pictures = {path.name: path for path in (self.store / "images").rglob("*.png")}
         assert set(metadata["file_name"]) == set(pictures)
         for row in metadata.itertuples():

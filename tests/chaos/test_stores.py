@@ -217,7 +217,7 @@ def test_a_store_that_is_read_only_before_a_run_is_said_to_be_and_nothing_is_sub
         if used:
             on_disk.run(**settings(disk))
             with (on_disk.folder / "prompts.csv").open("a") as table:
-                table.write("\nnew,one more scene,")
+                table.write("\nnew,default,one more scene,")
         submits = on_disk.sandbox.stats().submits
         disk.freeze()
         code, _ = on_disk("run", "--json", **settings(disk))

@@ -91,6 +91,7 @@ class Run:
         )
         self.limits = {
             "max_in_flight": max_in_flight,
+            "max_wait_s": 3600.0,
             "inline_bytes": 0,
             "thumbnails": True,
             **limits,
@@ -373,6 +374,16 @@ def test_a_damaged_download_is_fetched_again_and_not_stored(store, sandbox, rows
         with Image.open(store.folder / outcome.entry.last.settled.images[0].path) as picture:
             picture.load()
     assert sandbox.stats().downloads > 4
+
+
+def test_a_request_that_takes_too_long_is_left_with_fal_and_the_others_go_on(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("stuck", match="scene 3"),)))
+    outcomes = Run(store, sandbox, max_wait_s=0.5)(rows())
+    assert kinds(outcomes) == {Generated: 7, NotReached: 1}
+    assert outcomes[3].entry.last.submitted.request_id in outcomes[3].reason
+    again = Run(store, sandbox, run_id="run-2", max_wait_s=0.5)(rows())
+    assert kinds(again) == {Reused: 7, NotReached: 1}
+    assert sandbox.stats().submits == 8
 
 
 def test_without_thumbnails_only_the_pictures_are_stored(store, sandbox, rows):

@@ -139,6 +139,7 @@ def results(tables):
                 run=facts,
                 max_in_flight=4,
                 thumbnails=True,
+                max_wait_s=3600.0,
                 inline_bytes=0,
                 budget=budget,
                 observer=Silent(),
