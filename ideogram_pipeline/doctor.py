@@ -13,7 +13,7 @@ import dagster as dg
 from ideogram_pipeline import __version__
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalError, RequestNotFound
-from ideogram_pipeline.resources import FalResource, StoreResource, build_resources
+from ideogram_pipeline.resources import FalResource, build_resources
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
@@ -69,7 +69,7 @@ def _references(settings: Settings) -> str:
 
 
 def _store(settings: Settings) -> str:
-    store = StoreResource(url=settings.store, backend=settings.backend).open()
+    store = build_resources(settings)["store"].open()
     probe = f"doctor/{secrets.token_hex(8)}"
     try:
         if not store.create(probe, b"1") or store.create(probe, b"2"):

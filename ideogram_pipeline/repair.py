@@ -15,7 +15,7 @@ from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch
 from ideogram_pipeline.generation.reconcile import give_up, search, unanswered
 from ideogram_pipeline.generation.runs import is_alive
-from ideogram_pipeline.resources import FalResource, StoreResource, build_resources
+from ideogram_pipeline.resources import FalResource, build_resources
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 
@@ -51,7 +51,7 @@ def reconcile(
     Raises:
         PipelineError: the configuration or the store is at fault.
     """
-    store = StoreResource(url=settings.store, backend=settings.backend).open()
+    store = build_resources(settings)["store"].open()
     fal: FalResource = build_resources(settings)["fal"].process_config_and_initialize()
     with fal.connect(store) as make_client:
 
@@ -101,7 +101,7 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
     Raises:
         PipelineError: the store is at fault.
     """
-    store = StoreResource(url=settings.store, backend=settings.backend).open()
+    store = build_resources(settings)["store"].open()
     rebuilt = [rebuild_batch(store, batch) for batch in _batches(store)]
     catalog.refresh(store)
     write_gallery(store, thumbnails=settings.thumbnails)

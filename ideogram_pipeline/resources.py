@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dagster as dg
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.settings import Backend, Settings, check_backend
@@ -26,6 +25,13 @@ STORE_MARK = "store.json"
 _ANY_KEY = "sandbox:sandbox"
 
 
+class StoreMark(BaseModel):
+    """What a store says of itself, in `store.json`."""
+
+    backend: Backend = Field(description="Whose pictures it holds.")
+    pipeline: str = Field(default="", description="Key prefix of the pipeline it belongs to.")
+
+
 class StoreResource(dg.ConfigurableResource[Any]):
     """Where pictures, tables, plans and the ledger lie."""
 
@@ -37,28 +43,39 @@ class StoreResource(dg.ConfigurableResource[Any]):
         default=True, description="Make a small picture of each; without, a PNG is never decoded."
     )
 
+    pipeline: str = Field(
+        default="", description="Key prefix of the pipeline it belongs to; a store has one pipeline."
+    )
+
     def open(self) -> Store:
         """Open the store.
 
         Raises:
             StoreError: it can't be opened.
-            ConfigurationError: it holds the other backend's pictures.
+            ConfigurationError: it holds the other backend's pictures, or is another pipeline's.
         """
         from ideogram_pipeline.storage import Store
 
         store = Store.open(self.url)
-        store.create(STORE_MARK, json.dumps({"backend": self.backend}).encode())
+        own = StoreMark(backend=self.backend, pipeline=self.pipeline)
+        store.create(STORE_MARK, own.model_dump_json().encode())
         try:
-            backend = json.loads(store.get(STORE_MARK))["backend"]
-        except (ValueError, KeyError, TypeError):
+            mark = StoreMark.model_validate_json(store.get(STORE_MARK))
+        except ValidationError:
             raise ConfigurationError(
                 f'{store.where(STORE_MARK)!r} is damaged. It should read {{"backend": "sandbox"}} or '
                 '{"backend": "fal"}, whichever made the pictures in this store.'
             ) from None
-        if backend != self.backend:
+        if mark.backend != self.backend:
             raise ConfigurationError(
-                f"The store {store.url!r} holds pictures of the {backend} backend. Set IDEOGRAM_STORE to another place "
-                f"for the {self.backend} backend, so that drawn and real pictures never mix."
+                f"The store {store.url!r} holds pictures of the {mark.backend} backend. Set IDEOGRAM_STORE to another "
+                f"place for the {self.backend} backend, so that drawn and real pictures never mix."
+            )
+        if mark.pipeline != self.pipeline:
+            raise ConfigurationError(
+                f"The store {store.url!r} belongs to the pipeline with the key prefix {mark.pipeline!r}, and this "
+                f"one's is {self.pipeline!r}: each would overwrite the other's tables. Give each a store of its own; "
+                f"if this pipeline was renamed, change the name in {store.where(STORE_MARK)!r}."
             )
         return store
 
@@ -228,7 +245,12 @@ class LogProgress:
 def build_resources(settings: Settings) -> dict[str, Any]:
     """Configure the resources, by the names under which assets ask for them."""
     return {
-        "store": StoreResource(url=settings.store, backend=settings.backend, thumbnails=settings.thumbnails),
+        "store": StoreResource(
+            url=settings.store,
+            backend=settings.backend,
+            thumbnails=settings.thumbnails,
+            pipeline=settings.key_prefix,
+        ),
         "tables": TablesResource(
             prompts=settings.prompts, references=settings.references, defaults=dict(settings.defaults)
         ),

@@ -164,6 +164,17 @@ def test_a_store_is_never_shared_by_drawn_and_real_pictures(tmp_path):
         StoreResource(url=str(tmp_path), backend="fal").open()
 
 
+def test_a_store_is_never_shared_by_two_pipelines(tmp_path):
+    StoreResource(url=str(tmp_path), backend="sandbox", pipeline="acme").open()
+    with pytest.raises(ConfigurationError, match=r"'acme'.*store of its own"):
+        StoreResource(url=str(tmp_path), backend="sandbox").open()
+
+
+def test_a_store_made_before_pipelines_had_names_is_the_nameless_ones(tmp_path):
+    (tmp_path / "store.json").write_text('{"backend": "sandbox"}')
+    StoreResource(url=str(tmp_path), backend="sandbox").open()
+
+
 def test_the_key_is_not_shown_by_the_resource_that_holds_it():
     assert "planted" not in repr(FalResource(backend="fal", key="planted-id:planted-secret"))
 
