@@ -31,7 +31,7 @@ class Clock:
     def __init__(self, file, ahead_h):
         self.file = file
         self.home = file.with_name(f"dagster-{file.name}")
-        self.home.mkdir()
+        self.home.mkdir(exist_ok=True)
         (self.home / "dagster.yaml").write_text(NO_CAPTURE)
         self.set(ahead_h)
 
@@ -57,7 +57,7 @@ def clock(tmp_path):
     return lambda ahead_h: Clock(tmp_path / f"clock{ahead_h}", ahead_h)
 
 
-@pytest.mark.parametrize(("sent", "searched"), [(6, 1), (-6, 0), (0, -6), (20, 12), (-20, -20)])
+@pytest.mark.parametrize(("sent", "searched"), [(6, 1), (-6, 0), (-20, -20)])
 def test_an_answer_lost_under_one_clock_is_found_under_another(project, clock, sent, searched):
     project = project(rows=3, latency_scale=0, faults=(Fault("drop_after_accept"),))
     process = project.start("run", **clock(sent).settings())
