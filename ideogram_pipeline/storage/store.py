@@ -53,6 +53,7 @@ class Store:
         """The root as a local folder, or None where the store is remote."""
         self._backend = backend
         self._root = _identity(folder) if folder else None
+        self._durable_folders: set[Path] = set()
 
     @classmethod
     def open(cls, url: str) -> Store:
@@ -195,7 +196,17 @@ class Store:
     async def _flush(self, path: str) -> None:
         """Bring a local file and the names that lead to it from the system's memory to the disk."""
         if self.folder:
-            await asyncio.to_thread(_fsync, self.folder / path, self.folder)
+            await asyncio.to_thread(self._flush_local, self.folder / path, self.folder)
+
+    def _flush_local(self, file: Path, root: Path) -> None:
+        _fsync(file)
+        named = []
+        for folder in file.parents:
+            _fsync(folder)
+            if folder == root or folder in self._durable_folders:
+                break
+            named.append(folder)
+        self._durable_folders.update(named)
 
     @contextmanager
     def _failures(self, verb: str, path: str) -> Iterator[None]:
@@ -239,15 +250,12 @@ def _identity(folder: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _fsync(file: Path, root: Path) -> None:
-    for path in (file, *file.parents):
-        if path == root:
-            return
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _first_line(error: BaseException) -> str:

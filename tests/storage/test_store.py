@@ -1,6 +1,7 @@
 """The store: whole writes, one winner for every create, and errors that name their path."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -197,3 +198,20 @@ def test_nothing_is_written_into_a_folder_that_took_the_stores_place(store):
 
     asyncio.run(write_after_an_exchange())
     assert list(store.folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells which file a descriptor is")
+def test_a_created_object_and_every_name_that_leads_to_it_are_on_the_disk(store, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def watched(descriptor):
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    root = store.folder
+    asyncio.run(store.create_async("ledger/one/1.json", b"{}"))
+    assert flushed == [root / "ledger/one/1.json", root / "ledger/one", root / "ledger", root]
+    flushed.clear()
+    asyncio.run(store.create_async("ledger/one/2.json", b"{}"))
+    assert flushed == [root / "ledger/one/2.json", root / "ledger/one"]
