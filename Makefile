@@ -29,7 +29,7 @@ oracles-install: ## Install fal's JavaScript client, for the tests that hold the
 	npm ci --prefix tests/oracles/javascript --no-fund --no-audit
 
 chaos: $(READY) ## Kill and race real runs, fail their disks and clocks; KILLS=200 kills more often
-	KILLS=$(or $(KILLS),20) $(BIN)/pytest -m chaos tests/chaos
+	KILLS=$(or $(KILLS),20) $(BIN)/pytest -n 2 -m chaos tests/chaos
 
 bench: $(READY) ## Measure it beside fal's own client; BENCH="--mode throughput", or memory, for the other figures
 	$(BIN)/python benchmarks/bench.py $(BENCH)
