@@ -26,6 +26,7 @@ from ideogram_pipeline.errors import ConfigurationError, PipelineError
 from ideogram_pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from ideogram_pipeline.generation.billing import Bill
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.launch import RunSummary
     from ideogram_pipeline.preview import BatchPlanSummary, PlanSummary
@@ -120,16 +121,20 @@ def reconcile(
         ),
     ] = None,
 ) -> None:
-    """Look at fal for submits that were never answered. What is found is fetched by the next run, without paying again.
+    """Look at fal for submits that were never answered, and for what it charged for the others.
 
-    Exit codes: 0 nothing is unknown any more; 3 some submits stay unknown.
+    A submit that is found is fetched by the next run, without paying again. A charge that is found replaces the list
+    price as the row's cost, in metadata, outcomes, catalog and gallery at once (cost_source: billing_event); this takes
+    a key that may read billing events (scope ADMIN), and goes without where it may not.
+
+    Exit codes: 0 no submit is unknown any more; 3 some submits stay unknown.
     """
     settings = Settings.from_environment()
     resubmit_after = _duration(resubmit_unknown_after) if resubmit_unknown_after else None
     from ideogram_pipeline.repair import reconcile as look
 
-    results = look(settings, batch or [], resubmit_after=resubmit_after)
-    for one in results:
+    reconciled = look(settings, batch or [], resubmit_after=resubmit_after)
+    for one in reconciled.unanswered:
         price = "an unknown price" if one.price_usd is None else f"${one.price_usd:.2f}"
         if one.found:
             says = f"found as {one.found}; the next run fetches it"
@@ -139,9 +144,33 @@ def reconcile(
             says = f"still unknown: {one.reason}; it may have cost {price}"
         where = f"{one.batch}, {one.prompt_id}, sent {one.reserved_at:%Y-%m-%d %H:%M:%S} UTC"
         _out.print(f"{where}: {says}", highlight=False, markup=False, soft_wrap=True)
-    unknown = sum(not one.found and not one.given_up for one in results)
-    _out.print(f"{len(results)} submits were never answered; {unknown} of them are still unknown.")
+    for bill in reconciled.bills:
+        if bill.billed or not reconciled.bills_unread:
+            _out.print(_billed(settings, bill), highlight=False, markup=False, soft_wrap=True)
+    if reconciled.bills_unread:
+        says = f"fal's bills could not be read, costs stay as they were: {reconciled.bills_unread}"
+        _out.print(says, highlight=False, markup=False, soft_wrap=True)
+    unknown = sum(not one.found and not one.given_up for one in reconciled.unanswered)
+    _out.print(
+        f"{len(reconciled.unanswered)} submits were never answered; {unknown} of them are still unknown.",
+        soft_wrap=True,
+    )
     raise typer.Exit(EXIT_INCOMPLETE if unknown else 0)
+
+
+def _billed(settings: Settings, bill: Bill) -> str:
+    if not bill.billed:
+        return f"{bill.batch}: fal lists no charge for any of {bill.requests} requests yet"
+    says = (
+        f"{bill.batch}: fal charged ${bill.billed_usd:.2f}{_money_note(settings)} for {bill.billed} of "
+        f"{bill.requests} requests; ${bill.expected_usd:.2f} was expected"
+    )
+    if bill.unforeseen:
+        says += f", and ${bill.unforeseen_usd:.2f} is for {bill.unforeseen} whose cost was not known"
+    if bill.difference_usd:
+        side = "more" if bill.difference_usd > 0 else "less"
+        says += f": ${abs(bill.difference_usd):.4f} {side} than expected"
+    return says
 
 
 @app.command()

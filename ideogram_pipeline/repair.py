@@ -1,4 +1,4 @@
-"""What people do when a run did not end as it should: look for lost answers, and make what is derived anew."""
+"""What people do after runs: look for lost answers and fal's bills, and make what is derived anew."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from ideogram_pipeline.fal import FalClient
+from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation import catalog
+from ideogram_pipeline.generation.billing import Bill, bill, read_bills
 from ideogram_pipeline.generation.ledger import Ledger
-from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch
+from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import give_up, search, unanswered
 from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.resources import FalResource, build_resources
@@ -40,13 +41,24 @@ class Unanswered:
     """Why it wasn't found."""
 
 
-def reconcile(
-    settings: Settings, batches: Sequence[str], *, resubmit_after: timedelta | None
-) -> list[Unanswered]:
-    """Look for every unanswered submit in fal's list of requests; record those that are found.
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What fal was found to know."""
 
-    What isn't found stays unknown. With `resubmit_after`, what was reserved longer ago than that, by a run that no
-    longer works, is given up: the next run submits it again, and it may then be paid twice.
+    unanswered: tuple[Unanswered, ...]
+    """Every submit that was never answered."""
+    bills: tuple[Bill, ...]
+    """What fal charged for each batch that has accepted requests, as far as it was read now or before."""
+    bills_unread: str
+    """Why fal's bills could not be read, or empty."""
+
+
+def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: timedelta | None) -> Reconciled:
+    """Look for every unanswered submit in fal's list of requests, and for the bill of every accepted one.
+
+    What is found is recorded, and the costs in metadata, outcomes, catalog and gallery are brought up to date. What
+    isn't found stays as it was. With `resubmit_after`, a submit that was reserved longer ago than that, by a run that
+    no longer works, is given up: the next run submits it again, and it may then be paid twice.
 
     Raises:
         PipelineError: the configuration or the store is at fault.
@@ -55,21 +67,36 @@ def reconcile(
     fal: FalResource = build_resources(settings)["fal"].process_config_and_initialize()
     with fal.connect(store) as make_client:
 
-        async def look() -> list[Unanswered]:
+        async def look() -> Reconciled:
+            lost: list[Unanswered] = []
+            bills: list[Bill] = []
+            bills_unread = ""
+            changed = False
             async with make_client() as client:
-                every = [
-                    await _reconcile(client, store, batch, resubmit_after)
-                    for batch in batches or _batches(store)
-                ]
-            return [one for batch in every for one in batch]
+                for batch in batches or _batches(store):
+                    ledger = Ledger(store, batch)
+                    lost += await _look_for_answers(client, store, ledger, batch, resubmit_after)
+                    bills_unread = bills_unread or await _look_for_bills(client, ledger)
+                    bills.append(bill(batch, ledger.entries))
+                    changed |= refresh_costs(store, ledger, batch)
+            if changed:
+                _refresh_overviews(store, settings)
+            return Reconciled(tuple(lost), tuple(one for one in bills if one.requests), bills_unread)
 
         return asyncio.run(look())
 
 
-async def _reconcile(
-    client: FalClient, store: Store, batch: str, resubmit_after: timedelta | None
+async def _look_for_bills(client: FalClient, ledger: Ledger) -> str:
+    try:
+        await read_bills(client, ledger)
+    except FalError as error:
+        return str(error)
+    return ""
+
+
+async def _look_for_answers(
+    client: FalClient, store: Store, ledger: Ledger, batch: str, resubmit_after: timedelta | None
 ) -> list[Unanswered]:
-    ledger = Ledger(store, batch)
     wanted = unanswered(ledger.entries)
     searched = await search(client, ledger, wanted)
     results = []
@@ -103,9 +130,13 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
     """
     store = build_resources(settings)["store"].open()
     rebuilt = [rebuild_batch(store, batch) for batch in _batches(store)]
+    _refresh_overviews(store, settings)
+    return rebuilt
+
+
+def _refresh_overviews(store: Store, settings: Settings) -> None:
     catalog.refresh(store)
     write_gallery(store, thumbnails=settings.thumbnails)
-    return rebuilt
 
 
 def _batches(store: Store) -> list[str]:

@@ -1,15 +1,19 @@
-"""What the tests of several rooms share: Hypothesis without its stopwatch, a store, and a batch that was run."""
+"""What the tests of several rooms share: Hypothesis without its stopwatch, a store, a batch that was run, and bills."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterable, Mapping
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -59,6 +63,68 @@ def picture() -> Callable[..., bytes]:
         return sink.getvalue()
 
     return make
+
+
+class BillingDesk:
+    """fal's billing events as a test has them, on 127.0.0.1, and what was asked of them."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, list[str]]] = []
+        self.events: list[dict[str, Any]] = []
+        """What is known; a question by ids is answered with those."""
+        self.status = 200
+        self.cut_short = False
+        """Whether an answer says that there is more, and not where."""
+        desk = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = desk.answer(self.path)
+                content = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def answer(self, target: str) -> tuple[int, dict[str, Any]]:
+        path, _, query = target.partition("?")
+        assert path == "/v1/models/billing-events"
+        self.asked.append(parse_qs(query))
+        if self.status != 200:
+            return self.status, {"error": {"type": "authorization_error", "message": "Not for this key"}}
+        found = [event for event in self.events if event["request_id"] in self.asked[-1]["request_id"]]
+        return 200, {"billing_events": found, "has_more": self.cut_short, "next_cursor": None}
+
+    def book(self, request_id: str, **facts: Any) -> None:
+        """Charge 10 cents for a request, or what the facts say."""
+        event = {
+            "request_id": request_id,
+            "endpoint_id": "fal-ai/ideogram/v3",
+            "timestamp": "2026-11-22T12:00:05Z",
+            "output_units": 1,
+            "unit_price": 0.1,
+            "cost_total": 0.1,
+        }
+        self.events.append(event | facts)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def billing_desk() -> Iterator[BillingDesk]:
+    desk = BillingDesk()
+    yield desk
+    desk.close()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What people do when a run did not end as it should: reconcile and rebuild, as commands on a real store."""
+"""What people do after runs: reconcile and rebuild, as commands on a real store."""
 
 import json
 import os
@@ -131,6 +131,61 @@ def test_a_killed_runs_unanswered_submits_are_found_and_fetched_without_paying_a
     code, summary = project.run()
     assert (code, summary["images"]) == (0, 5)
     assert project.sandbox.stats().accepted == 5
+
+
+def costs(store):
+    """The costs and their sources in everything that is derived, by its path."""
+    return {
+        path: list(zip(frame["cost_usd"], frame["cost_source"], strict=True))
+        for path, frame in tables(store).items()
+    }
+
+
+def test_what_fal_charged_takes_the_place_of_the_list_price_everywhere_at_once(project):
+    project.sandbox.change(Change(faults=(Fault("expired_result", match="scene 2"),)))
+    project.run()
+    code, out = project("reconcile")
+    assert code == 0
+    assert (
+        "default: fal charged $0.30 of sandbox money for 5 of 5 requests; $0.24 was expected, "
+        "and $0.06 is for 1 whose cost was not known\n" in out
+    )
+    after = costs(project.store)
+    assert {cost for rows in after.values() for cost in rows} == {(0.06, "billing_event")}
+    assert sorted(len(rows) for rows in after.values()) == [4, 4, 5]
+    gallery = {page: page.read_bytes() for page in (project.store / "gallery").rglob("*.html")}
+    for command in ("rebuild", "run"):
+        project(command)
+        assert costs(project.store) == after, command
+    assert {page: page.read_bytes() for page in gallery} == gallery
+    assert project.sandbox.stats().submits == 5
+
+
+def test_bills_that_cannot_be_read_or_are_not_there_leave_costs_alone_and_a_difference_is_told(
+    project, billing_desk
+):
+    project.run()
+    before = costs(project.store)
+    project.environment["FAL_API_URL"] = billing_desk.url
+
+    billing_desk.status = 403
+    code, out = project("reconcile")
+    told, count = out.splitlines()
+    assert code == 0
+    assert "bills could not be read" in told
+    assert "ADMIN" in told
+    assert count.startswith("0 submits were never answered")
+
+    billing_desk.status = 200
+    _, out = project("reconcile")
+    assert "default: fal lists no charge for any of 5 requests yet" in out
+    assert list(project.store.glob("ledger/*/*/*-billed.json")) == []
+    assert costs(project.store) == before
+
+    for number, request in enumerate(project.sandbox.requests()):
+        billing_desk.book(request.request_id, cost_total=0.07 if number else 0.05)
+    _, out = project("reconcile")
+    assert "fal charged $0.33 of sandbox money for 5 of 5 requests; $0.30 was expected: $0.0300 more" in out
 
 
 @pytest.mark.parametrize("text", ["2", "h", "2w", "-1h", "1.5h"])

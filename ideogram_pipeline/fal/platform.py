@@ -61,8 +61,18 @@ class BillingEvent(_Told):
     endpoint_id: str = Field(description="The endpoint it was submitted to.")
     timestamp: datetime = Field(description="When it was booked.")
     output_units: Decimal | None = Field(default=None, description="Units charged.")
-    unit_price: Decimal | None = Field(default=None, description="Price of one unit.")
-    cost_total: Decimal | None = Field(default=None, description="What was charged, after discounts.")
+    unit_price: Decimal | None = Field(default=None, description="US dollars for one unit, before discounts.")
+    cost_total: Decimal | None = Field(default=None, description="US dollars charged, after discounts.")
+    cost_estimate_nano_usd: int | None = Field(
+        default=None, description="The same in billionths of a dollar; older answers have it alone."
+    )
+
+    @property
+    def usd(self) -> Decimal | None:
+        """US dollars charged, if fal says so in either way."""
+        if self.cost_total is not None or self.cost_estimate_nano_usd is None:
+            return self.cost_total
+        return Decimal(self.cost_estimate_nano_usd) / 10**9
 
 
 @dataclass(frozen=True, slots=True)

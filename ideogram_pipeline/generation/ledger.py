@@ -1,11 +1,12 @@
 """The ledger: what is known of every request's money, in files that are each written once and never changed.
 
-Under `ledger/batch=<batch>/<fingerprint>/` each attempt to submit a request leaves up to three files:
+Under `ledger/batch=<batch>/<fingerprint>/` each attempt to submit a request leaves up to four files:
 
     1-reserved.json     before the POST: who is about to pay, when and how much
     1-released.json     the POST certainly never reached fal; the next attempt may follow
     1-submitted.json    fal's request id and URLs, before anything else is awaited
     1-settled.json      how it ended: generated, refused or failed, with files, hashes and cost
+    1-billed.json       what fal says it charged, once somebody has asked; it overrides the cost of the settlement
 
 Every file is created only if it isn't there, so each transition happens once, whoever tries; a fingerprint whose
 attempt is reserved but neither released nor submitted has an unknown answer and is never submitted again by itself.
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +34,7 @@ MAX_ATTEMPTS = 3
 """A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
 
 CostSource = Literal["billing_event", "billable_units_header", "price_list", "unknown"]
+"""Who says what something cost, the strongest proof first."""
 EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed"]
 
 
@@ -99,6 +101,33 @@ class Settled(_Record):
     cost_source: CostSource = Field(description="Who says what it cost.")
 
 
+class Billed(_Record):
+    """What fal says it charged for a request (fal docs, billing events), in US dollars."""
+
+    request_id: str = Field(description="fal's id of the request.")
+    units: Decimal | None = Field(description="Units charged, such as pictures, where fal says how many.")
+    unit_price_usd: Decimal | None = Field(
+        description="Price of one unit before discounts, where fal says it."
+    )
+    usd: Decimal = Field(description="What was charged, after discounts.")
+    billed_at: datetime = Field(description="When fal booked it.")
+    read_at: datetime = Field(description="UTC, when it was read; what fal corrects later is not seen.")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What something cost, and who says so."""
+
+    usd: Decimal | None
+    """US dollars, or None if not known."""
+    source: CostSource
+    """`unknown` where the dollars are."""
+
+
+_NOTHING = Cost(Decimal(0), "price_list")
+_UNKNOWN = Cost(None, "unknown")
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One attempt to submit a request, as far as it got."""
@@ -111,6 +140,20 @@ class Attempt:
     """fal's answer, if it came."""
     settled: Settled | None = None
     """The end, if it was seen."""
+    billed: Billed | None = None
+    """What fal says it charged, if that was read."""
+
+    @property
+    def expected(self) -> Cost:
+        """What it cost as far as that can be told without fal's bill: nothing if it was never accepted."""
+        if self.released:
+            return _NOTHING
+        return Cost(self.settled.cost_usd, self.settled.cost_source) if self.settled else _UNKNOWN
+
+    @property
+    def cost(self) -> Cost:
+        """What it cost: what fal's bill says, else what was expected."""
+        return Cost(self.billed.usd, "billing_event") if self.billed else self.expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +174,18 @@ class Entry:
         return sum(attempt.released is None for attempt in self.attempts)
 
     @property
+    def cost(self) -> Cost:
+        """What all attempts cost together, not known if one isn't; its source is the weakest of those that cost any."""
+        costs = [attempt.cost for attempt in self.attempts if not attempt.released]
+        known = [cost.usd for cost in costs if cost.usd is not None]
+        if len(known) < len(costs):
+            return _UNKNOWN
+        paid = [cost for cost in costs if cost.usd] or costs or [_NOTHING]
+        return Cost(
+            sum(known, Decimal(0)), max((cost.source for cost in paid), key=get_args(CostSource).index)
+        )
+
+    @property
     def state(self) -> EntryState:
         """What may be done next: submit (`new`, `retryable`), fetch (`submitted`), wait (`reserved`), or nothing."""
         if not self.attempts or self.last.released:
@@ -146,13 +201,14 @@ class AlreadyWritten(Exception):
 
 
 _NAME = re.compile(
-    r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>\d+)-(?P<step>reserved|released|submitted|settled)\.json"
+    r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>\d+)-(?P<step>reserved|released|submitted|settled|billed)\.json"
 )
 _STEPS: Mapping[str, type[_Record]] = {
     "reserved": Reserved,
     "released": Released,
     "submitted": Submitted,
     "settled": Settled,
+    "billed": Billed,
 }
 
 
@@ -192,11 +248,21 @@ class Ledger:
         """Record how the last attempt ended."""
         await self._advance(fingerprint, "settled", settled)
 
-    async def _advance(self, fingerprint: str, step: str, record: _Record) -> None:
+    async def billed(self, fingerprint: str, billed: Billed) -> None:
+        """Record what fal charged for the attempt with the bill's request id, whether it is the last one or not."""
         entry = self.entries[fingerprint]
-        await self._create(fingerprint, entry.last.reserved.attempt, step, record)
-        last = replace(entry.last, **{step: record})  # type: ignore[arg-type]  # step names a field of its record's type
-        self.entries[fingerprint] = Entry((*entry.attempts[:-1], last))
+        [position] = [
+            position
+            for position, attempt in enumerate(entry.attempts)
+            if attempt.submitted and attempt.submitted.request_id == billed.request_id
+        ]
+        await self._advance(fingerprint, "billed", billed, position)
+
+    async def _advance(self, fingerprint: str, step: str, record: _Record, position: int = -1) -> None:
+        attempts = list(self.entries[fingerprint].attempts)
+        await self._create(fingerprint, attempts[position].reserved.attempt, step, record)
+        attempts[position] = replace(attempts[position], **{step: record})  # type: ignore[arg-type]  # step names a field of its record's type
+        self.entries[fingerprint] = Entry(tuple(attempts))
 
     async def _create(self, fingerprint: str, attempt: int, step: str, record: _Record) -> None:
         folder = f"{self._folder}/{fingerprint}"

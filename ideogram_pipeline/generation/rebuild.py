@@ -9,7 +9,7 @@ from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.ledger import Entry, Ledger
 from ideogram_pipeline.generation.outcomes import Failed, NotReached, Outcome, Refused, Reused, Unknown
 from ideogram_pipeline.generation.planner import Plan, PlannedRow
-from ideogram_pipeline.generation.records import image_rows, outcome_rows
+from ideogram_pipeline.generation.records import image_rows, outcome_rows, with_costs
 from ideogram_pipeline.storage import Store
 
 
@@ -47,6 +47,18 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
         path for image in images if not _is_whole(store, path := f"{folder}/{image.file_name}", image.sha256)
     ]
     return Rebuilt(batch, len(current), len(images) - len(damaged), tuple(damaged))
+
+
+def refresh_costs(store: Store, ledger: Ledger, batch: str) -> bool:
+    """Bring the costs in a batch's metadata and outcomes up to date with fal's bills; say whether any had changed."""
+    if not store.exists(files.outcomes_path(batch)):
+        return False
+    before = files.read_images(store, batch), files.read_outcomes(store, batch)
+    images, outcomes = with_costs(*before, ledger.entries)
+    if (images, outcomes) == before:
+        return False
+    files.write_results(store, batch, images, outcomes)
+    return True
 
 
 def _planned(entry: Entry) -> PlannedRow:

@@ -3,6 +3,7 @@
 A reservation without an answer may be a request at fal. fal's list of requests with payloads tells, for every request
 is unlike any other: its seed is its row's own. Only an exact and only match counts. An absence proves nothing for
 certain, for the list may lag and may leave out what is still queued, so what isn't found stays unknown.
+Where fal keeps no payloads there is nothing to match, and its bills don't help: see `billing`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -93,7 +94,9 @@ class OutcomeRow(BaseModel):
     fingerprint: str | None = Field(description="Identity of the request; empty for rejected rows.")
     request_id: str | None = Field(description="fal's id of the newest request.")
     cost_usd: float | None = Field(description="US dollars over all attempts; empty if any is not known.")
-    cost_source: str = Field(description="billing_event, billable_units_header, price_list or unknown.")
+    cost_source: str = Field(
+        description="billing_event, billable_units_header, price_list or unknown: the weakest over all attempts."
+    )
     attempts: int = Field(description="Submits that may have reached fal, over all runs.")
     images: int = Field(description="Pictures in the store.")
     endpoint: str | None = Field(description="Short name of the endpoint.")
@@ -166,8 +169,8 @@ def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None
         started_at=settled.completed_at - worked if worked is not None else None,
         completed_at=settled.completed_at,
         inference_s=settled.inference_s,
-        cost_usd=float(settled.cost_usd / len(settled.images)) if settled.cost_usd is not None else None,
-        cost_source=settled.cost_source,
+        cost_usd=_per_image(attempt),
+        cost_source=attempt.cost.source,
         attempts=entry.paid_attempts,
         backend=attempt.reserved.backend,
         dagster_run_id=attempt.reserved.owner,
@@ -206,19 +209,14 @@ def _rejected(row: PlannedRow) -> OutcomeRow:
 def _outcome(row: PlannedRow, outcome: Outcome) -> OutcomeRow:
     entry = outcome.entry or Entry()
     last = entry.attempts[-1] if entry.attempts else None
-    costs = [_cost(attempt) for attempt in entry.attempts]
     return OutcomeRow(
         prompt_id=row.prompt_id,
         state=state_of(outcome),
         reason=reason_of(outcome),
         fingerprint=row.fingerprint,
         request_id=last.submitted.request_id if last and last.submitted else None,
-        cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
-        cost_source=last.settled.cost_source
-        if last and last.settled
-        else "price_list"
-        if None not in costs
-        else "unknown",
+        cost_usd=_float(entry.cost.usd),
+        cost_source=entry.cost.source,
         attempts=entry.paid_attempts,
         images=len(last.settled.images) if last and last.settled else 0,
         endpoint=row.endpoint,
@@ -228,13 +226,42 @@ def _outcome(row: PlannedRow, outcome: Outcome) -> OutcomeRow:
     )
 
 
-def _cost(attempt: Attempt) -> float | None:
-    """Return what an attempt cost: nothing if it was never accepted, not known until it is settled."""
-    if attempt.released:
-        return 0.0
-    if attempt.settled is None or attempt.settled.cost_usd is None:
-        return None
-    return float(attempt.settled.cost_usd)
+def with_costs(
+    images: Iterable[ImageRow], outcomes: Iterable[OutcomeRow], entries: Mapping[str, Entry]
+) -> tuple[list[ImageRow], list[OutcomeRow]]:
+    """Return rows as they were, but for the cost of what fal has billed by now."""
+    billed = {
+        attempt.billed.request_id: attempt
+        for entry in entries.values()
+        for attempt in entry.attempts
+        if attempt.billed
+    }
+    return [_image_with_cost(row, billed) for row in images], [
+        _outcome_with_cost(row, entries) for row in outcomes
+    ]
+
+
+def _image_with_cost(row: ImageRow, billed: Mapping[str, Attempt]) -> ImageRow:
+    attempt = billed.get(row.request_id or "")
+    if attempt is None:
+        return row
+    return row.model_copy(update={"cost_usd": _per_image(attempt), "cost_source": attempt.cost.source})
+
+
+def _outcome_with_cost(row: OutcomeRow, entries: Mapping[str, Entry]) -> OutcomeRow:
+    entry = entries.get(row.fingerprint or "", Entry())
+    if not any(attempt.billed for attempt in entry.attempts):
+        return row
+    return row.model_copy(update={"cost_usd": _float(entry.cost.usd), "cost_source": entry.cost.source})
+
+
+def _per_image(attempt: Attempt) -> float | None:
+    usd, images = attempt.cost.usd, attempt.settled.images if attempt.settled else ()
+    return None if usd is None else float(usd / len(images))
+
+
+def _float(usd: Decimal | None) -> float | None:
+    return None if usd is None else float(usd)
 
 
 def _ids(request: GenerationRequest, field: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ request whose submit was never answered.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 from starlette.requests import Request as HttpRequest
@@ -22,10 +22,13 @@ from ideogram_pipeline.sandbox.results import output
 from ideogram_pipeline.sandbox.state import Rendered, Request, State
 from ideogram_pipeline.sandbox.studio import Studio
 
+T = TypeVar("T")
+
 _DEFAULT_SPAN = timedelta(days=1)
 _LONGEST_SPAN = timedelta(days=90)
 _MAX_PAGE = 100
 _MAX_EVENTS = 10_000
+_MAX_IDS = 50
 
 
 class Quantity(BaseModel):
@@ -116,16 +119,13 @@ class PlatformApi:
         found = [one for one in self._ended(request) if _has_status(one, request.query_params.get("status"))]
         if request.query_params.get("sort_by") == "duration":
             found.sort(key=_duration, reverse=True)
-        first = int(request.query_params.get("cursor") or 0)
-        page = found[first : first + _limit(request, default=50, most=_MAX_PAGE)]
-        after = first + len(page)
-        more = after < len(found)
+        page, cursor = _page(request, found, default=50, most=_MAX_PAGE)
         payloads = "payloads" in request.query_params.getlist("expand")
         return JSONResponse(
             {
                 "items": [await self._item(one, base_url(request), payloads=payloads) for one in page],
-                "next_cursor": str(after) if more else None,
-                "has_more": more,
+                "next_cursor": cursor,
+                "has_more": cursor is not None,
             }
         )
 
@@ -152,7 +152,16 @@ class PlatformApi:
         return item
 
     async def billing_events(self, request: HttpRequest) -> Response:
-        """What each request that ended well cost."""
+        """What each request that ended well cost, latest end first, a page at a time. Others cost nothing."""
+        query = request.query_params
+        if len(_listed(request, "request_id")) > _MAX_IDS:
+            raise ValueError(f"at most {_MAX_IDS} request_id are taken")
+        if (
+            "start" in query
+            and "end" in query
+            and _moment(query["end"]) - _moment(query["start"]) > _LONGEST_SPAN
+        ):
+            raise ValueError(f"start and end are at most {_LONGEST_SPAN.days} days apart")
         await self._queue.settle_all()
         events: list[JsonValue] = [
             {
@@ -167,10 +176,8 @@ class PlatformApi:
             for one in self._ended(request)
             if isinstance(one.outcome, Rendered) and one.outcome.usd is not None
         ]
-        limit = _limit(request, default=_MAX_EVENTS, most=_MAX_EVENTS)
-        return JSONResponse(
-            {"billing_events": events[:limit], "next_cursor": None, "has_more": len(events) > limit}
-        )
+        page, cursor = _page(request, events, default=_MAX_EVENTS, most=_MAX_EVENTS)
+        return JSONResponse({"billing_events": page, "next_cursor": cursor, "has_more": cursor is not None})
 
     def _ended(self, request: HttpRequest) -> list[Request]:
         query = request.query_params
@@ -203,6 +210,12 @@ def _endpoint_ids(request: HttpRequest) -> list[str]:
     if not wanted:
         raise ValueError("endpoint_id is required")
     return wanted
+
+
+def _page(request: HttpRequest, found: list[T], *, default: int, most: int) -> tuple[list[T], str | None]:
+    first = int(request.query_params.get("cursor") or 0)
+    after = first + _limit(request, default=default, most=most)
+    return found[first:after], str(after) if after < len(found) else None
 
 
 def _limit(request: HttpRequest, *, default: int, most: int) -> int:

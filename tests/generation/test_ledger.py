@@ -18,6 +18,8 @@ from ideogram_pipeline.generation.ledger import (
     MAX_ATTEMPTS,
     AlreadyWritten,
     Attempt,
+    Billed,
+    Cost,
     Entry,
     Ledger,
     Released,
@@ -58,13 +60,33 @@ def reserved(asked: GenerationRequest, attempt: int = 1, owner: str = "run-1") -
     )
 
 
-def settled(state: str = "failed", *, retryable: bool = False) -> Settled:
+def released(reason: str) -> Released:
+    return Released(released_at=NOON, reason=reason)
+
+
+def settled(state: str = "failed", *, retryable: bool = False, reason: str = "") -> Settled:
     return Settled(
         state=state,
+        reason=reason,
         retryable=retryable,
         completed_at=NOON,
         cost_usd=Decimal("0.15"),
         cost_source="price_list",
+    )
+
+
+def submitted(request_id: str) -> Submitted:
+    return SUBMITTED.model_copy(update={"request_id": request_id})
+
+
+def billed(request_id: str = "r-1", usd: str = "0.12") -> Billed:
+    return Billed(
+        request_id=request_id,
+        units=Decimal(1),
+        unit_price_usd=Decimal("0.15"),
+        usd=Decimal(usd),
+        billed_at=NOON,
+        read_at=NOON,
     )
 
 
@@ -78,6 +100,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.folder = TemporaryDirectory()
         self.ledger = Ledger(Store.open(self.folder.name), "drop")
         self.history: dict[str, list[str]] = {asked.fingerprint: [] for asked in self.requests}
+        self.unbilled: dict[str, str] = {}
+        self.bills: dict[str, Billed] = {}
 
     def teardown(self) -> None:
         self.reopening_changes_nothing()
@@ -108,8 +132,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def submit(self, data: st.DataObject) -> None:
         asked = data.draw(st.sampled_from(self.those("reserved")))
-        asyncio.run(self.ledger.submitted(asked.fingerprint, SUBMITTED))
+        attempt = self.history[asked.fingerprint].count("reserved")
+        request_id = f"{asked.prompt_id}-{attempt}"
+        asyncio.run(self.ledger.submitted(asked.fingerprint, submitted(request_id)))
         self.history[asked.fingerprint].append("submitted")
+        self.unbilled[request_id] = asked.fingerprint
 
     @precondition(lambda self: self.those("reserved", "submitted"))
     @rule(data=st.data(), end=st.sampled_from(["generated", "refused", "failed", "failed for now"]))
@@ -119,6 +146,25 @@ class LedgerMachine(RuleBasedStateMachine):
         how = settled("failed" if again else end, retryable=again)
         asyncio.run(self.ledger.settle(asked.fingerprint, how))
         self.history[asked.fingerprint].append(end)
+
+    @precondition(lambda self: self.unbilled)
+    @rule(data=st.data(), cents=st.integers(0, 99))
+    def bill(self, data: st.DataObject, cents: int) -> None:
+        """Whatever came after the submit, other attempts included."""
+        request_id = data.draw(st.sampled_from(sorted(self.unbilled)))
+        fingerprint = self.unbilled.pop(request_id)
+        self.bills[request_id] = billed(request_id, f"0.{cents:02}")
+        state = self.ledger.entries[fingerprint].state
+        asyncio.run(self.ledger.billed(fingerprint, self.bills[request_id]))
+        assert self.ledger.entries[fingerprint].state == state
+
+    @precondition(lambda self: self.bills)
+    @rule(data=st.data())
+    def nothing_is_billed_twice(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.bills)))
+        [fingerprint] = [asked.fingerprint for asked in self.requests if asked.prompt_id == request_id[0]]
+        with pytest.raises(AlreadyWritten):
+            asyncio.run(self.ledger.billed(fingerprint, billed(request_id, "9.99")))
 
     @precondition(lambda self: any(self.history.values()))
     @rule(data=st.data())
@@ -130,11 +176,11 @@ class LedgerMachine(RuleBasedStateMachine):
             case "reserved":
                 again = self.ledger.reserve(reserved(asked, len(before.attempts), "run-2"))
             case "released":
-                again = self.ledger.release(fingerprint, RELEASED)
+                again = self.ledger.release(fingerprint, released("another reason"))
             case "submitted":
-                again = self.ledger.submitted(fingerprint, SUBMITTED)
+                again = self.ledger.submitted(fingerprint, submitted("another"))
             case _:
-                again = self.ledger.settle(fingerprint, settled())
+                again = self.ledger.settle(fingerprint, settled(reason="another reason"))
         with pytest.raises(AlreadyWritten):
             asyncio.run(again)
         assert self.ledger.entries[fingerprint] == before
@@ -156,6 +202,25 @@ class LedgerMachine(RuleBasedStateMachine):
                 "released": "retryable" if paid else "new",
                 "failed for now": "retryable" if paid < MAX_ATTEMPTS else "failed",
             }.get(self.last(asked), self.last(asked))
+
+    @invariant()
+    def every_attempt_costs_what_was_billed_or_else_what_it_was_settled_at(self) -> None:
+        attempts = [attempt for entry in self.ledger.entries.values() for attempt in entry.attempts]
+        assert {one.billed.request_id: one.billed for one in attempts if one.billed} == self.bills
+        for attempt in attempts:
+            if attempt.submitted and attempt.submitted.request_id in self.bills:
+                assert attempt.cost == Cost(self.bills[attempt.submitted.request_id].usd, "billing_event")
+            elif attempt.settled:
+                assert attempt.cost == Cost(Decimal("0.15"), "price_list")
+            else:
+                assert attempt.cost.usd == (0 if attempt.released else None)
+
+    @invariant()
+    def what_a_request_costs_is_the_sum_of_its_attempts(self) -> None:
+        for entry in self.ledger.entries.values():
+            each = [attempt.cost.usd for attempt in entry.attempts]
+            assert entry.cost.usd == (None if None in each else sum(each))
+            assert (entry.cost.source == "unknown") == (None in each)
 
 
 TestLedger = LedgerMachine.TestCase
@@ -237,22 +302,46 @@ def test_of_two_processes_that_reserve_the_same_requests_one_wins_each(store):
 @pytest.mark.parametrize(
     "step",
     [
-        lambda ledger, name: ledger.release(name, RELEASED),
-        lambda ledger, name: ledger.submitted(name, SUBMITTED),
-        lambda ledger, name: ledger.settle(name, settled()),
+        lambda ledger, name, who: ledger.release(name, released(who)),
+        lambda ledger, name, who: ledger.submitted(name, submitted(who)),
+        lambda ledger, name, who: ledger.settle(name, settled(reason=who)),
     ],
     ids=["release", "submitted", "settle"],
 )
 def test_of_two_ledgers_that_know_a_reservation_one_takes_it_further(
-    store, step: Callable[[Ledger, str], object]
+    store, step: Callable[[Ledger, str, str], object]
 ):
     asked = request()
     asyncio.run(Ledger(store, "drop").reserve(reserved(asked)))
     first, second = Ledger(store, "drop"), Ledger(store, "drop")
-    asyncio.run(step(first, asked.fingerprint))
+    asyncio.run(step(first, asked.fingerprint, "first"))
     with pytest.raises(AlreadyWritten, match=asked.fingerprint):
-        asyncio.run(step(second, asked.fingerprint))
+        asyncio.run(step(second, asked.fingerprint, "second"))
     assert Ledger(store, "drop").entries == first.entries
+
+
+def test_of_two_ledgers_that_read_the_same_bill_one_records_it(store):
+    ledger, asked = Ledger(store, "drop"), request()
+    asyncio.run(ledger.reserve(reserved(asked)))
+    asyncio.run(ledger.submitted(asked.fingerprint, SUBMITTED))
+    first, second = Ledger(store, "drop"), Ledger(store, "drop")
+    asyncio.run(first.billed(asked.fingerprint, billed(usd="0.12")))
+    with pytest.raises(AlreadyWritten, match="1-billed"):
+        asyncio.run(second.billed(asked.fingerprint, billed(usd="0.13")))
+    assert second.entries == first.entries == Ledger(store, "drop").entries
+
+
+def test_the_source_of_a_requests_cost_is_the_weakest_of_the_attempts_that_cost_any(store):
+    ledger, asked = Ledger(store, "drop"), request()
+    for attempt, usd in ((1, "0"), (2, "0.15")):
+        asyncio.run(ledger.reserve(reserved(asked, attempt)))
+        asyncio.run(ledger.submitted(asked.fingerprint, submitted(f"r-{attempt}")))
+        free = settled(retryable=True).model_copy(update={"cost_usd": Decimal(usd)})
+        asyncio.run(ledger.settle(asked.fingerprint, free))
+    assert ledger.entries[asked.fingerprint].cost == Cost(Decimal("0.15"), "price_list")
+    asyncio.run(ledger.billed(asked.fingerprint, billed("r-2", "0.12")))
+    assert ledger.entries[asked.fingerprint].cost == Cost(Decimal("0.12"), "billing_event")
+    assert Entry().cost == Cost(Decimal(0), "price_list")
 
 
 def test_after_the_last_attempt_a_failure_that_may_pass_is_final(store):
@@ -286,14 +375,17 @@ def test_what_was_written_stands_under_the_documented_names(store):
         await ledger.reserve(reserved(asked, 2))
         await ledger.submitted(asked.fingerprint, SUBMITTED)
         await ledger.settle(asked.fingerprint, settled("generated"))
+        await ledger.billed(asked.fingerprint, billed())
 
     asyncio.run(work())
     folder = f"ledger/batch=drop/{asked.fingerprint}"
-    steps = ("1-released", "1-reserved", "2-reserved", "2-settled", "2-submitted")
+    steps = ("1-released", "1-reserved", "2-billed", "2-reserved", "2-settled", "2-submitted")
     assert sorted(found.path for found in store.objects("")) == [f"{folder}/{step}.json" for step in steps]
     first, second = Ledger(store, "drop").entries[asked.fingerprint].attempts
     assert first == Attempt(reserved(asked), released=RELEASED)
-    assert second == Attempt(reserved(asked, 2), submitted=SUBMITTED, settled=settled("generated"))
+    assert second == Attempt(
+        reserved(asked, 2), submitted=SUBMITTED, settled=settled("generated"), billed=billed()
+    )
 
 
 def test_a_batch_knows_nothing_of_another_whose_name_it_begins(store):

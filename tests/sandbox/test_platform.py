@@ -1,6 +1,7 @@
 """Prices, past requests and billing."""
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
@@ -139,3 +140,34 @@ def test_what_ended_well_is_billed_by_picture(call):
     assert (event["output_units"], event["unit_price"], event["cost_total"]) == (3, 0.09, 0.27)
     assert event["cost_estimate_nano_usd"] == 270_000_000
     assert len(caller.http.get("/v1/models/billing-events").json()["billing_events"]) == 1
+
+
+def test_pages_of_billing_events_together_are_the_sandboxs_bill(call):
+    caller = call(faults="policy_refusal=0.3,runner_503=0.2")
+    for number in range(20):
+        caller.submit(prompt=f"number {number}", num_images=1 + number % 2)
+    events, cursor = [], "0"
+    while cursor:
+        page = caller.http.get("/v1/models/billing-events", params={"limit": 3, "cursor": cursor}).json()
+        events += page["billing_events"]
+        cursor = page["next_cursor"]
+        assert page["has_more"] == (cursor is not None)
+    stats = caller.sandbox.stats()
+    assert 0 < stats.completed < 20
+    assert len({event["request_id"] for event in events}) == len(events) == stats.completed
+    assert sum(event["output_units"] for event in events) == stats.images
+    assert sum(Decimal(str(event["cost_total"])) for event in events) == stats.usd
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"request_id": [str(number) for number in range(51)]},
+        {"start": "2026-01-01T00:00:00Z", "end": "2026-04-02T00:00:00Z"},
+        {"limit": 10_001},
+    ],
+    ids=["too many ids", "too long a time", "too large a page"],
+)
+def test_billing_events_are_told_within_fals_limits(call, params):
+    answer = call().http.get("/v1/models/billing-events", params=params)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "validation_error")
