@@ -19,6 +19,7 @@ from ideogram_pipeline.assets.metadata import MAX_ROWS, preview, shown
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
+from ideogram_pipeline.sandbox.http import trust
 from ideogram_pipeline.settings import Settings
 
 KEY = "planted-id:planted-secret"
@@ -99,14 +100,15 @@ def test_pictures_tell_counts_cost_seconds_and_bytes_as_numbers(told, project):
 
 
 def test_rows_without_pictures_are_counted_and_the_first_are_shown(told, project):
-    table = Path(project.prompts)
-    prompts = "".join(f"c{number},one,a storm,{number}\n" for number in range(MAX_ROWS + 5))
-    table.write_text(f"prompt_id,batch,prompt,seed\nok,one,a lighthouse,3\n{prompts}")
-    faults = (Fault("policy_refusal"),)
-    with running_sandbox(SandboxSettings(latency_scale=0, faults=faults)) as sandbox:
-        pictures = told(fal_queue_url=sandbox.url)["generated_images"]
+    prompts = "".join(f"c{number},one,a storm,nobody\n" for number in range(MAX_ROWS + 5))
+    Path(project.prompts).write_text(f"prompt_id,batch,prompt,reference_id\nok,one,a lighthouse,\n{prompts}")
+    with running_sandbox(SandboxSettings(latency_scale=0, faults=(Fault("policy_refusal"),))) as sandbox:
+        told_of = told(fal_queue_url=sandbox.url)
+    pictures = told_of["generated_images"]
     assert numbers(pictures)["rows_without_pictures"] == MAX_ROWS + 6
-    assert len(rows(pictures["without_pictures"])) == MAX_ROWS
+    shown_rows = rows(pictures["without_pictures"])
+    assert [row["state"] for row in shown_rows] == ["refused"] + ["rejected"] * (MAX_ROWS - 1)
+    assert len(rows(told_of["generation_requests"]["rejected_rows"])) == MAX_ROWS
     assert "inference_s_p50" not in pictures
 
 
@@ -159,6 +161,7 @@ def bucket(tmp_path, picture, monkeypatch):
     )
     pem.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
     monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    trust.cache_clear()
     content = picture(size=(640, 640))
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -178,6 +181,7 @@ def bucket(tmp_path, picture, monkeypatch):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"https://localhost:{server.server_port}"
+    trust.cache_clear()
     server.shutdown()
     thread.join()
     server.server_close()
