@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import dagster as dg
+from dagster._core.errors import DagsterAssetCheckFailedError
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,10 +20,11 @@ from ideogram_pipeline.assets.images import RUN_TAG
 from ideogram_pipeline.assets.retries import Interrupted, Unmendable
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError, PipelineError, StoreError
-from ideogram_pipeline.generation.files import batches as all_batches
+from ideogram_pipeline.generation import files as stored
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import Progress, build_resources
 from ideogram_pipeline.settings import Settings
+from ideogram_pipeline.storage import Store
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -81,11 +83,15 @@ def run(
     definitions = build_definitions(settings, overrides={"progress": progress})
     pipeline = Pipeline.of(settings)
 
-    def execute(job: str, batch: str | None = None) -> dg.ExecuteInProcessResult:
+    def execute(job: str, batch: str | None = None, run_id: str | None = None) -> dg.ExecuteInProcessResult:
         try:
             with _failures(instance.root_directory):
                 return definitions.resolve_job_def(pipeline.name(job)).execute_in_process(
-                    instance=instance, partition_key=batch, run_config=_QUIET, tags={RUN_TAG: command}
+                    instance=instance,
+                    partition_key=batch,
+                    run_config=_QUIET,
+                    tags={RUN_TAG: command},
+                    run_id=run_id,
                 )
         except Interrupted:
             raise KeyboardInterrupt from None
@@ -93,7 +99,7 @@ def run(
             raise failure.__cause__ or failure from None
 
     hints = _lines(execute("refresh_tables"), pipeline.key("prompts"), "hints")
-    images = all_batches(store)
+    images = stored.batches(store)
     chosen = list(dict.fromkeys(batches)) or list(images)
     for batch in chosen:
         if batch not in images:
@@ -104,7 +110,14 @@ def run(
     totals: dict[str, float] = {}
     reasons: list[str] = []
     for batch in chosen:
-        result = execute("generate_batch", batch)
+        run_id = str(uuid4())
+        try:
+            result = execute("generate_batch", batch, run_id)
+        except DagsterAssetCheckFailedError:
+            for name, count in _stopped(store, batch).items():
+                totals[name] = totals.get(name, 0) + count
+            reasons += [f"{batch}: {verdict}" for verdict in _failed_checks(instance, run_id)]
+            continue
         reasons += _lines(result, pipeline.key("generated_images"), "reasons")
         for asset in ("generation_requests", "generated_images"):
             for name, value in _numbers(result, pipeline.key(asset)).items():
@@ -125,6 +138,33 @@ def run(
             "reasons": reasons,
         }
     )
+
+
+def _stopped(store: Store, batch: str) -> dict[str, float]:
+    """Return the totals of a batch that a check stopped before anything was paid."""
+    plan = stored.read_plan(store, batch)
+    there, rejected = plan.count("reused"), plan.count("rejected")
+    return {
+        "rows": len(plan.rows),
+        "reused": there,
+        "rejected": rejected,
+        "not_reached": len(plan.rows) - there - rejected,
+        "images": sum(row.images for row in plan.rows if row.decision == "reused"),
+        "estimated_usd": plan.cost_usd,
+    }
+
+
+def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    """Return what the checks that stopped a run say."""
+    records = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    evaluations = [
+        record.dagster_event.asset_check_evaluation_data for record in records if record.dagster_event
+    ]
+    return [
+        f"{found.check_name}: {found.description}"
+        for found in evaluations
+        if found.blocking and not found.passed and found.severity is dg.AssetCheckSeverity.ERROR
+    ]
 
 
 def _numbers(result: dg.ExecuteInProcessResult, asset: dg.AssetKey) -> dict[str, float]:

@@ -61,11 +61,17 @@ class Pipeline:
         def renamed(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **{asked.get(name, name): value for name, value in kwargs.items()})
 
+        @wraps(function)
+        def yielding(*args: Any, **kwargs: Any) -> Any:
+            yield from renamed(*args, **kwargs)
+
         parameters = [
             parameter.replace(name=own.get(name, name)) for name, parameter in signature.parameters.items()
         ]
-        renamed.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # PEP 362
-        return renamed  # type: ignore[return-value]  # the same function but for its parameters' names
+        # Dagster asks whether it is a generator function, which several checks in one step are
+        wrapper = yielding if inspect.isgeneratorfunction(function) else renamed
+        wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # PEP 362
+        return wrapper  # type: ignore[return-value]  # the same function but for its parameters' names
 
     def uri(self, folder: str) -> str:
         """Return where a folder of the store is, before the store was ever opened."""

@@ -182,6 +182,23 @@ class BudgetResource(dg.ConfigurableResource[Any]):
         )
 
 
+class LimitsResource(dg.ConfigurableResource[Any]):
+    """How much may go wrong before a check says so."""
+
+    max_rejected_fraction: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="A batch with a larger share of rejected rows is not paid for at all.",
+    )
+    max_refused_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="A check warns where the model refused a larger share of the rows.",
+    )
+
+
 def _exactly(usd: float | None) -> Decimal | None:
     """Return the amount as it was written: Dagster's configuration has no decimals."""
     return None if usd is None else Decimal(str(usd))
@@ -268,6 +285,10 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             per_run_usd=_number(settings.budget_usd),
             per_day_usd=_number(settings.budget_usd_per_day),
             allow_unknown_prices=settings.allow_unknown_prices,
+        ),
+        "limits": LimitsResource(
+            max_rejected_fraction=settings.max_rejected_fraction,
+            max_refused_fraction=settings.max_refused_fraction,
         ),
         "progress": LogProgress(),
     }

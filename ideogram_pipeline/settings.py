@@ -59,6 +59,18 @@ class Settings(BaseSettings):
     allow_unknown_prices: bool = Field(
         default=False, description="Send requests whose price is not known; they are refused otherwise."
     )
+    max_rejected_fraction: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="A batch with a larger share of rejected rows is not paid for at all; 1 lets the others be made.",
+    )
+    max_refused_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="A check warns where the model refused a larger share of a batch's rows.",
+    )
     inline_references: int = Field(
         default=0,
         ge=0,

@@ -61,7 +61,7 @@ def test_two_pipelines_share_a_code_location_and_no_name(definitions):
         for job in ("refresh_tables", "generate_batch", "publish"):
             selected = definitions.resolve_job_def(f"{pipeline}_{job}").asset_layer.selected_asset_keys
             assert {key.path[0] for key in selected} == {pipeline}
-        for resource in ("store", "tables", "fal", "budget", "progress"):
+        for resource in ("store", "tables", "fal", "budget", "limits", "progress"):
             assert f"{pipeline}_{resource}" in definitions.resources
 
 
@@ -78,9 +78,11 @@ def test_two_pipelines_run_in_one_process_without_touching_each_other(definition
         assert instance.get_dynamic_partitions("scenes_ideogram_batches") == ["autumn"]
         assert instance.get_dynamic_partitions("ideogram_batches") == []
         result = execute("scenes_generate_batch", "autumn")
-        assert [check.asset_key for check in result.get_asset_check_evaluations()] == [
-            dg.AssetKey(["scenes", "generated_images"])
-        ]
+        checked = {check.asset_key: check.passed for check in result.get_asset_check_evaluations()}
+        assert checked == {
+            dg.AssetKey(["scenes", "generation_requests"]): True,
+            dg.AssetKey(["scenes", "generated_images"]): True,
+        }
         execute("scenes_publish")
     assert not (example / "var" / "characters" / "ledger").exists()
     catalog = pd.read_parquet(example / "var" / "scenes" / "catalog")
@@ -101,7 +103,7 @@ def test_defaults_fill_only_what_a_table_leaves_empty(definitions, example):
 def test_a_component_without_a_prefix_has_the_plain_names():
     definitions = build()
     assert dg.AssetKey("generated_images") in definitions.resolve_all_asset_keys()
-    assert set(definitions.resources) == {"store", "tables", "fal", "budget", "progress"}
+    assert set(definitions.resources) == {"store", "tables", "fal", "budget", "limits", "progress"}
 
 
 @pytest.mark.parametrize(

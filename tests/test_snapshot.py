@@ -28,7 +28,7 @@ def described(definitions):
                 "asset": spec.asset_key.to_user_string(),
                 "description": spec.description,
                 "blocking": spec.blocking,
-                "partitions": spec.partitions_def.name,
+                "partitions": spec.partitions_def and spec.partitions_def.name,
             }
             for checks in definitions.asset_checks
             for spec in checks.check_specs

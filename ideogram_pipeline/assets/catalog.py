@@ -39,6 +39,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": summary.images,
+                "bytes": summary.bytes,
                 "batches": summary.batches,
                 "batches_rewritten": summary.rewritten,
                 "cost_usd": summary.cost_usd,

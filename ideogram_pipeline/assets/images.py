@@ -1,28 +1,19 @@
 """The pictures of a batch: the one stage that pays."""
 
-import base64
 import hashlib
-from collections import Counter
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from ideogram_pipeline import __version__
+from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes, terminated
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import BudgetResource, FalResource, Progress, StoreResource
 
-if TYPE_CHECKING:
-    from ideogram_pipeline.generation.records import ImageRow
-    from ideogram_pipeline.storage import Store
-
 RUN_TAG = "ideogram_pipeline/run"
 """Names the command that several Dagster runs belong to, so that they share one budget."""
-PREVIEWS = 12
-"""Pictures on the contact sheet that Dagster shows."""
-
 CODE_VERSION = "1"
 """Changes with the columns of the pictures' rows or the way pictures are made."""
 
@@ -85,9 +76,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         max_wait_s=fal.max_wait_s,
                         inline_bytes=fal.inline_references,
                         thumbnails=store.thumbnails,
-                        budget=budget.open(
-                            opened, context.run.tags.get(RUN_TAG) or context.run.root_run_id or run_id
-                        ),
+                        budget=budget.open(opened, spending_run(context.run)),
                         observer=progress,
                     )
                     async with interruption.before_leaving(engine.cancel_queued):
@@ -102,28 +91,22 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         pictures = image_rows(plan, ledger.entries)
         rows = outcome_rows(plan, outcomes)
         written = files.write_results(opened, batch, pictures, rows)
-        states = Counter(row.state for row in rows)
-        current = [picture for picture in pictures if picture.current]
         reused = sum(isinstance(outcome, Reused) for outcome in outcomes)
-        reasons = [f"{row.prompt_id}: {row.state}: {row.reason}" for row in rows if row.state != "generated"]
+        reasons = [
+            metadata.shown(f"{row.prompt_id}: {row.state}: {row.reason}")
+            for row in rows
+            if row.state != "generated"
+        ]
         for reason in reasons[:20]:
             context.log.warning(reason)
         return dg.MaterializeResult(
             metadata={
-                "rows": len(rows),
-                "generated": states["generated"] - reused,
-                "reused": reused,
-                **{
-                    state: states[state]
-                    for state in ("rejected", "refused", "failed", "unknown", "not_reached")
-                },
-                "images": len(current),
-                "bytes": sum(picture.bytes for picture in current),
+                **metadata.of_pictures(rows, pictures, reused=reused),
                 "spent_usd": spent_usd,
                 "backend": fal.backend,
                 "path": dg.MetadataValue.path(opened.where(f"images/batch={batch}")),
                 "outcomes": dg.MetadataValue.path(opened.where(files.outcomes_path(batch))),
-                "preview": dg.MetadataValue.md(_preview(opened, current)),
+                "preview": metadata.preview(opened, pictures),
                 "reasons": dg.MetadataValue.md(
                     "\n".join(f"- {reason}" for reason in reasons[:20]) or "every row is there"
                 ),
@@ -132,6 +115,11 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         )
 
     return [generated_images]
+
+
+def spending_run(run: dg.DagsterRun) -> str:
+    """Return the id under which a run spends: its command's, else that of the run it repeats, or its own."""
+    return run.tags.get(RUN_TAG) or run.root_run_id or run.run_id
 
 
 def _ceiling(instance: dg.DagsterInstance, pool: str, in_flight: int) -> str:
@@ -143,18 +131,3 @@ def _ceiling(instance: dg.DagsterInstance, pool: str, in_flight: int) -> str:
     return (
         f"pool {pool!r}: {limit} runs x {in_flight} requests in flight = at most {limit * in_flight} with fal"
     )
-
-
-def _preview(store: "Store", pictures: "list[ImageRow]") -> str:
-    """Return a contact sheet as Markdown with the picture inside, so that the UI can show it from anywhere."""
-    from ideogram_pipeline.gallery.pages import fill_in_thumbnails
-    from ideogram_pipeline.gallery.sheet import contact_sheet
-    from ideogram_pipeline.generation.fetching import thumbnail_path
-
-    shown = fill_in_thumbnails(store, pictures[:PREVIEWS])
-    if not shown:
-        return "no pictures"
-    sheet = contact_sheet(
-        [store.get(thumbnail_path(f"images/batch={row.batch}/{row.file_name}")) for row in shown]
-    )
-    return f"![the first pictures](data:image/webp;base64,{base64.b64encode(sheet).decode()})"

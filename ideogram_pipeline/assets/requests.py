@@ -4,6 +4,7 @@ import hashlib
 
 import dagster as dg
 
+from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described, request_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
@@ -47,13 +48,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         files.write_plan(opened, plan)
         return dg.MaterializeResult(
             metadata={
-                "rows": len(plan.rows),
-                "new": plan.count("new"),
-                "stale": plan.count("stale"),
-                "reused": plan.count("reused"),
-                "rejected": plan.count("rejected"),
-                "estimated_usd": plan.cost_usd,
-                "unpriced": plan.unpriced,
+                **metadata.of_plan(plan),
                 "path": dg.MetadataValue.path(opened.where(files.plan_path(batch))),
             },
             data_version=_identity([f"{row.prompt_id} {row.fingerprint or row.reason}" for row in plan.rows]),

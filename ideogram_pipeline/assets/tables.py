@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import dagster as dg
 from pydantic import BaseModel
 
+from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.partitions import register
@@ -45,11 +46,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         files.write_prompts(opened, table)
         register(context.instance, pipeline.batches, table.batches)
         for rejection in table.rejections[:20]:
-            context.log.warning(str(rejection))
+            context.log.warning(metadata.shown(str(rejection)))
         return dg.MaterializeResult(
             metadata={
                 "rows": len(table.rows),
+                "dagster/row_count": len(table.rows),
                 "rejected": len(table.rejections),
+                "rejected_rows": metadata.rejections(table.rejections),
                 "batches": len(table.batches),
                 "hints": dg.MetadataValue.md(
                     "\n".join(f"- {hint}" for hint in misspelt_columns(table)) or "none"
@@ -81,11 +84,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         table = read_references(tables.references, opened)
         files.write_references(opened, table)
         for rejection in table.rejections[:20]:
-            context.log.warning(str(rejection))
+            context.log.warning(metadata.shown(str(rejection)))
         return dg.MaterializeResult(
             metadata={
                 "rows": len(table.references),
+                "dagster/row_count": len(table.references),
                 "rejected": len(table.rejections),
+                "rejected_rows": metadata.rejections(table.rejections),
                 "bytes": sum(reference.bytes for reference in table.references),
                 "table": dg.MetadataValue.path(tables.references),
                 "path": dg.MetadataValue.path(opened.where(files.REFERENCES)),

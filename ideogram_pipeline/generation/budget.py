@@ -78,6 +78,11 @@ class _Line:
         self._newest: int | None = None
         self._total = Decimal(0)
 
+    async def read_to_the_end(self) -> None:
+        """Learn what all runs have reserved until now."""
+        while await self._read_on():
+            pass
+
     @property
     def remaining(self) -> Decimal:
         """Dollars this run can still have, as far as it has read the log."""
@@ -215,6 +220,14 @@ class Budget:
     def remaining_usd(self) -> Decimal | None:
         """Dollars this run can still have, as far as it knows of other runs; None without a limit."""
         return min((line.remaining for line in self._lines()), default=None)
+
+    async def look(self) -> Decimal | None:
+        """Return the dollars that the lines leave this run, as the store has them now; None without a limit."""
+        async with self._lock:
+            await self._begin_the_day()
+            for line in self._lines():
+                await line.read_to_the_end()
+            return self.remaining_usd
 
     async def reserve(self, price_usd: Decimal | None) -> Reservation:
         """Set a request's price aside.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ideogram_pipeline.fal import FalClient, UnsafeUrl
+from ideogram_pipeline.generation.outcomes import LeftOpen, NotReached
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse
 from ideogram_pipeline.storage import Store
 
@@ -44,6 +46,7 @@ class ReferenceUrls:
 
         Raises:
             FalError: an upload failed.
+            LeftOpen: the store no longer has a picture's bytes.
         """
         urls = {use.token: await self._url(use) for use in request.pictures}
 
@@ -73,7 +76,7 @@ class ReferenceUrls:
         remembered = await self._remembered(use)
         if remembered:
             return remembered.url
-        content = await self._store.get_async(use.path)
+        content = await self._content(use)
         if len(content) <= self._inline_bytes:
             kind = use.path.rpartition(".")[2].replace("jpg", "jpeg")
             return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
@@ -82,6 +85,20 @@ class ReferenceUrls:
         upload = Upload(url=uploaded.url, expires_at=uploaded.expires_at or datetime.now(UTC) + LIFETIME)
         await self._store.put_async(_path(use), upload.model_dump_json().encode())
         return upload.url
+
+    async def _content(self, use: PictureUse) -> bytes:
+        """Return the bytes that were planned with: others would be paid for under a false fingerprint."""
+        try:
+            content = await self._store.get_async(use.path)
+        except FileNotFoundError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != use.sha256:
+            raise LeftOpen(
+                NotReached,
+                f"the store's copy of the reference {use.reference_id!r}, {use.path}, is "
+                f"{'damaged' if content else 'missing'}; delete it and materialize `references` again",
+            )
+        return content
 
     async def _remembered(self, use: PictureUse) -> Upload | None:
         """Return the upload of an earlier run, if fal still has it and it was made to the fal of this run."""

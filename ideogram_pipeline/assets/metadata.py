@@ -1,0 +1,185 @@
+"""What a materialization tells: numbers that plot, the rows that went wrong, a picture to look at.
+
+Everybody who may see Dagster may see it, and it is kept for ever: no key is in it, and no URL that opens something.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    from ideogram_pipeline.generation.planner import Plan
+    from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+    from ideogram_pipeline.storage import Store
+    from ideogram_pipeline.tables.rows import Rejection
+
+Value = int | float | dg.TableMetadataValue
+"""What numbers and tables are told as."""
+
+MAX_ROWS = 50
+"""A table shows so many rows; all of them are in the store."""
+PREVIEWS = 12
+"""Pictures on the contact sheet."""
+
+_ACCESS = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'\"]+@")
+_QUERY = re.compile(r"(?P<address>\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#'\"<>]+)[?#][^\s'\"<>]+")
+
+
+def shown(text: str) -> str:
+    """Return a text without the parts of its URLs that may grant access: user, password and query."""
+    return _QUERY.sub(r"\g<address>?…", _ACCESS.sub(r"\g<scheme>…@", text))
+
+
+def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, str | int]]) -> dg.TableMetadataValue:
+    """Return rows as a table with these columns and their types; texts are as `shown`."""
+    return dg.MetadataValue.table(
+        records=[
+            dg.TableRecord(
+                {name: shown(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+            )
+            for row in rows
+        ],
+        schema=dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()]),
+    )
+
+
+def rejections(rejected: Sequence[Rejection]) -> dg.TableMetadataValue:
+    """Return the first records of a table that can't be used, and why."""
+    return table(
+        {"row_id": "string", "row_number": "int", "column": "string", "reason": "string"},
+        [
+            {
+                "row_id": row.row_id,
+                "row_number": row.row_number,
+                "column": row.column,
+                "reason": row.reason,
+            }
+            for row in rejected[:MAX_ROWS]
+        ],
+    )
+
+
+def of_plan(plan: Plan) -> dict[str, Value]:
+    """Return what a batch's plan tells: how many rows there are of each kind, and what they cost."""
+    rejected = [row for row in plan.rows if row.decision == "rejected"]
+    return {
+        "rows": len(plan.rows),
+        "dagster/partition_row_count": len(plan.rows),
+        "new": plan.count("new"),
+        "stale": plan.count("stale"),
+        "reused": plan.count("reused"),
+        "re_attached": plan.count("re-attached"),
+        "settled": plan.count("settled"),
+        "unknown": plan.count("unknown"),
+        "rejected": len(rejected),
+        "images": sum(row.images for row in plan.rows),
+        "estimated_usd": plan.cost_usd,
+        "estimated_usd_max": plan.cost_usd_max,
+        "unpriced": plan.unpriced,
+        "rejected_rows": table(
+            {"prompt_id": "string", "row_number": "int", "column": "string", "reason": "string"},
+            [
+                {
+                    "prompt_id": row.prompt_id,
+                    "row_number": row.row_number,
+                    "column": row.column,
+                    "reason": row.reason,
+                }
+                for row in rejected[:MAX_ROWS]
+            ],
+        ),
+    }
+
+
+def of_pictures(rows: Sequence[OutcomeRow], pictures: Sequence[ImageRow], *, reused: int) -> dict[str, Value]:
+    """Return what a batch's pictures tell.
+
+    Counts are of rows, `images` and `bytes` of the pictures they ask for now, `dagster/partition_row_count` of all
+    pictures ever made for the batch. `cost_usd` is what the rows cost over all runs, as far as that is known;
+    `retries` counts submits beyond a row's first. Seconds are of the requests whose pictures are shown: of fal's work,
+    and from the submit to the moment this project saw the end, which is late where a run had to take it up again.
+    """
+    states = Counter(row.state for row in rows)
+    current = [picture for picture in pictures if picture.current]
+    requests = {picture.fingerprint: picture for picture in current}.values()
+    missing = [row for row in rows if row.state != "generated"]
+    return {
+        "rows": len(rows),
+        "dagster/partition_row_count": len(pictures),
+        "generated": states["generated"] - reused,
+        "reused": reused,
+        "rejected": states["rejected"],
+        "refused": states["refused"],
+        "failed": states["failed"],
+        "unknown": states["unknown"],
+        "not_reached": states["not_reached"],
+        "images": len(current),
+        "bytes": sum(picture.bytes for picture in current),
+        "cost_usd": round(sum(row.cost_usd or 0.0 for row in rows), 6),
+        "rows_of_unknown_cost": sum(row.cost_usd is None for row in rows),
+        "retries": sum(max(row.attempts - 1, 0) for row in rows),
+        **_spread("inference_s", [row.inference_s for row in requests if row.inference_s is not None]),
+        **_spread(
+            "submit_to_completion_s",
+            [
+                (row.completed_at - row.submitted_at).total_seconds()
+                for row in requests
+                if row.submitted_at is not None
+            ],
+        ),
+        "rows_without_pictures": len(missing),
+        "without_pictures": table(
+            {
+                "prompt_id": "string",
+                "row_number": "int",
+                "state": "string",
+                "attempts": "int",
+                "reason": "string",
+            },
+            [
+                {
+                    "prompt_id": row.prompt_id,
+                    "row_number": row.row_number,
+                    "state": row.state,
+                    "attempts": row.attempts,
+                    "reason": row.reason,
+                }
+                for row in missing[:MAX_ROWS]
+            ],
+        ),
+    }
+
+
+def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
+    """Return the median and the 95th percentile, by nearest rank; nothing of nothing."""
+    if not seconds:
+        return {}
+    ordered = sorted(seconds)
+    return {
+        f"{name}_p{percent}": round(ordered[math.ceil(percent / 100 * len(ordered)) - 1], 3)
+        for percent in (50, 95)
+    }
+
+
+def preview(store: Store, pictures: Sequence[ImageRow]) -> dg.MarkdownMetadataValue:
+    """Return a contact sheet as Markdown with the picture inside, so that the UI can show it from anywhere."""
+    from ideogram_pipeline.gallery.pages import fill_in_thumbnails
+    from ideogram_pipeline.gallery.sheet import contact_sheet
+    from ideogram_pipeline.generation.fetching import thumbnail_path
+
+    there = fill_in_thumbnails(store, [picture for picture in pictures if picture.current][:PREVIEWS])
+    if not there:
+        return dg.MetadataValue.md("no pictures")
+    sheet = contact_sheet(
+        [store.get(thumbnail_path(f"images/batch={row.batch}/{row.file_name}")) for row in there]
+    )
+    return dg.MetadataValue.md(
+        f"![the first pictures](data:image/webp;base64,{base64.b64encode(sheet).decode()})"
+    )

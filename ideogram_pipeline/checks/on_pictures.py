@@ -1,0 +1,198 @@
+"""On the pictures of a batch: are they there, whole, as asked for, each a picture of its own and paid for once?"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from ideogram_pipeline.checks.findings import Verdict, digests, sampled
+from ideogram_pipeline.pipeline import Pipeline
+from ideogram_pipeline.resources import LimitsResource, StoreResource
+
+if TYPE_CHECKING:
+    from ideogram_pipeline.generation.ledger import Entry
+    from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+    from ideogram_pipeline.ideogram.sizes import Size
+    from ideogram_pipeline.storage import Store
+
+CHECKS = {
+    "no_unanswered_submits": "No row is `unknown`: every submit was answered, so that what the batch cost is known. "
+    "`ideogram-pipeline reconcile` looks for the others at fal.",
+    "pictures_in_the_store": "Every generated row has its files, with the size and bytes they had when they came. Run "
+    "the batch again: a missing file is fetched again without paying, as long as fal has it.",
+    "sizes_as_asked": "Pictures are as wide and high as asked for: exactly so, or the nearest resolution that Ideogram "
+    "renders. Rows that follow their source picture are left out. Choose a size that Ideogram renders.",
+    "no_duplicate_pictures": "No two rows have the very same picture. Rows with the same prompt and seed do: give them "
+    "different seeds, or leave the seed empty.",
+    "paid_once": "The ledger has exactly one paid request for every generated row, and no earlier attempt that may "
+    "have been billed as well. Look the request ids up in fal's billing.",
+    "refusals_allowed": "At most IDEOGRAM_MAX_REFUSED_FRACTION of the answered rows were refused by the model. Change "
+    "what the reasons name; the same input would be refused again.",
+}
+"""The checks and what they mean."""
+
+
+def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
+    """Return the checks on a pipeline's pictures."""
+    asset = pipeline.key("generated_images")
+
+    @dg.multi_asset_check(
+        name=pipeline.name("checks_on_pictures"),
+        specs=[
+            dg.AssetCheckSpec(name, asset=asset, description=meaning, partitions_def=pipeline.batches)
+            for name, meaning in CHECKS.items()
+        ],
+    )
+    @pipeline.with_own_resources
+    def checks_on_pictures(
+        context: dg.AssetCheckExecutionContext, store: StoreResource, limits: LimitsResource
+    ) -> Iterator[dg.AssetCheckResult]:
+        from ideogram_pipeline.generation import files
+        from ideogram_pipeline.generation.ledger import Ledger
+
+        opened, batch = store.open(), context.partition_key
+        rows = files.read_outcomes(opened, batch)
+        pictures = [picture for picture in files.read_images(opened, batch) if picture.current]
+        yield unanswered(rows).of(asset)
+        yield stored(rows, pictures, opened, f"images/batch={batch}").of(asset)
+        yield sizes(pictures).of(asset)
+        yield duplicates(pictures).of(asset)
+        yield paid_once(rows, Ledger(opened, batch).entries).of(asset)
+        yield refusals(rows, limits.max_refused_fraction).of(asset)
+
+    return checks_on_pictures
+
+
+def unanswered(rows: "Sequence[OutcomeRow]") -> Verdict:
+    """Look for rows whose submit was never answered."""
+    unknown = [(row.prompt_id, row.reason) for row in rows if row.state == "unknown"]
+    return Verdict(
+        "no_unanswered_submits",
+        unknown,
+        "`ideogram-pipeline reconcile` looks for them at fal.",
+        counts={"unknown": len(unknown)},
+    )
+
+
+def stored(
+    rows: "Sequence[OutcomeRow]", pictures: "Sequence[ImageRow]", store: "Store", folder: str
+) -> Verdict:
+    """Look for every generated row's files: all by a listing, the bytes of a sample."""
+    there = {found.path: found.size for found in store.objects(folder)}
+    by_path = {f"{folder}/{picture.file_name}": picture for picture in pictures}
+    counted: dict[str, int] = defaultdict(int)
+    for picture in pictures:
+        counted[picture.fingerprint] += 1
+    found = [
+        (row.prompt_id, f"{counted[row.fingerprint or '']} of its {row.images} pictures have a row")
+        for row in rows
+        if row.state == "generated" and counted[row.fingerprint or ""] != max(row.images, 1)
+    ]
+    for path, picture in by_path.items():
+        if path not in there:
+            found.append((picture.prompt_id, f"{path} is missing"))
+        elif there[path] != picture.bytes:
+            found.append((picture.prompt_id, f"{path} has {there[path]} bytes instead of {picture.bytes}"))
+    whole = [path for path, picture in by_path.items() if there.get(path) == picture.bytes]
+    hashed = digests(store, sampled(whole))
+    for path, digest in hashed.items():
+        if digest != by_path[path].sha256:
+            found.append((by_path[path].prompt_id, f"{path} has other bytes than when it came"))
+    return Verdict(
+        "pictures_in_the_store",
+        found,
+        "Delete what is damaged and run the batch again: what is missing is fetched again without paying, as long as "
+        "fal has it.",
+        dg.AssetCheckSeverity.ERROR,
+        {
+            "pictures": len(pictures),
+            "hashed": len(hashed),
+            "bytes": sum(there.get(path, 0) for path in by_path),
+        },
+    )
+
+
+def sizes(pictures: "Sequence[ImageRow]") -> Verdict:
+    """Compare the pixels of pictures with the size asked for."""
+    found, compared = [], 0
+    for picture in pictures:
+        if not picture.image_size:
+            continue
+        compared += 1
+        if (picture.width, picture.height) not in (fitting := _fitting(picture.image_size)):
+            size = f"{picture.width}x{picture.height}"
+            wanted = " or ".join(map(str, fitting))
+            found.append((picture.prompt_id, f"{picture.file_name} is {size}; asked for {wanted}"))
+    return Verdict(
+        "sizes_as_asked",
+        found,
+        "How fal maps a size to one that Ideogram renders is not documented: ask for a size it renders, or use the "
+        "pictures as they are.",
+        counts={"compared": compared, "free": len(pictures) - compared},
+    )
+
+
+def _fitting(image_size: str) -> "list[Size]":
+    """Return the sizes that are as asked: a preset's, or a custom size itself and the one it is mapped to."""
+    from ideogram_pipeline.ideogram.sizes import PRESET_SIZES, Size, snap
+
+    presets: Mapping[str, Size] = PRESET_SIZES  # type: ignore[assignment]  # the preset may be a newer version's
+    if image_size in presets:
+        return [presets[image_size]]
+    width, height = map(int, image_size.split("x"))
+    return list(dict.fromkeys([Size(width, height), snap(width, height)]))
+
+
+def duplicates(pictures: "Sequence[ImageRow]") -> Verdict:
+    """Look for the same bytes under different requests."""
+    by_digest: dict[str, dict[str, str]] = defaultdict(dict)
+    for picture in pictures:
+        by_digest[picture.sha256][picture.fingerprint] = picture.prompt_id
+    same = [list(rows.values()) for rows in by_digest.values() if len(rows) > 1]
+    found = [(rows[0], f"has the same picture as {', '.join(rows[1:4])}") for rows in same]
+    return Verdict(
+        "no_duplicate_pictures",
+        found,
+        "Give the rows different seeds, or leave the seed empty.",
+        counts={"pictures": len(pictures), "different": len(by_digest)},
+    )
+
+
+def paid_once(rows: "Sequence[OutcomeRow]", entries: "Mapping[str, Entry]") -> Verdict:
+    """Count the paid requests of generated rows in the ledger."""
+    twice, perhaps, resubmitted = [], [], 0
+    generated = [row for row in rows if row.state == "generated"]
+    for row in generated:
+        entry = entries.get(row.fingerprint or "")
+        attempts = entry.attempts if entry else ()
+        sent = [attempt for attempt in attempts if not attempt.released]
+        paid = [attempt for attempt in sent if attempt.settled and attempt.settled.state == "generated"]
+        ids = ", ".join(attempt.submitted.request_id for attempt in sent if attempt.submitted)
+        resubmitted += len(sent) > 1
+        if len(paid) != 1:
+            twice.append((row.prompt_id, f"{len(paid)} paid requests: {ids or 'none'}"))
+        elif any(not attempt.settled or attempt.settled.cost_usd != 0 for attempt in sent[:-1]):
+            perhaps.append(
+                (row.prompt_id, f"an attempt before the paid one may have been billed as well: {ids}")
+            )
+    return Verdict(
+        "paid_once",
+        [*twice, *perhaps],
+        "Look the request ids up in fal's billing, and tell fal of what was billed without a picture.",
+        dg.AssetCheckSeverity.ERROR if twice else dg.AssetCheckSeverity.WARN,
+        {"generated": len(generated), "resubmitted": resubmitted, "perhaps_billed_twice": len(perhaps)},
+    )
+
+
+def refusals(rows: "Sequence[OutcomeRow]", allowed: float) -> Verdict:
+    """Compare the share of answered rows that the model refused with the share that is allowed."""
+    answered = [row for row in rows if row.state in ("generated", "refused", "failed")]
+    refused = [(row.prompt_id, row.reason) for row in answered if row.state == "refused"]
+    fraction = len(refused) / len(answered) if answered else 0.0
+    return Verdict(
+        "refusals_allowed",
+        refused if fraction > allowed else (),
+        "Change what the reasons name; the same input would be refused again.",
+        counts={"refused": len(refused), "fraction": fraction, "allowed_fraction": allowed},
+    )

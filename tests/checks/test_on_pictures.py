@@ -1,0 +1,183 @@
+"""What is checked on a batch's pictures: each check passing, and failing for a real cause."""
+
+import json
+
+import dagster as dg
+import pytest
+
+from ideogram_pipeline.checks.on_pictures import CHECKS
+from ideogram_pipeline.generation import files
+from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
+
+WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
+ROWS = ({"prompt": "a lighthouse"}, {"prompt": "a harbour", "image_size": "1000x500"})
+
+
+@pytest.fixture
+def worked(project):
+    """A batch of two pictures."""
+    project.write(*ROWS)
+    project.generate()
+    return project
+
+
+def pictures(project):
+    return sorted((project.folder / "store" / "images" / "batch=default").glob("*.png"))
+
+
+def with_faults(project, *faults):
+    """Work the batch at a sandbox with faults; return the checks by name."""
+    with running_sandbox(SandboxSettings(latency_scale=0, faults=faults)) as sandbox:
+        project.generate(fal_queue_url=sandbox.url)
+        return project.check_again("generated_images")
+
+
+def test_a_batch_in_order_passes_all(project, evaluations):
+    project.write(*ROWS)
+    found = evaluations(project.generate())
+    assert {name: found[name].passed for name in CHECKS} == dict.fromkeys(CHECKS, True)
+    assert all(found[name].description is None for name in CHECKS)
+    assert found["pictures_in_the_store"].metadata["hashed"].value == 2
+
+
+def test_an_unanswered_submit_warns_and_is_named(project, rows_of):
+    project.write(*ROWS)
+    found = with_faults(project, Fault("drop_before_accept", match="harbour"))["no_unanswered_submits"]
+    assert (found.passed, found.severity) == (False, WARN)
+    assert [row for row, _ in rows_of(found)] == ["p2"]
+    assert found.metadata["unknown"].value == 1
+    assert "reconcile" in found.description
+
+
+def test_a_batch_without_pictures_has_nothing_to_complain_of(project):
+    project.write(*ROWS)
+    found = with_faults(project, Fault("policy_refusal"))
+    failed = {name for name, evaluation in found.items() if not evaluation.passed}
+    assert failed == {"refusals_allowed"}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (flip, "other bytes than when it came"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "100 bytes instead of"),
+    ],
+    ids=["gone", "flipped", "cut"],
+)
+def test_a_picture_that_is_not_as_it_came_is_an_error(worked, rows_of, harm, says):
+    harmed = pictures(worked)[0]
+    harm(harmed)
+    found = worked.check_again("generated_images")["pictures_in_the_store"]
+    assert (found.passed, found.severity) == (False, ERROR)
+    ((row, why),) = rows_of(found)
+    assert row == harmed.name.partition("-")[0]
+    assert says in why
+
+
+def test_running_again_mends_what_was_deleted(worked, evaluations):
+    pictures(worked)[0].unlink()
+    assert evaluations(worked.generate())["pictures_in_the_store"].passed
+
+
+def test_a_generated_row_whose_picture_has_no_row_is_an_error(worked, rows_of):
+    rows = files.read_images(worked.store, "default")
+    outcomes = files.read_outcomes(worked.store, "default")
+    files.write_results(worked.store, "default", rows[:1], outcomes)
+    found = worked.check_again("generated_images")["pictures_in_the_store"]
+    assert rows_of(found) == [(rows[1].prompt_id, "0 of its 1 pictures have a row")]
+
+
+def test_a_picture_of_another_size_than_asked_for_warns(worked, rows_of):
+    rows = [
+        row.model_copy(update={"width": row.width + 64}) for row in files.read_images(worked.store, "default")
+    ]
+    files.write_results(worked.store, "default", rows, files.read_outcomes(worked.store, "default"))
+    found = worked.check_again("generated_images")["sizes_as_asked"]
+    assert (found.passed, found.severity) == (False, WARN)
+    assert [row for row, _ in rows_of(found)] == ["p1", "p2"]
+    assert rows_of(found)[0][1].endswith("is 1088x1024; asked for 1024x1024")
+    assert "asked for 1000x500 or 1408x704" in rows_of(found)[1][1]
+
+
+def test_a_picture_that_follows_its_source_has_no_size_to_compare(project, evaluations):
+    project.write({"prompt": "a desert", "endpoint": "v3/replace-background", "image_id": "ada"})
+    found = evaluations(project.generate())["sizes_as_asked"]
+    assert found.passed
+    assert (found.metadata["compared"].value, found.metadata["free"].value) == (0, 1)
+
+
+def test_two_rows_with_the_very_same_picture_warn(project, evaluations, rows_of):
+    project.write(*[{"prompt": "a lighthouse", "seed": 5}] * 3, {"prompt": "a lighthouse", "seed": 6})
+    found = evaluations(project.generate())["no_duplicate_pictures"]
+    assert (found.passed, found.severity) == (False, WARN)
+    assert rows_of(found) == [("p1", "has the same picture as p2, p3")]
+    assert (found.metadata["pictures"].value, found.metadata["different"].value) == (4, 2)
+
+
+def attempts(project):
+    """The ledger's files of the first row's first attempt."""
+    return [path for path in (project.folder / "store" / "ledger").rglob("1-*.json") if "p1" in owner(path)]
+
+
+def owner(path):
+    reserved = json.loads((path.parent / "1-reserved.json").read_text())
+    return reserved["request"]["prompt_id"]
+
+
+def test_a_second_paid_request_is_an_error(worked, rows_of):
+    for path in attempts(worked):
+        path.with_name(path.name.replace("1-", "2-")).write_bytes(path.read_bytes())
+    found = worked.check_again("generated_images")["paid_once"]
+    assert (found.passed, found.severity) == (False, ERROR)
+    ((row, why),) = rows_of(found)
+    assert row == "p1"
+    assert why.startswith("2 paid requests: ")
+
+
+def test_a_generated_row_that_nobody_paid_for_is_an_error(worked, rows_of):
+    for path in attempts(worked):
+        path.unlink()
+    found = worked.check_again("generated_images")["paid_once"]
+    assert rows_of(found) == [("p1", "0 paid requests: none")]
+
+
+def test_an_earlier_attempt_of_unknown_cost_warns(worked, rows_of):
+    for path in attempts(worked):
+        path.with_name(path.name.replace("1-", "2-")).write_bytes(path.read_bytes())
+        if path.name == "1-settled.json":
+            settled = {**json.loads(path.read_text()), "state": "failed", "images": [], "cost_usd": None}
+            path.write_text(json.dumps(settled))
+    found = worked.check_again("generated_images")["paid_once"]
+    assert (found.passed, found.severity) == (False, WARN)
+    assert found.metadata["perhaps_billed_twice"].value == 1
+    assert "may have been billed as well" in rows_of(found)[0][1]
+
+
+def test_a_row_that_fal_failed_for_free_and_made_the_second_time_passes(project, evaluations):
+    project.write({"prompt": "a lighthouse", "seed": 1})
+    faults = (Fault("runner_503", rate=0.5),)
+    with running_sandbox(SandboxSettings(latency_scale=0, faults=faults, seed=0)) as sandbox:
+        result = project.generate(fal_queue_url=sandbox.url)
+    found = evaluations(result)["paid_once"]
+    assert found.passed
+    assert (found.metadata["generated"].value, found.metadata["resubmitted"].value) == (1, 1)
+    told = result.get_asset_materialization_events()[-1].materialization.metadata
+    assert told["retries"].value == 1
+
+
+@pytest.mark.parametrize(("allowed", "passes"), [(0.1, False), (0.5, True)])
+def test_more_refusals_than_allowed_warn(project, rows_of, allowed, passes):
+    project.write(*ROWS)
+    project.settings = project.settings.model_copy(update={"max_refused_fraction": allowed})
+    found = with_faults(project, Fault("policy_refusal", match="harbour"))["refusals_allowed"]
+    assert found.passed is passes
+    assert found.severity is WARN
+    assert (found.metadata["refused"].value, found.metadata["fraction"].value) == (1, 0.5)
+    assert [row for row, _ in rows_of(found)] == ([] if passes else ["p2"])
