@@ -282,6 +282,18 @@ def test_a_run_that_closes_gives_the_next_one_what_it_did_not_use(store):
     assert len(asyncio.run(reserve_all(second, Decimal("0.15")))) == 5
 
 
+def test_looking_tells_what_all_runs_have_left_and_holds_nothing(store):
+    async def spend_and_look() -> list[Decimal | None]:
+        other, looking = budget(store, "run-1", per_day_usd=ONE), budget(store, "run-2", per_day_usd=ONE)
+        before = await looking.look()
+        await other.settle(await other.reserve(CENT), CENT)
+        await other.close()
+        return [before, await looking.look(), await budget(store, "run-3").look()]
+
+    assert asyncio.run(spend_and_look()) == [ONE, ONE - CENT, None]
+    assert {entry.run_id for entry in log(store, TODAY)} == {"run-1"}
+
+
 def test_room_that_another_run_gives_back_is_found_before_giving_up(store):
     first, second = budget(store, "first", per_day_usd=ONE), budget(store, "second", per_day_usd=ONE)
 
