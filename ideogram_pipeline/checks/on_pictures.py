@@ -172,7 +172,7 @@ def paid_once(rows: "Sequence[OutcomeRow]", entries: "Mapping[str, Entry]") -> V
         resubmitted += len(sent) > 1
         if len(paid) != 1:
             twice.append((row.prompt_id, f"{len(paid)} paid requests: {ids or 'none'}"))
-        elif any(not attempt.settled or attempt.settled.cost_usd != 0 for attempt in sent[:-1]):
+        elif any(not attempt.settled or attempt.cost.usd != 0 for attempt in sent[:-1]):
             perhaps.append(
                 (row.prompt_id, f"an attempt before the paid one may have been billed as well: {ids}")
             )

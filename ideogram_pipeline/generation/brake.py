@@ -1,4 +1,7 @@
-"""The brake: stops a batch whose first rows all end alike, without a picture, so that it can't drain a budget."""
+"""The brake: stops a batch whose first rows all end alike, without a picture, so that it can't drain a budget.
+
+What fal has queued by then is cancelled; what it works on can't be.
+"""
 
 from __future__ import annotations
 

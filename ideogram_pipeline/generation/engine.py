@@ -233,7 +233,7 @@ class Engine:
     async def _let_pass(self, request: GenerationRequest) -> None:
         """Leave time between a failure of this run and the next attempt."""
         last = self._books.entry(request).last
-        if last.settled and last.reserved.owner == self._run.run_id:
+        if last.settled and last.reserved.owner == self._run.run_id and not self._stopped:
             await pause(RESUBMIT_AFTER_S * 4 ** (last.reserved.attempt - 1))
 
     async def _submit(self, request: GenerationRequest) -> None:
@@ -301,7 +301,10 @@ class Engine:
 
     async def _end(self, request: GenerationRequest, error: RequestEnded) -> None:
         """Record a request that ended without a result."""
-        self._stopped = self._stopped or self._brake.after(error)
+        pulled = self._brake.after(error)
+        if pulled and not self._stopped:
+            self._stopped = pulled
+            await self.cancel_queued()
         unfetched = isinstance(error, ModelRefused) and error.names("file_download_error")
         if unfetched:
             self._references.forget(request)

@@ -318,6 +318,16 @@ def test_the_brake_stops_a_batch_whose_first_rows_all_end_alike(store, sandbox, 
     assert BRAKE_AFTER <= sandbox.stats().accepted <= 20
 
 
+def test_the_brake_takes_back_what_fal_has_only_queued(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("policy_refusal"),), concurrency=1, latency_scale=0.1))
+    outcomes = Run(store, sandbox, max_in_flight=40)(rows(40))
+    ended = kinds(outcomes)
+    assert sandbox.stats().accepted == 40
+    assert ended[NotReached] >= 5
+    assert ended[NotReached] + ended[Refused] == 40
+    assert {outcome.entry.last.settled.cost_usd for outcome in outcomes if isinstance(outcome, NotReached)} == {0}
+
+
 def test_one_good_picture_releases_the_brake(store, sandbox, rows):
     sandbox.change(Change(faults=(Fault("policy_refusal", match="scene 1"),)))
     outcomes = Run(store, sandbox, max_in_flight=1)(rows(20))
