@@ -14,6 +14,9 @@ import dagster as dg
 
 from ideogram_pipeline.settings import Settings
 
+_DAGSTERS = ("context", "config")
+"""Parameters that are no resources."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -27,11 +30,13 @@ class Pipeline:
     """Who answers for its assets: e-mail addresses and `team:…`."""
     store: str
     """Folder or URL of its store."""
+    max_failed_fraction: float
+    """A run fails where more than this share of its batch's rows ends without a picture."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Pipeline":
         """Return the pipeline that the settings describe."""
-        return cls(settings.key_prefix, settings.owners, settings.store)
+        return cls(settings.key_prefix, settings.owners, settings.store, settings.max_failed_fraction)
 
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset: `prompts`, or `<prefix>/prompts`."""
@@ -54,7 +59,7 @@ class Pipeline:
         if not self.prefix:
             return function
         signature = inspect.signature(function)
-        own = {name: self.name(name) for name in signature.parameters if name != "context"}
+        own = {name: self.name(name) for name in signature.parameters if name not in _DAGSTERS}
         asked = {name: parameter for parameter, name in own.items()}
 
         @wraps(function)

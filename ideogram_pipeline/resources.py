@@ -149,14 +149,25 @@ class BudgetResource(dg.ConfigurableResource[Any]):
         default=False, description="Send requests whose price is not known; they are refused otherwise."
     )
 
-    def open(self, store: Store, run_id: str) -> Budget:
-        """Open the budget of a run; runs with the same id share the line of one run."""
+    def open(self, store: Store, run_id: str, max_spend_usd: float | None = None) -> Budget:
+        """Open the budget of a run; runs with the same id share the line of one run.
+
+        That line is the lower one of `per_run_usd` and `max_spend_usd`.
+
+        Raises:
+            ConfigurationError: `max_spend_usd` leaves nothing to spend.
+        """
         from ideogram_pipeline.generation.budget import Budget
 
+        if max_spend_usd is not None and max_spend_usd <= 0:
+            raise ConfigurationError(
+                f"max_spend_usd is {max_spend_usd:g}: nothing could be paid for. Give more than 0, or leave it out."
+            )
+        lines = [line for line in (self.per_run_usd, max_spend_usd) if line is not None]
         return Budget(
             store,
             run_id=run_id,
-            per_run_usd=_exactly(self.per_run_usd),
+            per_run_usd=_exactly(min(lines, default=None)),
             per_day_usd=_exactly(self.per_day_usd),
             allow_unknown=self.allow_unknown_prices,
         )

@@ -6,11 +6,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from pydantic import Field
 
 from ideogram_pipeline import __version__
 from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes, terminated
+from ideogram_pipeline.assets.shortfall import Shortfall, told_before_failing
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import BudgetResource, FalResource, Progress, StoreResource
 
@@ -23,8 +25,17 @@ RUN_TAG = "ideogram_pipeline/run"
 PREVIEWS = 12
 """Pictures on the contact sheet that Dagster shows."""
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Changes with the columns of the pictures' rows or the way pictures are made."""
+
+
+class ImagesConfig(dg.Config):
+    """What this run may do."""
+
+    max_spend_usd: float | None = Field(
+        default=None,
+        description="Dollars that this run, with its retries, may spend, if that is less than IDEOGRAM_BUDGET_USD.",
+    )
 
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
@@ -44,16 +55,20 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         deps=[pipeline.key("generation_requests")],
         retry_policy=CRASHES,
         pool=pool,
+        io_manager_key=pipeline.name("frames"),
     )
     @pipeline.with_own_resources
+    @told_before_failing
     @retried_after_crashes
     def generated_images(
         context: dg.AssetExecutionContext,
+        *,
+        config: ImagesConfig,
         store: StoreResource,
         fal: FalResource,
         budget: BudgetResource,
         progress: dg.ResourceParam[Progress],
-    ) -> dg.MaterializeResult[None]:
+    ) -> tuple[dg.MaterializeResult[None], Shortfall]:
         """The batch's pictures with their metadata, and an outcome for every row. Nothing is paid for twice."""
         from ideogram_pipeline.generation import files
         from ideogram_pipeline.generation.books import RunFacts
@@ -64,12 +79,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
         opened = store.open()
         batch = context.partition_key
-        plan = files.read_plan(opened, batch)
+        run_id = context.run.run_id
+        root_run_id = context.run.root_run_id or run_id
+        plan = files.read_plan(opened, batch, root_run_id=root_run_id)
         ledger = Ledger(opened, batch)
-        requests = [request for row in plan.rows if (request := row.request)]
+        requests = [request for row in plan.rows if row.decision != "left out" and (request := row.request)]
         context.log.info(_ceiling(context.instance, pool, fal.max_in_flight))
         progress.begin(batch, sum(request.num_images for request in requests))
-        run_id = context.run.run_id
         facts = RunFacts(run_id=run_id, backend=fal.backend, code_version=__version__)
 
         with fal.connect(opened) as make_client:
@@ -85,7 +101,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         inline_bytes=fal.inline_references,
                         thumbnails=store.thumbnails,
                         budget=budget.open(
-                            opened, context.run.tags.get(RUN_TAG) or context.run.root_run_id or run_id
+                            opened, context.run.tags.get(RUN_TAG) or root_run_id, config.max_spend_usd
                         ),
                         observer=progress,
                     )
@@ -98,6 +114,11 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             outcome.request.fingerprint for outcome in outcomes if isinstance(outcome, NotReached | Unknown)
         )
         outcomes = [caught_up(outcome, ledger.entries) for outcome in outcomes]
+        outcomes += [
+            NotReached(request, ledger.entries.get(request.fingerprint), row.reason, "left_out")
+            for row in plan.rows
+            if row.decision == "left out" and (request := row.request)
+        ]
         pictures = image_rows(plan, ledger.entries)
         rows = outcome_rows(plan, outcomes)
         written = files.write_results(opened, batch, pictures, rows)
@@ -107,7 +128,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         reasons = [f"{row.prompt_id}: {row.state}: {row.reason}" for row in rows if row.state != "generated"]
         for reason in reasons[:20]:
             context.log.warning(reason)
-        return dg.MaterializeResult(
+        result = dg.MaterializeResult[None](
             metadata={
                 "rows": len(rows),
                 "generated": states["generated"] - reused,
@@ -129,6 +150,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             },
             data_version=dg.DataVersion(hashlib.sha256(written).hexdigest()),
         )
+        return result, Shortfall.of(batch, rows, outcomes, pipeline.max_failed_fraction)
 
     return [generated_images]
 
