@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, ParamSpec
 
 import dagster as dg
 
+from ideogram_pipeline.assets.retries import RUN_RETRIES_TAG
+
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.generation.records import OutcomeRow
@@ -26,7 +28,10 @@ Arguments = ParamSpec("Arguments")
 
 
 class Incomplete(dg.Failure):
-    """The step did all it could, and recorded it; too many rows have no picture. It is not run again by itself."""
+    """The step did all it could, and recorded it; too many rows have no picture.
+
+    Neither the step nor, where run retries are switched on, the run is run again by itself.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,8 @@ def told_before_failing(
         result, shortfall = asset(*args, **kwargs)
         yield result
         if failure := shortfall.failure:
+            context = dg.AssetExecutionContext.get()
+            context.instance.add_run_tags(context.run.run_id, {RUN_RETRIES_TAG: "false"})
             raise failure
 
     returns_nothing = inspect.signature(asset).replace(return_annotation=inspect.Signature.empty)

@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.reconstruct import ReconstructableJob
 
-from ideogram_pipeline.assets.retries import Unmendable
+from ideogram_pipeline.assets.retries import RUN_RETRIES_TAG, Unmendable
 from ideogram_pipeline.assets.shortfall import Incomplete
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.generation import files
@@ -164,6 +164,7 @@ def test_a_run_with_a_row_too_many_without_a_picture_fails_after_all_is_recorded
     assert {"dagster/data_version", "dagster/code_version"} <= set(event.materialization.tags)
     assert any(name.startswith("dagster/input_data_version/") for name in event.materialization.tags)
     assert [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"] == []
+    assert instance.get_run_by_id(result.run_id).tags[RUN_RETRIES_TAG] == "false"
 
 
 def test_running_a_batch_again_that_failed_pays_only_for_what_is_missing(launch, sandbox):

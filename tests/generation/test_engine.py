@@ -16,7 +16,15 @@ from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.fetching import thumbnail_path
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger, Reserved
-from ideogram_pipeline.generation.outcomes import Failed, Generated, NotReached, Refused, Reused, Unknown
+from ideogram_pipeline.generation.outcomes import (
+    Failed,
+    Generated,
+    NotReached,
+    Refused,
+    Reused,
+    Unknown,
+    is_missing,
+)
 from ideogram_pipeline.generation.planner import References, plan_row
 from ideogram_pipeline.generation.reconcile import give_up, unanswered
 from ideogram_pipeline.generation.runs import beating
@@ -305,6 +313,7 @@ def test_a_row_that_a_live_run_is_submitting_is_left_to_it(store, sandbox, rows)
     (outcome,) = asyncio.run(reserve())
     assert isinstance(outcome, NotReached)
     assert "other" in outcome.reason
+    assert not is_missing(outcome)
     assert isinstance(Run(store, sandbox)([request])[0], Unknown)
     assert sandbox.stats().submits == 0
 
