@@ -50,6 +50,26 @@ _err = Console(stderr=True)
 Batches = Annotated[
     list[str] | None, typer.Option("--batch", help="Only this batch; repeat for more. Default: every batch.")
 ]
+Regenerate = Annotated[
+    bool,
+    typer.Option(
+        "--regenerate", help="Ask for a new take of every row: another seed, and paid for once more."
+    ),
+]
+OnlyFailed = Annotated[
+    bool,
+    typer.Option(
+        "--only-failed",
+        help="Only rows that an earlier run left without a picture; with --regenerate also those that were refused or "
+        "failed for good.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=1, help="Pay for at most so many rows of each batch, the first of the table."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -65,7 +85,20 @@ def main() -> None:
 
 
 @app.command()
-def run(batch: Batches = None, json: AsJson = False) -> None:
+def run(
+    *,
+    batch: Batches = None,
+    regenerate: Regenerate = False,
+    only_failed: OnlyFailed = False,
+    limit: Limit = None,
+    max_spend: Annotated[
+        float | None,
+        typer.Option(
+            "--max-spend", metavar="USD", help="Dollars this run may spend, if less than IDEOGRAM_BUDGET_USD."
+        ),
+    ] = None,
+    json: AsJson = False,
+) -> None:
     """Make every picture that the prompts table asks for and that isn't there yet.
 
     Exit codes: 0 every row has its pictures; 3 finished, some rows don't; 2 bad usage or configuration; 1 crash.
@@ -73,11 +106,23 @@ def run(batch: Batches = None, json: AsJson = False) -> None:
     settings = Settings.from_environment()
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+    from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.launch import run as launch
 
+    if max_spend is not None and max_spend <= 0:
+        raise ConfigurationError(
+            f"--max-spend is {max_spend:g}: nothing could be paid for. Give more than 0."
+        )
     try:
         with Bar(settings) as bar:
-            summary = launch(settings, batch or [], progress=bar, expect=bar.expect)
+            summary = launch(
+                settings,
+                batch or [],
+                progress=bar,
+                expect=bar.expect,
+                choice=Choice(regenerate, only_failed, limit),
+                max_spend_usd=max_spend,
+            )
     except KeyboardInterrupt:
         _err.print(
             "Interrupted. What was submitted is in the ledger: the next run fetches it and pays nothing twice."
@@ -92,7 +137,11 @@ def run(batch: Batches = None, json: AsJson = False) -> None:
 
 @app.command()
 def plan(
+    *,
     batch: Batches = None,
+    regenerate: Regenerate = False,
+    only_failed: OnlyFailed = False,
+    limit: Limit = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Say of every row what would be done, and why.")
     ] = False,
@@ -100,9 +149,10 @@ def plan(
 ) -> None:
     """Say what a run would do with every row and what it would cost. Sends and writes nothing."""
     settings = Settings.from_environment()
+    from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.preview import PlanSummary, preview
 
-    summary = PlanSummary.of(preview(settings, batch or []))
+    summary = PlanSummary.of(preview(settings, batch or [], Choice(regenerate, only_failed, limit)))
     if json:
         typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))
     else:
@@ -315,9 +365,10 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
 
 
 def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> None:
-    kinds = ("new", "stale", "reused", "reattached", "settled", "unknown", "rejected")
+    kinds = ("new", "stale", "reused", "reattached", "settled", "unknown", "rejected", "left_out")
     shown = [kind for kind in kinds if any(getattr(batch, kind) for batch in summary.batches)]
-    table = Table("batch", "rows", *(kind.replace("reattached", "re-attached") for kind in shown), "cost")
+    headers = {"reattached": "re-attached", "left_out": "left out"}
+    table = Table("batch", "rows", *(headers.get(kind, kind) for kind in shown), "cost")
     for batch in summary.batches:
         counts = [str(getattr(batch, kind)) for kind in shown]
         table.add_row(batch.batch, str(batch.rows), *counts, _cost(batch))

@@ -40,6 +40,12 @@ class GenerationComponent(dg.Component, dg.Model, dg.Resolvable):
     max_in_flight: int | None = Field(
         default=None, ge=1, le=1000, description="Requests with fal at a time, per run."
     )
+    max_failed_fraction: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of a batch's rows without a picture above which a run fails.",
+    )
     owners: list[str] | None = Field(
         default=None, description="Who answers for the assets: e-mail addresses and `team:...`."
     )

@@ -9,6 +9,7 @@ import dagster as dg
 
 from ideogram_pipeline import checks, jobs
 from ideogram_pipeline.assets import catalog, gallery, images, requests, tables
+from ideogram_pipeline.frames import FramesIOManager
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import build_resources
 from ideogram_pipeline.settings import Settings
@@ -25,6 +26,7 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
     """
     pipeline = Pipeline.of(settings)
     resources = {**build_resources(settings), **(overrides or {})}
+    resources.setdefault("frames", FramesIOManager(store=resources["store"]))
     return dg.Definitions(
         assets=[asset for stage in STAGES for asset in stage.define(pipeline)],
         asset_checks=checks.define(pipeline),

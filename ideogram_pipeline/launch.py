@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from ideogram_pipeline.assets.retries import Interrupted, Unmendable
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError, PipelineError, StoreError
 from ideogram_pipeline.generation import files as stored
+from ideogram_pipeline.generation.choice import Choice
+from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import Progress, build_resources
 from ideogram_pipeline.settings import Settings
-from ideogram_pipeline.storage import Store
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -66,10 +68,13 @@ def run(
     *,
     progress: Progress,
     expect: Callable[[Mapping[str, int]], None],
+    choice: Choice | None = None,
+    max_spend_usd: float | None = None,
 ) -> RunSummary:
     """Refresh the tables, run the batches one after the other (all of them if none is named), publish.
 
-    `expect` is told how many pictures the rows of each batch ask for, once that is known.
+    `choice` is what is asked of each batch, `max_spend_usd` what all of them together may spend. `expect` is told how
+    many pictures the rows of each batch ask for, once that is known.
 
     Raises:
         PipelineError: a table, setting or the store is at fault; nothing more is submitted.
@@ -83,20 +88,25 @@ def run(
     definitions = build_definitions(settings, overrides={"progress": progress})
     pipeline = Pipeline.of(settings)
 
-    def execute(job: str, batch: str | None = None, run_id: str | None = None) -> dg.ExecuteInProcessResult:
+    def execute(job: str, batch: str | None = None, config: Mapping[str, Any] | None = None) -> _Recorded:
+        run_id = str(uuid4())
         try:
             with _failures(instance.root_directory):
-                return definitions.resolve_job_def(pipeline.name(job)).execute_in_process(
+                definitions.resolve_job_def(pipeline.name(job)).execute_in_process(
+                    run_id=run_id,
                     instance=instance,
                     partition_key=batch,
-                    run_config=_QUIET,
+                    run_config={**_QUIET, "ops": config or {}},
                     tags={RUN_TAG: command},
-                    run_id=run_id,
                 )
+        except DagsterAssetCheckFailedError:
+            pass  # what was made before is recorded
         except Interrupted:
             raise KeyboardInterrupt from None
         except Unmendable as failure:
             raise failure.__cause__ or failure from None
+        with _failures(instance.root_directory):
+            return _recorded(instance, run_id)
 
     hints = _lines(execute("refresh_tables"), pipeline.key("prompts"), "hints")
     images = stored.batches(store)
@@ -109,14 +119,14 @@ def run(
     expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
     reasons: list[str] = []
+    config = _config(definitions, pipeline, choice or Choice(), max_spend_usd)
     for batch in chosen:
-        run_id = str(uuid4())
-        try:
-            result = execute("generate_batch", batch, run_id)
-        except DagsterAssetCheckFailedError:
-            for name, count in _stopped(store, batch).items():
+        result = execute("generate_batch", batch, config)
+        if pipeline.key("generated_images") not in result.materialized:
+            plan = stored.read_plan(store, batch, root_run_id=result.run_id)
+            for name, count in _stopped(plan).items():
                 totals[name] = totals.get(name, 0) + count
-            reasons += [f"{batch}: {verdict}" for verdict in _failed_checks(instance, run_id)]
+            reasons += [f"{batch}: {verdict}" for verdict in _failed_checks(instance, result.run_id)]
             continue
         reasons += _lines(result, pipeline.key("generated_images"), "reasons")
         for asset in ("generation_requests", "generated_images"):
@@ -140,9 +150,8 @@ def run(
     )
 
 
-def _stopped(store: Store, batch: str) -> dict[str, float]:
+def _stopped(plan: Plan) -> dict[str, float]:
     """Return the totals of a batch that a check stopped before anything was paid."""
-    plan = stored.read_plan(store, batch)
     there, rejected = plan.count("reused"), plan.count("rejected")
     return {
         "rows": len(plan.rows),
@@ -167,31 +176,44 @@ def _failed_checks(instance: dg.DagsterInstance, run_id: str) -> list[str]:
     ]
 
 
-def _numbers(result: dg.ExecuteInProcessResult, asset: dg.AssetKey) -> dict[str, float]:
-    metadata: dict[str, Any] = {}
-    for materialization in _materializations(result, asset):
-        metadata |= materialization.metadata
+def _config(
+    definitions: dg.Definitions, pipeline: Pipeline, choice: Choice, max_spend_usd: float | None
+) -> dict[str, Any]:
+    """Return what Dagster's launchpad would say for the job that generates a batch."""
+    given = {
+        "generation_requests": asdict(choice),
+        "generated_images": {"max_spend_usd": max_spend_usd},
+    }
+    ops = {asset: definitions.resolve_assets_def(pipeline.key(asset)).op.name for asset in given}
+    return {ops[asset]: {"config": config} for asset, config in given.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """What a run recorded of each asset, whether it failed after that or not."""
+
+    run_id: str
+    materialized: Mapping[dg.AssetKey, dg.AssetMaterialization]
+
+
+def _recorded(instance: dg.DagsterInstance, run_id: str) -> _Recorded:
+    records = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    found = [record.asset_materialization for record in records]
+    return _Recorded(run_id, {one.asset_key: one for one in found if one})
+
+
+def _numbers(result: _Recorded, asset: dg.AssetKey) -> dict[str, float]:
     return {
         name: entry.value
-        for name, entry in metadata.items()
+        for name, entry in result.materialized[asset].metadata.items()
         if isinstance(entry, dg.IntMetadataValue | dg.FloatMetadataValue) and entry.value is not None
     }
 
 
-def _lines(result: dg.ExecuteInProcessResult, asset: dg.AssetKey, name: str) -> list[str]:
+def _lines(result: _Recorded, asset: dg.AssetKey, name: str) -> list[str]:
     """Return the lines of a list in an asset's metadata."""
-    texts = [entry.metadata[name].value for entry in _materializations(result, asset)]
-    return [
-        line.removeprefix("- ") for text in texts for line in str(text).splitlines() if line.startswith("- ")
-    ]
-
-
-def _materializations(result: dg.ExecuteInProcessResult, asset: dg.AssetKey) -> list[dg.AssetMaterialization]:
-    return [
-        event.materialization
-        for event in result.get_asset_materialization_events()
-        if event.asset_key == asset
-    ]
+    text = str(result.materialized[asset].metadata[name].value)
+    return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
 
 
 def _instance(settings: Settings) -> dg.DagsterInstance:

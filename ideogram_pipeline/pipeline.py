@@ -14,6 +14,9 @@ import dagster as dg
 
 from ideogram_pipeline.settings import Settings
 
+_DAGSTERS = ("context", "config")
+"""Parameters that are no resources."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -54,7 +57,7 @@ class Pipeline:
         if not self.prefix:
             return function
         signature = inspect.signature(function)
-        own = {name: self.name(name) for name in signature.parameters if name != "context"}
+        own = {name: self.name(name) for name in signature.parameters if name not in _DAGSTERS}
         asked = {name: parameter for parameter, name in own.items()}
 
         @wraps(function)

@@ -9,6 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.generation.choice import Choice
+from ideogram_pipeline.generation.files import left_without_picture
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch
 from ideogram_pipeline.settings import Settings
@@ -33,6 +35,7 @@ class BatchPlanSummary(BaseModel):
     settled: int = Field(description="Rows that were refused or failed for good.")
     unknown: int = Field(description="Rows whose submit was never answered.")
     rejected: int = Field(description="Rows that can't be sent.")
+    left_out: int = Field(description="Rows that this run was asked to leave out.")
     estimated_usd: float = Field(description="List price of the new and stale rows, in dollars.")
     estimated_usd_max: float = Field(
         description="The same with the re-attached and unknown rows, which may be paid already."
@@ -52,6 +55,7 @@ class BatchPlanSummary(BaseModel):
             settled=plan.count("settled"),
             unknown=plan.count("unknown"),
             rejected=plan.count("rejected"),
+            left_out=plan.count("left out"),
             estimated_usd=plan.cost_usd,
             estimated_usd_max=plan.cost_usd_max,
             unpriced=plan.unpriced,
@@ -66,7 +70,9 @@ class RowSummary(BaseModel):
     batch: str = Field(description="The partition.")
     row_number: int = Field(description="Where the row stands in the table.")
     prompt_id: str = Field(description="The row of the prompts table.")
-    decision: str = Field(description="new, stale, reused, re-attached, settled, unknown or rejected.")
+    decision: str = Field(
+        description="new, stale, reused, re-attached, settled, unknown, rejected or left out."
+    )
     reason: str = Field(description="Why; for a rejected row with the column at fault.")
     price_usd: float | None = Field(description="List price of the request, in dollars.")
 
@@ -141,8 +147,10 @@ def _advice(plans: Sequence[Plan]) -> tuple[AdviceSummary, ...]:
     return tuple(AdviceSummary(text=text, rows=len(ids), example=ids[0]) for text, ids in commonest)
 
 
-def preview(settings: Settings, batches: Sequence[str]) -> list[Plan]:
-    """Return the plan of each batch (all of them if none is named). Nothing is sent or written.
+def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = None) -> list[Plan]:
+    """Return the plan of each batch (all of them if none is named) for a run of this `choice`.
+
+    Nothing is sent or written.
 
     Raises:
         PipelineError: a table can't be used, or a named batch is not in it.
@@ -164,6 +172,8 @@ def preview(settings: Settings, batches: Sequence[str]) -> list[Plan]:
             [rejection for rejection in table.rejections if rejection.batch == batch],
             references,
             Ledger(store, batch).entries,
+            choice=choice,
+            left_without=left_without_picture(store, batch),
         )
         for batch in batches or table.batches
     ]

@@ -169,14 +169,25 @@ class BudgetResource(dg.ConfigurableResource[Any]):
         default=False, description="Send requests whose price is not known; they are refused otherwise."
     )
 
-    def open(self, store: Store, run_id: str) -> Budget:
-        """Open the budget of a run; runs with the same id share the line of one run."""
+    def open(self, store: Store, run_id: str, max_spend_usd: float | None = None) -> Budget:
+        """Open the budget of a run; runs with the same id share the line of one run.
+
+        That line is the lower one of `per_run_usd` and `max_spend_usd`.
+
+        Raises:
+            ConfigurationError: `max_spend_usd` leaves nothing to spend.
+        """
         from ideogram_pipeline.generation.budget import Budget
 
+        if max_spend_usd is not None and max_spend_usd <= 0:
+            raise ConfigurationError(
+                f"max_spend_usd is {max_spend_usd:g}: nothing could be paid for. Give more than 0, or leave it out."
+            )
+        lines = [line for line in (self.per_run_usd, max_spend_usd) if line is not None]
         return Budget(
             store,
             run_id=run_id,
-            per_run_usd=_exactly(self.per_run_usd),
+            per_run_usd=_exactly(min(lines, default=None)),
             per_day_usd=_exactly(self.per_day_usd),
             allow_unknown=self.allow_unknown_prices,
         )
@@ -196,6 +207,12 @@ class LimitsResource(dg.ConfigurableResource[Any]):
         ge=0,
         le=1,
         description="A check warns where the model refused a larger share of the rows.",
+    )
+    max_failed_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="A run fails, once all is recorded, where a larger share of its rows ended without a picture.",
     )
 
 
@@ -289,6 +306,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "limits": LimitsResource(
             max_rejected_fraction=settings.max_rejected_fraction,
             max_refused_fraction=settings.max_refused_fraction,
+            max_failed_fraction=settings.max_failed_fraction,
         ),
         "progress": LogProgress(),
     }

@@ -56,6 +56,13 @@ class Settings(BaseSettings):
         gt=0,
         description="Dollars that all runs on the store may spend in one UTC day, likewise.",
     )
+    max_failed_fraction: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="A run fails, once everything is stored, where more than this share of its batch's rows ended "
+        "without a picture; 0: where any row did, 1: never.",
+    )
     allow_unknown_prices: bool = Field(
         default=False, description="Send requests whose price is not known; they are refused otherwise."
     )

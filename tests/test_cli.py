@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from ideogram_pipeline.cli import app
@@ -83,6 +84,15 @@ def test_every_command_stands_in_the_readme():
         assert f"`ideogram-pipeline {command.callback.__name__}" in readme
 
 
+def test_every_option_stands_in_the_readme():
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `ideogram-")]
+    for name, command in typer.main.get_command(app).commands.items():
+        (row,) = [row for row in rows if row.startswith(f"| `ideogram-pipeline {name}")]
+        options = [option for parameter in command.params for option in parameter.opts if option != "--help"]
+        assert [option for option in options if option not in row] == [], name
+        assert all(parameter.help for parameter in command.params)
+
+
 def test_a_run_makes_every_picture_and_a_second_one_pays_for_nothing(project):
     code, out, _err = project("run", "--json")
     first = json.loads(out.splitlines()[-1])
@@ -136,6 +146,8 @@ def test_only_the_batches_named_are_run(project):
         (["run"], {"IDEOGRAM_PROMPTS": "missing.csv"}, "missing.csv"),
         (["run", "--batch", "nope"], {}, "nope"),
         (["plan", "--batch", "nope"], {}, "nope"),
+        (["run", "--max-spend", "0"], {}, "--max-spend"),
+        (["run"], {"IDEOGRAM_MAX_FAILED_FRACTION": "2"}, "IDEOGRAM_MAX_FAILED_FRACTION"),
         (["run"], {"FAL_QUEUE_URL": "https://queue.fal.run"}, "FAL_QUEUE_URL"),
     ],
 )
@@ -160,6 +172,41 @@ def test_a_plan_tells_the_price_and_writes_nothing(project):
     assert not project.store.exists()
     project("run")
     assert json.loads(project("plan", "--json")[1])["batches"][0]["reused"] == 3
+
+
+def test_a_new_take_is_priced_by_the_plan_and_paid_by_the_run_that_asks_for_it(project):
+    project("run")
+    plan = json.loads(project("plan", "--regenerate", "--limit", "2", "--json")[1])
+    assert (plan["new"], plan["estimated_usd"]) == (2, pytest.approx(0.12))
+    assert project.submits() == 3
+    code, out, _err = project("run", "--regenerate", "--limit", "2", "--json")
+    summary = json.loads(out.splitlines()[-1])
+    assert (code, summary["generated"], summary["reused"]) == (0, 2, 1)
+    assert summary["spent_usd"] == pytest.approx(0.12)
+    assert project.submits() == 5
+    assert project("run")[0] == 0
+    assert project.submits() == 5
+    metadata = pd.read_parquet(project.store / "catalog")
+    assert sorted(metadata[metadata["current"]]["take"]) == [0, 1, 1]
+
+
+def test_a_run_spends_no_more_than_it_was_told_and_publishes_all_the_same(project):
+    code, out, err = project("run", "--max-spend", "0.10", "--json")
+    summary = json.loads(out.splitlines()[-1])
+    assert (code, summary["generated"], summary["not_reached"]) == (3, 1, 2)
+    assert "Traceback" not in err
+    assert (project.store / "gallery" / "index.html").is_file()
+    code, out, _err = project("run", "--only-failed", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["generated"]) == (0, 2)
+    assert project.submits() == 3
+
+
+def test_a_batch_that_fails_does_not_keep_the_next_from_being_run(project):
+    rows = [{"prompt_id": name, "prompt": "x", "batch": name, "num_images": "1"} for name in "ab"]
+    project.write([rows[0] | {"num_images": "9"}, rows[1]])
+    code, out, _err = project("run", "--json")
+    summary = json.loads(out.splitlines()[-1])
+    assert (code, summary["rejected"], summary["generated"]) == (3, 1, 1)
 
 
 def test_an_interrupted_run_exits_with_130_and_the_next_one_pays_nothing_twice(project):

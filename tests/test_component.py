@@ -61,7 +61,7 @@ def test_two_pipelines_share_a_code_location_and_no_name(definitions):
         for job in ("refresh_tables", "generate_batch", "publish"):
             selected = definitions.resolve_job_def(f"{pipeline}_{job}").asset_layer.selected_asset_keys
             assert {key.path[0] for key in selected} == {pipeline}
-        for resource in ("store", "tables", "fal", "budget", "limits", "progress"):
+        for resource in ("store", "tables", "fal", "budget", "limits", "progress", "frames"):
             assert f"{pipeline}_{resource}" in definitions.resources
 
 
@@ -103,7 +103,8 @@ def test_defaults_fill_only_what_a_table_leaves_empty(definitions, example):
 def test_a_component_without_a_prefix_has_the_plain_names():
     definitions = build()
     assert dg.AssetKey("generated_images") in definitions.resolve_all_asset_keys()
-    assert set(definitions.resources) == {"store", "tables", "fal", "budget", "limits", "progress"}
+    names = {"store", "tables", "fal", "budget", "limits", "progress", "frames"}
+    assert set(definitions.resources) == names
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Changes with the catalog's columns."""
 FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=1), fail_window=timedelta(days=7))
 """People who query the catalog may count on yesterday's pictures; after a week something stands still."""
@@ -27,6 +27,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         code_version=CODE_VERSION,
         metadata=described(pipeline, catalog.CatalogRow, catalog_sources(), catalog.FOLDER),
         deps=[pipeline.key("generated_images")],
+        io_manager_key=pipeline.name("frames"),
         retry_policy=CRASHES,
         freshness_policy=FRESHNESS,
     )

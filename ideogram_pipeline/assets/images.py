@@ -3,6 +3,7 @@
 import hashlib
 
 import dagster as dg
+from pydantic import Field
 
 from ideogram_pipeline import __version__
 from ideogram_pipeline.assets import metadata
@@ -14,8 +15,17 @@ from ideogram_pipeline.resources import BudgetResource, FalResource, Progress, S
 
 RUN_TAG = "ideogram_pipeline/run"
 """Names the command that several Dagster runs belong to, so that they share one budget."""
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Changes with the columns of the pictures' rows or the way pictures are made."""
+
+
+class ImagesConfig(dg.Config):
+    """What this run may do."""
+
+    max_spend_usd: float | None = Field(
+        default=None,
+        description="Dollars that this run, with its retries, may spend, if that is less than IDEOGRAM_BUDGET_USD.",
+    )
 
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
@@ -35,11 +45,14 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         deps=[pipeline.key("generation_requests")],
         retry_policy=CRASHES,
         pool=pool,
+        io_manager_key=pipeline.name("frames"),
     )
     @pipeline.with_own_resources
     @retried_after_crashes
     def generated_images(
         context: dg.AssetExecutionContext,
+        *,
+        config: ImagesConfig,
         store: StoreResource,
         fal: FalResource,
         budget: BudgetResource,
@@ -55,12 +68,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
         opened = store.open()
         batch = context.partition_key
-        plan = files.read_plan(opened, batch)
+        run_id = context.run.run_id
+        root_run_id = context.run.root_run_id or run_id
+        plan = files.read_plan(opened, batch, root_run_id=root_run_id)
         ledger = Ledger(opened, batch)
-        requests = [request for row in plan.rows if (request := row.request)]
+        requests = [request for row in plan.rows if row.decision != "left out" and (request := row.request)]
         context.log.info(_ceiling(context.instance, pool, fal.max_in_flight))
         progress.begin(batch, sum(request.num_images for request in requests))
-        run_id = context.run.run_id
         facts = RunFacts(run_id=run_id, backend=fal.backend, code_version=__version__)
 
         with fal.connect(opened) as make_client:
@@ -76,7 +90,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         max_wait_s=fal.max_wait_s,
                         inline_bytes=fal.inline_references,
                         thumbnails=store.thumbnails,
-                        budget=budget.open(opened, spending_run(context.run)),
+                        budget=budget.open(opened, spending_run(context.run), config.max_spend_usd),
                         observer=progress,
                     )
                     async with interruption.before_leaving(engine.cancel_queued):
@@ -88,6 +102,11 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             outcome.request.fingerprint for outcome in outcomes if isinstance(outcome, NotReached | Unknown)
         )
         outcomes = [caught_up(outcome, ledger.entries) for outcome in outcomes]
+        outcomes += [
+            NotReached(request, ledger.entries.get(request.fingerprint), row.reason, "left_out")
+            for row in plan.rows
+            if row.decision == "left out" and (request := row.request)
+        ]
         pictures = image_rows(plan, ledger.entries)
         rows = outcome_rows(plan, outcomes)
         written = files.write_results(opened, batch, pictures, rows)

@@ -79,6 +79,7 @@ def of_plan(plan: Plan) -> dict[str, Value]:
         "settled": plan.count("settled"),
         "unknown": plan.count("unknown"),
         "rejected": len(rejected),
+        "left_out": plan.count("left out"),
         "images": sum(row.images for row in plan.rows),
         "estimated_usd": plan.cost_usd,
         "estimated_usd_max": plan.cost_usd_max,

@@ -3,6 +3,7 @@
 import hashlib
 
 import dagster as dg
+from pydantic import Field
 
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described, request_sources
@@ -10,8 +11,28 @@ from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Changes with the plan's columns or the rules by which a row becomes a request."""
+
+
+class RequestsConfig(dg.Config):
+    """What is asked for in this run. Without any of it: whatever the prompts table asks for and isn't there yet."""
+
+    regenerate: bool = Field(
+        default=False,
+        description="Ask for a new take of every row: the same again with another seed, which is paid for. A row whose "
+        "last request has not ended is first brought to its end. A retry of the run asks for no further take.",
+    )
+    only_failed: bool = Field(
+        default=False,
+        description="Work only the rows that an earlier run left without a picture. With `regenerate`, rows that were "
+        "refused or failed for good are asked for again; without, they stay as they are.",
+    )
+    limit: int | None = Field(
+        default=None,
+        description="Pay for at most so many rows, the first in the order of the table. A retry of the run pays for "
+        "the same ones.",
+    )
 
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
@@ -32,20 +53,29 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     @pipeline.with_own_resources
     @retried_after_crashes
     def generation_requests(
-        context: dg.AssetExecutionContext, store: StoreResource
+        context: dg.AssetExecutionContext, config: RequestsConfig, store: StoreResource
     ) -> dg.MaterializeResult[None]:
         """A request for every row of the batch: joined, checked, fingerprinted, priced; or why it can't be sent."""
         from ideogram_pipeline.generation import files
+        from ideogram_pipeline.generation.choice import Choice, Decisions
         from ideogram_pipeline.generation.ledger import Ledger
         from ideogram_pipeline.generation.planner import plan_batch
 
         opened = store.open()
         batch = context.partition_key
         rows, rejections = files.read_prompts(opened, batch)
+        root_run_id = context.run.root_run_id or context.run.run_id
         plan = plan_batch(
-            batch, rows, rejections, files.read_references(opened), Ledger(opened, batch).entries
+            batch,
+            rows,
+            rejections,
+            files.read_references(opened),
+            Ledger(opened, batch).entries,
+            choice=Choice(config.regenerate, config.only_failed, config.limit),
+            left_without=files.left_without_picture(opened, batch),
+            decisions=Decisions(opened, batch, root_run_id),
         )
-        files.write_plan(opened, plan)
+        files.write_plan(opened, plan, root_run_id=root_run_id)
         return dg.MaterializeResult(
             metadata={
                 **metadata.of_plan(plan),

@@ -58,7 +58,8 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         from ideogram_pipeline.generation import files
 
         opened = store.open()
-        plan = files.read_plan(opened, context.partition_key)
+        root_run_id = context.run.root_run_id or context.run.run_id
+        plan = files.read_plan(opened, context.partition_key, root_run_id=root_run_id)
         lines = budget.open(opened, spending_run(context.run))
         left_usd = run_in_thread(lambda _: lines.look(), is_terminated=lambda: False)
         yield fits(plan, left_usd, allow_unknown=budget.allow_unknown_prices).of(asset)

@@ -1,11 +1,12 @@
 """On the pictures of a batch: are they there, whole, as asked for, each a picture of its own and paid for once?"""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from ideogram_pipeline.assets.retries import RUN_RETRIES_TAG
 from ideogram_pipeline.checks.findings import Verdict, digests, sampled
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import LimitsResource, StoreResource
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from ideogram_pipeline.ideogram.sizes import Size
     from ideogram_pipeline.storage import Store
 
+REASONS = 5
+"""Rows whose reason a failed run names."""
+
 CHECKS = {
+    "batch_is_whole": "Every row that was asked of the run has its pictures. Up to IDEOGRAM_MAX_FAILED_FRACTION of the "
+    "rows this warns; beyond it the run fails, after all that could be made is stored and recorded. Running the batch "
+    "again pays only for what is missing.",
     "no_unanswered_submits": "No row is `unknown`: every submit was answered, so that what the batch cost is known. "
     "`ideogram-pipeline reconcile` looks for the others at fal.",
     "pictures_in_the_store": "Every generated row has its files, with the size and bytes they had when they came. Run "
@@ -40,7 +47,13 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     @dg.multi_asset_check(
         name=pipeline.name("checks_on_pictures"),
         specs=[
-            dg.AssetCheckSpec(name, asset=asset, description=meaning, partitions_def=pipeline.batches)
+            dg.AssetCheckSpec(
+                name,
+                asset=asset,
+                description=meaning,
+                blocking=name == "batch_is_whole",
+                partitions_def=pipeline.batches,
+            )
             for name, meaning in CHECKS.items()
         ],
     )
@@ -60,8 +73,30 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         yield duplicates(pictures).of(asset)
         yield paid_once(rows, Ledger(opened, batch).entries).of(asset)
         yield refusals(rows, limits.max_refused_fraction).of(asset)
+        whole_enough = whole(rows, limits.max_failed_fraction)
+        if whole_enough.severity is dg.AssetCheckSeverity.ERROR:
+            context.instance.add_run_tags(context.run.run_id, {RUN_RETRIES_TAG: "false"})
+        yield whole_enough.of(asset)
 
     return checks_on_pictures
+
+
+def whole(rows: "Sequence[OutcomeRow]", allowed: float) -> Verdict:
+    """Count the rows that the run was to bring and that ended without a picture; rejected rows are among them."""
+    due = [row for row in rows if row.due]
+    missing = [row for row in due if row.state != "generated"]
+    states = Counter(row.state for row in missing)
+    counted = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())
+    first = "; ".join(f"{row.prompt_id}: {row.reason}" for row in missing[:REASONS])
+    return Verdict(
+        "batch_is_whole",
+        [(row.prompt_id, f"{row.state}: {row.reason}") for row in missing],
+        f"{len(missing)} of {len(due)} rows ended without a picture ({counted}); IDEOGRAM_MAX_FAILED_FRACTION is "
+        f"{allowed:g}. The others are stored and recorded, and running the batch again pays only for what is missing. "
+        f"{first}",
+        dg.AssetCheckSeverity.ERROR if len(missing) > allowed * len(due) else dg.AssetCheckSeverity.WARN,
+        {"due": len(due), "missing": len(missing)},
+    )
 
 
 def unanswered(rows: "Sequence[OutcomeRow]") -> Verdict:

@@ -292,7 +292,8 @@ class Budget:
             self._run_id,
             limit,
             name="The budget of this run",
-            advice="Raise IDEOGRAM_BUDGET_USD, or run again: what is there is not paid for again.",
+            advice="Raise IDEOGRAM_BUDGET_USD or the run's max_spend_usd, whichever is lower, or run again: what is "
+            "there is not paid for again.",
         )
 
     def _line_of_today(self, limit: Decimal) -> _Line:

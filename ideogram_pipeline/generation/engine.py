@@ -37,6 +37,7 @@ from ideogram_pipeline.generation.outcomes import (
     Refused,
     Reused,
     Unknown,
+    left_to_another_run,
 )
 from ideogram_pipeline.generation.polling import Polling, known_work
 from ideogram_pipeline.generation.reconcile import search
@@ -227,7 +228,7 @@ class Engine:
         owner = entry.last.reserved.owner
         if await is_alive(self._store, owner):
             reason = f"run {owner} is submitting it now; run again to see how it ended"
-            return NotReached(request, entry, reason)
+            return left_to_another_run(request, entry, reason)
         return Unknown(request, entry, _UNANSWERED)
 
     async def _let_pass(self, request: GenerationRequest) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ideogram_pipeline.generation.planner import Plan, PlannedRow, References
+from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, PlannedRow, References
 from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.prompts import PromptsTable
@@ -60,14 +60,26 @@ def plan_path(batch: str) -> str:
     return f"plans/batch={batch}/plan.parquet"
 
 
-def write_plan(store: Store, plan: Plan) -> None:
-    """Keep a batch's plan."""
-    parquet.write(store, plan_path(plan.batch), PlannedRow, plan.rows)
+def run_plan_path(batch: str, root_run_id: str) -> str:
+    """Return where the plan lies that a run and its retries made for themselves."""
+    return f"run_plans/batch={batch}/{root_run_id}.parquet"
 
 
-def read_plan(store: Store, batch: str) -> Plan:
-    """Return a batch's plan."""
-    return Plan(batch, tuple(parquet.read(store, plan_path(batch), PlannedRow)))
+def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> None:
+    """Keep a batch's plan; with the id of a run's first attempt also as what that run was asked for."""
+    content = parquet.write(store, plan_path(plan.batch), PlannedRow, plan.rows)
+    if root_run_id:
+        store.put(run_plan_path(plan.batch, root_run_id), content)
+
+
+def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Plan:
+    """Return a batch's newest plan; with the id of a run's first attempt that run's own, if it has made one.
+
+    Two runs may be asked for different things in one batch, and the newest plan may be the other one's.
+    """
+    own = run_plan_path(batch, root_run_id) if root_run_id else None
+    path = own if own and store.exists(own) else plan_path(batch)
+    return Plan(batch, tuple(parquet.read(store, path, PlannedRow)))
 
 
 def metadata_path(batch: str) -> str:
@@ -100,3 +112,14 @@ def read_images(store: Store, batch: str) -> list[ImageRow]:
 def read_outcomes(store: Store, batch: str) -> list[OutcomeRow]:
     """Return how a batch's prompt rows ended."""
     return list(parquet.read(store, outcomes_path(batch), OutcomeRow))
+
+
+def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
+    """Return the rows that the last run should have made and did not: what each asked for, by prompt id."""
+    if not store.exists(outcomes_path(batch)):
+        return {}
+    return {
+        row.prompt_id: row.fingerprint
+        for row in read_outcomes(store, batch)
+        if row.state != "generated" and row.reason != ONLY_FAILED
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +78,8 @@ class NotReached:
     """What the ledger holds of it, if anything."""
     reason: str
     """Why the run stopped."""
+    because: Literal["stopped", "left_out", "elsewhere"] = "stopped"
+    """The run stopped before it, a person left it out of the run, or another run is working on it."""
 
 
 Outcome = Generated | Reused | Refused | Failed | Unknown | NotReached
@@ -86,12 +88,28 @@ Outcome = Generated | Reused | Refused | Failed | Unknown | NotReached
 class LeftOpen(Exception):
     """A row ends for this run in a way that its ledger entry does not settle."""
 
-    def __init__(self, kind: type[Failed | Unknown | NotReached], reason: str) -> None:
+    def __init__(self, kind: Callable[[GenerationRequest, Entry, str], Outcome], reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
-        """The outcome."""
+        """Makes the outcome."""
         self.reason = reason
         """Its reason."""
+
+
+def left_to_another_run(request: GenerationRequest, entry: Entry | None, reason: str) -> NotReached:
+    """Return the outcome of a row that another run is working on."""
+    return NotReached(request, entry, reason, "elsewhere")
+
+
+def is_missing(outcome: Outcome) -> bool:
+    """Say whether a row should have its pictures and has none: nobody left it out, and no other run is making them."""
+    match outcome:
+        case Generated() | Reused():
+            return False
+        case NotReached():
+            return outcome.because == "stopped"
+        case _:
+            return True
 
 
 def caught_up(outcome: Outcome, entries: Mapping[str, Entry]) -> Outcome:

@@ -1,6 +1,7 @@
 """From rows to requests: joined with their references, checked, fingerprinted and priced; and what a batch would cost.
 
-Planning is pure: the same rows, references and ledger give the same plan, and nothing is sent or written.
+The same rows, references and ledger give the same plan, and nothing is sent. All that may be written is what a person
+asked of this run, so that its retries ask for the same.
 """
 
 from __future__ import annotations
@@ -9,12 +10,20 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice, takewhile
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.ledger import Entry
-from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, derived_seed, fingerprint
+from ideogram_pipeline.generation.requests import (
+    GenerationRequest,
+    PictureUse,
+    derived_seed,
+    fingerprint,
+    take_seed,
+)
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, Endpoint, IdeogramInput, wire
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.ideogram.rules import PictureFacts, Pictures, Violation, check
@@ -36,15 +45,18 @@ _UPPER_CASE = ("rendering_speed", "style", "style_preset")
 _SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 _COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})(?::\s*([0-9.]+))?")
 
-Decision = Literal["new", "stale", "reused", "re-attached", "settled", "unknown", "rejected"]
+Decision = Literal["new", "stale", "reused", "re-attached", "settled", "unknown", "rejected", "left out"]
 """What a run will do with a row, in this order: pay for it, pay for it again because it asks for something else than
 before, take it from the store, fetch what is already paid for, leave a refusal or failure as it is, look for its lost
-answer, or nothing because it can't be sent."""
+answer, nothing because it can't be sent, or nothing because a person left it out of this run."""
 
 TO_PAY: Collection[Decision] = ("new", "stale")
 """Rows that a run pays for."""
 PERHAPS_PAID: Collection[Decision] = ("re-attached", "unknown")
 """Rows that an earlier run submitted, or may have: their cost is not known, and they are not paid for again."""
+
+ONLY_FAILED = "left out: only_failed"
+"""Why a row that no run was asked for yet is left out of a run that is only for failed ones."""
 
 
 class PlannedRow(BaseModel):
@@ -54,7 +66,9 @@ class PlannedRow(BaseModel):
 
     prompt_id: str = Field(description="The row of the prompts table.")
     row_number: int = Field(description="Where the row stands in the table.")
-    decision: str = Field(description="new, stale, reused, re-attached, settled, unknown or rejected.")
+    decision: str = Field(
+        description="new, stale, reused, re-attached, settled, unknown, rejected or left out."
+    )
     reason: str = Field(description="Why, in one line.")
     column: str = Field(default="", description="The column at fault, for a rejected row.")
     endpoint: str | None = Field(default=None, description="Short name of the endpoint.")
@@ -124,10 +138,26 @@ def plan_batch(
     rejections: Iterable[Rejection],
     references: References,
     entries: Mapping[str, Entry],
+    *,
+    choice: Choice | None = None,
+    left_without: Mapping[str, str | None] | None = None,
+    decisions: Decisions | None = None,
 ) -> Plan:
-    """Return what a run of a batch will do, given what the ledger knows of its fingerprints."""
+    """Return what a run of a batch will do, given what the ledger knows of its fingerprints.
+
+    A `choice` of only failed rows needs the rows that the last run `left_without` a picture, by prompt id, with the
+    fingerprint of what they asked for. Without `decisions` nothing is written, and every call decides for itself.
+    """
+    drafts: list[_Draft] = []
+    planned: list[PlannedRow] = []
+    for row in sorted(rows, key=lambda row: row.row_number):
+        try:
+            drafts.append(_Draft(row, plan_row(row, references), entries))
+        except RowProblem as problem:
+            planned.append(_rejected(row, problem))
+    chosen = _Chosen(drafts, choice or Choice(), left_without or {}, decisions)
     earlier = _newest_requests(entries)
-    planned = [_planned(row, references, entries, earlier) for row in rows]
+    planned += [_planned(draft, chosen, entries, earlier) for draft in drafts]
     planned += [
         PlannedRow(
             prompt_id=rejection.row_id,
@@ -141,6 +171,84 @@ def plan_batch(
     return Plan(batch, tuple(sorted(planned, key=lambda row: row.row_number)))
 
 
+class _Draft:
+    """A row that can be sent, before it is known what this run asks of it."""
+
+    def __init__(self, row: PromptRow, first: GenerationRequest, entries: Mapping[str, Entry]) -> None:
+        self.row = row
+        self.first = first
+        """Its take 0."""
+        known = takewhile(lambda request: request.fingerprint in entries, first.takes())
+        self.current = [first, *known][-1]
+        """Its newest take that the ledger knows; take 0 if it knows none."""
+        entry = entries.get(self.current.fingerprint)
+        self.state = entry.state if entry else None
+        """What the ledger says of the current take."""
+
+    @property
+    def is_to_pay(self) -> bool:
+        """Whether the current take will be submitted."""
+        return self.state in (None, "new", "retryable")
+
+    def take(self, number: int) -> GenerationRequest:
+        """Return one of the row's takes."""
+        return next(islice(self.first.takes(), number, None))
+
+    def was_left_without(self, left_without: Mapping[str, str | None]) -> bool:
+        """Say whether an earlier run should have brought a picture and did not."""
+        if self.state is None:
+            return self.row.prompt_id in left_without
+        if self.state == "generated":  # unless that run was asked for a further take, and did not get there
+            asked = left_without.get(self.row.prompt_id)
+            return asked is not None and asked == self.take(self.current.take + 1).fingerprint
+        return True
+
+
+class _Chosen:
+    """What a person's choice means for each row."""
+
+    def __init__(
+        self,
+        drafts: Sequence[_Draft],
+        choice: Choice,
+        left_without: Mapping[str, str | None],
+        decisions: Decisions | None,
+    ) -> None:
+        self._choice = choice
+        self._left_without = left_without
+        worked = [draft for draft in drafts if not self._leaves_out(draft)]
+        self._takes: Mapping[str, int] = {}
+        if choice.regenerate:
+            ended = [draft for draft in worked if draft.state in ("generated", "refused", "failed")]
+            takes = {draft.first.fingerprint: draft.current.take + 1 for draft in ended}
+            self._takes = decisions.takes(takes) if decisions else takes
+        self._let_through: Collection[str] | None = None
+        if choice.limit is not None:
+            wanted = [(draft, self._asked(draft)) for draft in worked]
+            to_pay = [
+                request.fingerprint
+                for draft, request in wanted
+                if draft.is_to_pay or request is not draft.current
+            ][: choice.limit]
+            self._let_through = set(decisions.limited(choice.limit, to_pay) if decisions else to_pay)
+
+    def request(self, draft: _Draft) -> tuple[GenerationRequest, str]:
+        """Return what is asked for a row, and why the row is left out if it is."""
+        if self._leaves_out(draft):
+            return draft.current, ONLY_FAILED if draft.is_to_pay else ""
+        asked = self._asked(draft)
+        if self._let_through is None or asked.fingerprint in self._let_through:
+            return asked, ""
+        return draft.current, f"left out: limit {self._choice.limit}" if draft.is_to_pay else ""
+
+    def _leaves_out(self, draft: _Draft) -> bool:
+        return self._choice.only_failed and not draft.was_left_without(self._left_without)
+
+    def _asked(self, draft: _Draft) -> GenerationRequest:
+        take = self._takes.get(draft.first.fingerprint, 0)
+        return draft.take(take) if take > draft.current.take else draft.current
+
+
 def _newest_requests(entries: Mapping[str, Entry]) -> dict[str, GenerationRequest]:
     """Return what each prompt id asked for before: its newest request with pictures, else its newest."""
     ordered = sorted(
@@ -149,29 +257,31 @@ def _newest_requests(entries: Mapping[str, Entry]) -> dict[str, GenerationReques
     return {(request := entry.last.reserved.request).prompt_id: request for entry in ordered}
 
 
-def _planned(
-    row: PromptRow,
-    references: References,
-    entries: Mapping[str, Entry],
-    earlier: Mapping[str, GenerationRequest],
-) -> PlannedRow:
-    try:
-        request = plan_row(row, references)
-    except RowProblem as problem:
-        return PlannedRow(
-            prompt_id=row.prompt_id,
-            row_number=row.row_number,
-            decision="rejected",
-            reason=problem.reason,
-            column=problem.column,
-            endpoint=row.endpoint,
-        )
-    decision, reason = _decide(request, entries.get(request.fingerprint), earlier.get(request.prompt_id))
+def _rejected(row: PromptRow, problem: RowProblem) -> PlannedRow:
     return PlannedRow(
         prompt_id=row.prompt_id,
         row_number=row.row_number,
-        decision=decision,
-        reason=reason,
+        decision="rejected",
+        reason=problem.reason,
+        column=problem.column,
+        endpoint=row.endpoint,
+    )
+
+
+def _planned(
+    draft: _Draft,
+    chosen: _Chosen,
+    entries: Mapping[str, Entry],
+    earlier: Mapping[str, GenerationRequest],
+) -> PlannedRow:
+    request, left_out = chosen.request(draft)
+    entry = entries.get(request.fingerprint)
+    decision, reason = _decide(request, entry, earlier.get(request.prompt_id))
+    return PlannedRow(
+        prompt_id=request.prompt_id,
+        row_number=request.row_number,
+        decision="left out" if left_out else decision,
+        reason=left_out or reason,
         endpoint=request.endpoint,
         fingerprint=request.fingerprint,
         images=request.num_images,
@@ -184,7 +294,7 @@ def _decide(
     request: GenerationRequest, entry: Entry | None, earlier: GenerationRequest | None
 ) -> tuple[Decision, str]:
     if entry is None:
-        return ("stale", _changes(earlier, request)) if earlier else ("new", "it was never asked for")
+        return _never_asked(request, earlier)
     last = entry.last
     match entry.state:
         case "new" | "retryable":
@@ -204,6 +314,12 @@ def _decide(
             return "settled", f"it ended {state} and is not asked again: {why}"
 
 
+def _never_asked(request: GenerationRequest, earlier: GenerationRequest | None) -> tuple[Decision, str]:
+    if request.take:
+        return "new", f"a new take was asked for: take {request.take}"
+    return ("stale", _changes(earlier, request)) if earlier else ("new", "it was never asked for")
+
+
 def _changes(before: GenerationRequest, after: GenerationRequest) -> str:
     """Say what a row asks for that it didn't ask for before."""
     found: list[str] = []
@@ -214,7 +330,7 @@ def _changes(before: GenerationRequest, after: GenerationRequest) -> str:
         fields = {field: None for field in fields if all(field in known for known in both)}
     for field in fields:
         old, new = before.arguments.get(field), after.arguments.get(field)
-        if old == new:
+        if old == new or (field == "seed" and before.take and old == take_seed(after.seed, before.take)):
             continue
         if field in PICTURE_COLUMNS:
             found += _changed_pictures(field, before, after)

@@ -14,7 +14,15 @@ from pathlib import PurePosixPath
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ideogram_pipeline.generation.ledger import Attempt, Entry, StoredImage
-from ideogram_pipeline.generation.outcomes import Outcome, OutcomeState, reason_of, state_of
+from ideogram_pipeline.generation.outcomes import (
+    Generated,
+    Outcome,
+    OutcomeState,
+    Reused,
+    is_missing,
+    reason_of,
+    state_of,
+)
 from ideogram_pipeline.generation.planner import Plan, PlannedRow
 from ideogram_pipeline.generation.requests import GenerationRequest
 
@@ -30,7 +38,12 @@ class ImageRow(BaseModel):
     prompt_id: str = Field(description="Row of the prompts table.")
     batch: str = Field(description="Partition of the prompts table.")
     image_index: int = Field(description="Position among the request's pictures, from 0.")
-    current: bool = Field(description="False once the row was edited and asks for another picture.")
+    take: int = Field(
+        default=0, description="How often a person had asked for another picture of the same row, 0 at first."
+    )
+    current: bool = Field(
+        description="False once the row was edited and asks for another picture, or a newer take was made."
+    )
     endpoint: str = Field(description="Short name of the endpoint, such as `character`.")
     prompt: str | None = Field(description="As sent.")
     negative_prompt: str | None = Field(description="As sent.")
@@ -91,6 +104,10 @@ class OutcomeRow(BaseModel):
     prompt_id: str = Field(description="Row of the prompts table.")
     state: OutcomeState = Field(description="generated, rejected, refused, failed, unknown or not_reached.")
     reason: str = Field(description="Why, and what to do next; empty for generated rows.")
+    due: bool = Field(
+        default=True,
+        description="Whether this run was to bring its pictures: nobody left it out, and no other run is making them.",
+    )
     fingerprint: str | None = Field(description="Identity of the request; empty for rejected rows.")
     request_id: str | None = Field(description="fal's id of the newest request.")
     cost_usd: float | None = Field(description="US dollars over all attempts; empty if any is not known.")
@@ -107,10 +124,18 @@ class OutcomeRow(BaseModel):
 
 def image_rows(plan: Plan, entries: Mapping[str, Entry]) -> list[ImageRow]:
     """Return a row for every picture the ledger knows of a batch: those of the plan's rows first, in their order."""
-    order = {row.fingerprint: position for position, row in enumerate(plan.rows) if row.fingerprint}
-    extras = {row.fingerprint: row.request.extra for row in plan.rows if row.request}
+    current = [(_current(request, entries), request.extra) for row in plan.rows if (request := row.request)]
+    order = {fingerprint: position for position, (fingerprint, _) in enumerate(current)}
+    extras = dict(current)
     known = sorted(entries.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
     return [row for fingerprint, entry in known for row in _images(entry, extras.get(fingerprint))]
+
+
+def _current(request: GenerationRequest, entries: Mapping[str, Entry]) -> str:
+    """Return the fingerprint of a row's current take: the one before, if a new take was asked for and not reached."""
+    if request.replaces and request.fingerprint not in entries:
+        return request.replaces
+    return request.fingerprint
 
 
 def _images(entry: Entry, extra: str | None) -> Iterator[ImageRow]:
@@ -131,6 +156,7 @@ def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None
         prompt_id=request.prompt_id,
         batch=request.batch,
         image_index=image.index,
+        take=request.take,
         current=extra is not None,
         endpoint=request.endpoint,
         prompt=_text(sent.get("prompt")),
@@ -213,6 +239,7 @@ def _outcome(row: PlannedRow, outcome: Outcome) -> OutcomeRow:
         prompt_id=row.prompt_id,
         state=state_of(outcome),
         reason=reason_of(outcome),
+        due=isinstance(outcome, Generated | Reused) or is_missing(outcome),
         fingerprint=row.fingerprint,
         request_id=last.submitted.request_id if last and last.submitted else None,
         cost_usd=_float(entry.cost.usd),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -46,6 +46,8 @@ class GenerationRequest(BaseModel):
     )
     pictures: tuple[PictureUse, ...] = Field(default=(), description="The pictures the arguments refer to.")
     fingerprint: str = Field(description="The request's identity: see `fingerprint`.")
+    take: int = Field(default=0, description="How often a person asked for the same row again.")
+    replaces: str | None = Field(default=None, description="Fingerprint of the take before this one.")
     price_usd: Decimal | None = Field(
         description="List price of the whole request, or None if it isn't known."
     )
@@ -67,9 +69,25 @@ class GenerationRequest(BaseModel):
         """The seed asked for."""
         return int(str(self.arguments["seed"]))
 
+    def takes(self) -> Iterator[GenerationRequest]:
+        """Yield this request, which is the row's take 0, and then its takes 1, 2, 3 ... without end.
 
-def fingerprint(prompt_id: str, endpoint_id: str, arguments: Mapping[str, JsonValue]) -> str:
-    """Return the identity of a request: a hex SHA-256 of prompt id, endpoint and every argument.
+        A take asks for the same with another seed, also where the table pins one: the same seed would bring the same
+        picture.
+        """
+        assert self.take == 0
+        newest = self
+        while True:
+            yield newest
+            take = newest.take + 1
+            arguments = {**self.arguments, "seed": take_seed(self.seed, take)}
+            identity = fingerprint(self.prompt_id, self.endpoint_id, arguments, take)
+            changes = {"arguments": arguments, "take": take, "fingerprint": identity}
+            newest = self.model_copy(update={**changes, "replaces": newest.fingerprint})
+
+
+def fingerprint(prompt_id: str, endpoint_id: str, arguments: Mapping[str, JsonValue], take: int = 0) -> str:
+    """Return the identity of a request: a hex SHA-256 of prompt id, endpoint, every argument and, past 0, the take.
 
     Pictures stand in the arguments as digests of their bytes, so a changed picture is another request and a moved
     file is not. The batch and the table's other columns don't count.
@@ -79,6 +97,7 @@ def fingerprint(prompt_id: str, endpoint_id: str, arguments: Mapping[str, JsonVa
         "prompt_id": prompt_id,
         "endpoint": endpoint_id,
         "arguments": arguments,
+        **({"take": take} if take else {}),
     }
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -87,6 +106,15 @@ def fingerprint(prompt_id: str, endpoint_id: str, arguments: Mapping[str, JsonVa
 def derived_seed(prompt_id: str) -> int:
     """Return the seed of a row that names none: 31 bits that only its prompt id decides.
 
-    A row keeps its seed when its prompt is edited, so that takes can be compared.
+    A row keeps its seed when its prompt is edited, so that the pictures can be compared.
     """
-    return int.from_bytes(hashlib.sha256(f"seed:{prompt_id}".encode()).digest()[:4]) & 0x7FFFFFFF
+    return _seed(f"seed:{prompt_id}")
+
+
+def take_seed(seed: int, take: int) -> int:
+    """Return the seed of a later take (1, 2, ...) of a row whose own seed, pinned or derived, is `seed`: 31 bits."""
+    return _seed(f"seed:{seed}:take:{take}")
+
+
+def _seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF

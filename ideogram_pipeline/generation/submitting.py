@@ -21,7 +21,7 @@ from ideogram_pipeline.fal.errors import (
 from ideogram_pipeline.generation.books import Books
 from ideogram_pipeline.generation.budget import OverBudget, UnknownPrice
 from ideogram_pipeline.generation.ledger import AlreadyWritten
-from ideogram_pipeline.generation.outcomes import LeftOpen, NotReached, Unknown
+from ideogram_pipeline.generation.outcomes import LeftOpen, NotReached, Unknown, left_to_another_run
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.uploads import ReferenceUrls
 from ideogram_pipeline.generation.window import Window
@@ -87,7 +87,7 @@ class Submitter:
             raise LeftOpen(NotReached, str(refused)) from None
         except AlreadyWritten:
             reason = "another run is working on this row; run again to see how it ended"
-            raise LeftOpen(NotReached, reason) from None
+            raise LeftOpen(left_to_another_run, reason) from None
         sent_at = asyncio.get_running_loop().time()
         try:
             queued = await self._fal.submit(request.endpoint_id, arguments)

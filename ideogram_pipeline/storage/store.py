@@ -117,8 +117,11 @@ class Store:
 
         await _repeating(once)
 
-    def create(self, path: str, content: bytes) -> bool:
-        """Write an object only if nothing is there yet; return whether this call wrote it."""
+    def create(self, path: str, content: bytes, *, durable: bool = False) -> bool:
+        """Write an object only if nothing is there yet; return whether this call wrote it.
+
+        A durable one has survived a power cut when this returns True.
+        """
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
@@ -127,6 +130,8 @@ class Store:
                 obstore.put(self._backend, path, content, mode="create")
             except AlreadyExistsError:
                 return False
+            if durable and self.folder:
+                self._flush_local(self.folder / path, self.folder)
         return True
 
     async def create_async(self, path: str, content: bytes) -> bool:

@@ -149,7 +149,7 @@ def test_the_backend_fal_works_against_any_host_that_speaks_its_protocol(execute
             monkeypatch.setenv(f"FAL_{host}_URL", sandbox.url)
         for name in ("store", "prompts", "references"):
             monkeypatch.setenv(f"IDEOGRAM_{name.upper()}", getattr(project, name))
-        settings = Settings.from_environment()
+        settings = Settings.from_environment(max_failed_fraction=1)
         execute("refresh_tables", settings=settings)
         images = execute("generate_batch", "one", settings=settings)["generated_images"]
         assert value(images, "generated") == 2

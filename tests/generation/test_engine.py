@@ -16,7 +16,15 @@ from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.fetching import thumbnail_path
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger, Reserved
-from ideogram_pipeline.generation.outcomes import Failed, Generated, NotReached, Refused, Reused, Unknown
+from ideogram_pipeline.generation.outcomes import (
+    Failed,
+    Generated,
+    NotReached,
+    Refused,
+    Reused,
+    Unknown,
+    is_missing,
+)
 from ideogram_pipeline.generation.planner import References, plan_row
 from ideogram_pipeline.generation.reconcile import give_up, unanswered
 from ideogram_pipeline.generation.runs import beating
@@ -306,6 +314,7 @@ def test_a_row_that_a_live_run_is_submitting_is_left_to_it(store, sandbox, rows)
     (outcome,) = asyncio.run(reserve())
     assert isinstance(outcome, NotReached)
     assert "other" in outcome.reason
+    assert not is_missing(outcome)
     assert isinstance(Run(store, sandbox)([request])[0], Unknown)
     assert sandbox.stats().submits == 0
 
@@ -325,7 +334,9 @@ def test_the_brake_takes_back_what_fal_has_only_queued(store, sandbox, rows):
     assert sandbox.stats().accepted == 40
     assert ended[NotReached] >= 5
     assert ended[NotReached] + ended[Refused] == 40
-    assert {outcome.entry.last.settled.cost_usd for outcome in outcomes if isinstance(outcome, NotReached)} == {0}
+    assert {
+        outcome.entry.last.settled.cost_usd for outcome in outcomes if isinstance(outcome, NotReached)
+    } == {0}
 
 
 def test_one_good_picture_releases_the_brake(store, sandbox, rows):

@@ -1,6 +1,15 @@
 """Outcomes: what a row ended as, also when another run ended it."""
 
-from ideogram_pipeline.generation.outcomes import NotReached, Reused, Unknown, caught_up
+from ideogram_pipeline.generation.outcomes import (
+    Failed,
+    NotReached,
+    Refused,
+    Reused,
+    Unknown,
+    caught_up,
+    is_missing,
+    left_to_another_run,
+)
 
 
 def test_a_row_that_another_run_made_meanwhile_is_reused(work_batch):
@@ -12,3 +21,14 @@ def test_a_row_that_another_run_made_meanwhile_is_reused(work_batch):
     ):
         assert caught_up(left, entries) == Reused(generated.request, generated.entry)
         assert caught_up(left, {}) == left
+
+
+def test_a_row_is_missing_unless_it_has_its_picture_was_left_out_or_is_with_another_run(work_batch):
+    (made,) = work_batch([{"prompt_id": "a", "prompt": "a lighthouse"}]).outcomes
+    missing = {
+        is_missing(kind(made.request, made.entry, "why")) for kind in (Refused, Failed, Unknown, NotReached)
+    }
+    assert missing == {True}
+    assert not is_missing(made)
+    assert not is_missing(NotReached(made.request, None, "left out: limit 1", "left_out"))
+    assert not is_missing(left_to_another_run(made.request, made.entry, "run b is working on it"))

@@ -4,12 +4,14 @@ import asyncio
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.ledger import Entry, Ledger, Released, Reserved, Settled, Submitted
 from ideogram_pipeline.generation.planner import Plan, References, plan_batch, plan_row
 from ideogram_pipeline.generation.requests import GenerationRequest, fingerprint
@@ -553,3 +555,73 @@ def test_advice_does_not_stop_a_row():
     assert any("only the first" in advice for advice in planned(reference_id="face|other-face").advice)
     reframed = planned(endpoint="v3/reframe", image_id="face", image_size="square")
     assert "prompt: the endpoint has no prompt; it is not sent" in reframed.advice
+
+
+STATES = ("new", "reserved", "released", "submitted", "retryable", "generated", "refused", "failed")
+CHOICES = st.builds(
+    Choice,
+    regenerate=st.booleans(),
+    only_failed=st.booleans(),
+    limit=st.none() | st.integers(1, 4),
+)
+
+
+@pytest.fixture(scope="module")
+def in_every_state() -> tuple[list[PromptRow], dict[str, dict[str, Entry]]]:
+    """A row for each state, and what the ledger holds of it then."""
+    rows = [row(number, prompt_id=state) for number, state in enumerate(STATES, 2)]
+    entries = {}
+    for one in rows[1:]:
+        request = plan_row(one, REFERENCES)
+        entries[one.prompt_id] = {request.fingerprint: entry(one.prompt_id, request)}
+    return rows, entries
+
+
+@given(choice=CHOICES, states=st.sets(st.sampled_from(STATES)), left_without=st.sets(st.sampled_from(STATES)))
+def test_whatever_is_asked_for_every_row_has_a_decision_and_a_retry_decides_the_same(
+    in_every_state, choice, states, left_without
+):
+    rows, by_state = in_every_state
+    rows = [one for one in rows if one.prompt_id in states]
+    entries = {
+        fingerprint: known
+        for state in states & set(by_state)
+        for fingerprint, known in by_state[state].items()
+    }
+    decisions = Decisions(Store.open("memory://"), "default", "run-1")
+    left = dict.fromkeys(left_without)
+
+    def plan(known: dict[str, Entry]) -> Plan:
+        return plan_batch(
+            "default",
+            rows,
+            [],
+            REFERENCES,
+            known,
+            choice=choice,
+            left_without=left,
+            decisions=decisions,
+        )
+
+    made = plan(entries)
+    assert [found.prompt_id for found in made.rows] == [one.prompt_id for one in rows]
+    to_pay = [found for found in made.rows if found.decision == "new"]
+    assert choice.limit is None or len(to_pay) <= choice.limit
+    for found in made.rows:
+        request = found.request
+        assert request is not None
+        if request.take:
+            assert choice.regenerate
+            assert found.prompt_id in ("generated", "refused", "failed")
+            assert not (choice.only_failed and found.prompt_id == "generated")
+        if found.decision == "left out":
+            assert choice.only_failed or choice.limit
+    paid = {found.fingerprint: generated(found.request_json) for found in to_pay if found.request_json}
+    retried = plan(entries | paid)
+    assert [found for found in retried.rows if found.decision == "new"] == []
+    assert {found.fingerprint for found in to_pay} <= {found.fingerprint for found in retried.rows}
+
+
+@cache
+def generated(request_json: str) -> Entry:
+    return entry("generated", GenerationRequest.model_validate_json(request_json))

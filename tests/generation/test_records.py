@@ -14,6 +14,7 @@ file_name string
 prompt_id string
 batch string
 image_index int64
+take int64
 current bool
 endpoint string
 prompt string?

@@ -1,0 +1,1 @@
+"""A code location with the pipeline and assets downstream of it."""
