@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from datetime import timedelta
 
-from ideogram_pipeline.fal import FalClient
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation import catalog
-from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch
-from ideogram_pipeline.generation.reconcile import give_up, search, unanswered
-from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batches
 from ideogram_pipeline.resources import FalResource, StoreResource, build_resources
 from ideogram_pipeline.settings import Settings
-from ideogram_pipeline.storage import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """A submit that was never answered, and what became of it."""
-
-    batch: str
-    """The partition."""
-    prompt_id: str
-    """The row of the prompts table."""
-    reserved_at: datetime
-    """When it was about to be sent, UTC."""
-    price_usd: Decimal | None
-    """What it may have cost, and what a second submit would."""
-    found: str | None
-    """fal's id of the request, if it was found: the next run fetches it."""
-    given_up: bool
-    """Whether the next run submits it again, by choice."""
-    reason: str
-    """Why it wasn't found."""
 
 
 def reconcile(
@@ -57,42 +32,9 @@ def reconcile(
 
         async def look() -> list[Unanswered]:
             async with make_client() as client:
-                every = [
-                    await _reconcile(client, store, batch, resubmit_after)
-                    for batch in batches or _batches(store)
-                ]
-            return [one for batch in every for one in batch]
+                return await reconcile_batches(client, store, batches, resubmit_after=resubmit_after)
 
         return asyncio.run(look())
-
-
-async def _reconcile(
-    client: FalClient, store: Store, batch: str, resubmit_after: timedelta | None
-) -> list[Unanswered]:
-    ledger = Ledger(store, batch)
-    wanted = unanswered(ledger.entries)
-    searched = await search(client, ledger, wanted)
-    results = []
-    for fingerprint in wanted:
-        attempt = ledger.entries[fingerprint].last
-        given_up = False
-        if resubmit_after is not None and fingerprint in searched.missing:
-            is_old = attempt.reserved.reserved_at + resubmit_after <= datetime.now(UTC)
-            given_up = is_old and not await is_alive(store, attempt.reserved.owner)
-        if given_up:
-            await give_up(ledger, fingerprint)
-        results.append(
-            Unanswered(
-                batch=batch,
-                prompt_id=attempt.reserved.request.prompt_id,
-                reserved_at=attempt.reserved.reserved_at,
-                price_usd=attempt.reserved.request.price_usd,
-                found=attempt.submitted.request_id if attempt.submitted else None,
-                given_up=given_up,
-                reason=searched.missing.get(fingerprint, ""),
-            )
-        )
-    return results
 
 
 def rebuild(settings: Settings) -> list[Rebuilt]:
@@ -102,11 +44,7 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
         PipelineError: the store is at fault.
     """
     store = StoreResource(url=settings.store, backend=settings.backend).open()
-    rebuilt = [rebuild_batch(store, batch) for batch in _batches(store)]
+    rebuilt = [rebuild_batch(store, batch) for batch in batches_with_ledger(store)]
     catalog.refresh(store)
     write_gallery(store, thumbnails=settings.thumbnails)
     return rebuilt
-
-
-def _batches(store: Store) -> list[str]:
-    return [folder.removeprefix("batch=") for folder in store.folders("ledger")]
