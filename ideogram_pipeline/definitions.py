@@ -25,6 +25,7 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
     """
     pipeline = Pipeline.of(settings)
     resources = {**build_resources(settings), **(overrides or {})}
+    schedules = automation.schedules(pipeline, settings)
     assets = [asset for stage in STAGES for asset in stage.define(pipeline)]
     own_jobs = jobs.define(pipeline)
     return dg.Definitions(
@@ -32,7 +33,7 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
         asset_checks=checks.define(pipeline),
         jobs=own_jobs,
         sensors=automation.sensors(pipeline, settings, own_jobs),
-        schedules=automation.schedules(pipeline, settings),
+        schedules=schedules,
         resources={pipeline.name(name): resource for name, resource in resources.items()},
         executor=None if pipeline.prefix else dg.in_process_executor,
     )

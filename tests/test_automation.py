@@ -1,5 +1,7 @@
 """What starts runs by itself: what the sensors see, what they request, and what the conditions do."""
 
+from uuid import uuid4
+
 import dagster as dg
 import pytest
 from hypothesis import given
@@ -48,13 +50,16 @@ class Project:
     def tick(self, name):
         """Tick a sensor as the daemon does: what it adds is added, what it remembers is remembered."""
         name = self.prefix + name
+        repository = self.definitions.get_repository_def()
+        sensor = repository.get_sensor_def(name)
         context = dg.build_sensor_context(
             instance=self.instance,
             cursor=self.cursors.get(name),
-            repository_def=self.definitions.get_repository_def(),
+            repository_def=repository,
+            resources={key: self.definitions.resources[key] for key in sensor.required_resource_keys},
         )
-        with context:
-            tick = self.definitions.get_sensor_def(name).evaluate_tick(context)
+        with context, dg.partition_loading_context(dynamic_partitions_store=self.instance):
+            tick = sensor.evaluate_tick(context)
         self.cursors[name] = tick.cursor
         for request in tick.dynamic_partitions_requests or ():
             self.instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
@@ -186,12 +191,12 @@ def test_more_batches_than_a_tick_takes_are_requested_by_the_next_ones(project):
     project.run("refresh_tables")
     ticks = [project.wanted() for _ in range(4)]
     assert [len(tick) for tick in ticks] == [20, 20, 5, 0]
-    assert sorted(sum(ticks, [])) == sorted(f"batch-{n}" for n in range(45))
+    assert sorted(batch for tick in ticks for batch in tick) == sorted(f"batch-{n}" for n in range(45))
 
 
 def test_batches_that_the_instance_does_not_know_are_registered(project):
     project.run("refresh_tables")
-    with dg.DagsterInstance.ephemeral() as other:
+    with dg.instance_for_test() as other:
         project.instance = other
         project.wanted()
         assert project.batches == ["one", "two"]
@@ -209,7 +214,7 @@ def test_no_batch_is_requested_while_the_tables_are_being_read(project):
     project.instance.add_run(
         dg.DagsterRun(
             job_name="refresh_tables",
-            run_id=dg._core.utils.make_new_run_id(),
+            run_id=str(uuid4()),
             status=dg.DagsterRunStatus.STARTED,
         )
     )
@@ -361,7 +366,7 @@ def test_conditions_leave_a_failed_batch_to_people(project):
     project.write()
     project.run("refresh_tables")
     tick()
-    (project.folder / "store" / "tables" / "prompts.parquet").write_bytes(b"damaged")
+    (project.folder / "store" / "store.json").write_bytes(b"damaged")
     job = project.definitions.resolve_job_def("generate_batch")
     assert not job.execute_in_process(
         instance=project.instance, partition_key="three", raise_on_error=False
