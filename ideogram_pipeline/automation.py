@@ -7,7 +7,7 @@ declarative automation the place of both.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,9 @@ class Cursor(BaseModel):
     """What `new_batches` remembers from tick to tick."""
 
     tables: str = ""
-    """The state of the checked tables in the store, once every batch in them was looked at."""
+    """The state in which the checked tables in the store were last read."""
+    left: dict[str, str] = {}
+    """The digests of the batches in them that are still to be looked at."""
     seen: dict[str, str] = {}
     """The digest of every batch that was looked at."""
 
@@ -203,9 +205,10 @@ def _new_batches(pipeline: Pipeline, settings: Settings, jobs: "Sequence[Job]") 
         try:
             opened = store.open()
             tables = _tables_version(opened)
-            if tables == cursor.tables:
+            digests = cursor.left if tables == cursor.tables else _digests(opened)
+            if tables == cursor.tables and not digests:
                 return _publish(pipeline, instance, generate, publish)
-            step, digests = _look(opened, cursor)
+            step = _look(opened, digests, cursor.seen)
         except FileNotFoundError:
             return dg.SkipReason(f"The tables were never read into {store.url!r}: run the job {refresh!r}.")
         except PipelineError as error:
@@ -214,44 +217,44 @@ def _new_batches(pipeline: Pipeline, settings: Settings, jobs: "Sequence[Job]") 
         new = [batch for batch in digests if batch not in known]
         return dg.SensorResult(
             run_requests=[
-                dg.RunRequest(
-                    run_key=f"{batch}:{digests[batch][:32]}", job_name=generate, partition_key=batch
-                )
+                dg.RunRequest(run_key=f"{batch}:{digests[batch]}", job_name=generate, partition_key=batch)
                 for batch in step.to_run
             ],
             dynamic_partitions_requests=[
                 pipeline.batches.build_add_request(new[start : start + _CHUNK])
                 for start in range(0, len(new), _CHUNK)
             ],
-            cursor=Cursor(tables=tables if step.finished else "", seen=dict(step.seen)).model_dump_json(),
+            cursor=Cursor(tables=tables, left=dict(step.left), seen=dict(step.seen)).model_dump_json(),
         )
 
     return new_batches
 
 
-def _look(store: "Store", cursor: Cursor) -> "tuple[Step, dict[str, str]]":
-    """Look at the batches whose content is not what was seen; return also the digests of all of them."""
+def _digests(store: "Store") -> dict[str, str]:
+    """Return the digest of every batch of the checked tables."""
     from ideogram_pipeline.generation import files
-    from ideogram_pipeline.generation.changes import batch_digests, look
+    from ideogram_pipeline.generation.changes import batch_digests
+
+    return batch_digests(*files.read_all_prompts(store), files.read_references(store))
+
+
+def _look(store: "Store", digests: Mapping[str, str], seen: Mapping[str, str]) -> "Step":
+    """Look at the batches whose content is not what was seen, as long as a tick may last."""
+    from ideogram_pipeline.generation import files
+    from ideogram_pipeline.generation.changes import look
     from ideogram_pipeline.generation.ledger import Ledger
     from ideogram_pipeline.generation.planner import plan_batch
 
     until = time.monotonic() + LOOK_FOR_S
     references = files.read_references(store)
-    digests = batch_digests(*files.read_all_prompts(store), references)
 
     def has_work(batch: str) -> bool:
         rows, rejections = files.read_prompts(store, batch)
         return plan_batch(batch, rows, rejections, references, Ledger(store, batch).entries).has_work
 
-    step = look(
-        digests,
-        cursor.seen,
-        has_work=has_work,
-        at_most=RUNS_PER_TICK,
-        goes_on=lambda: time.monotonic() < until,
+    return look(
+        digests, seen, has_work=has_work, at_most=RUNS_PER_TICK, goes_on=lambda: time.monotonic() < until
     )
-    return step, digests
 
 
 def _tables_version(store: "Store") -> str:

@@ -52,7 +52,8 @@ class Project:
         name = self.prefix + name
         repository = self.definitions.get_repository_def()
         sensor = repository.get_sensor_def(name)
-        context = dg.build_sensor_context(
+        context = dg.SensorEvaluationContext(
+            instance_ref=self.instance.get_ref() if self.instance.is_persistent else None,
             instance=self.instance,
             cursor=self.cursors.get(name),
             repository_def=repository,
@@ -263,9 +264,9 @@ def test_many_looks_run_every_changed_batch_with_work_once(digests, seen, with_w
         assert len(step.to_run) <= at_most
         requested += step.to_run
         known = step.seen
-        if step.finished:
+        if not step.left:
             break
-    assert step.finished
+    assert not step.left
     changed = [batch for batch, digest in digests.items() if seen.get(batch) != digest]
     assert looked_at == changed
     assert requested == [batch for batch in changed if batch in with_work]

@@ -51,8 +51,8 @@ class Step:
     """Batches with something to do."""
     seen: Mapping[str, str]
     """The digests of all batches that were ever looked at; a batch that left the table stays."""
-    finished: bool
-    """Whether every batch was looked at."""
+    left: Mapping[str, str]
+    """The digests of the changed batches that were not looked at."""
 
 
 def look(
@@ -79,5 +79,5 @@ def look(
     return Step(
         to_run=tuple(to_run),
         seen={**seen, **{batch: digests[batch] for batch in looked_at}},
-        finished=len(looked_at) == len(changed),
+        left={batch: digests[batch] for batch in changed[len(looked_at) :]},
     )

@@ -1,4 +1,4 @@
-"""A deployment on loopback: a code server, Dagster's daemon and its web server, each a process; and a standing sandbox."""
+"""A deployment on loopback: code server, Dagster's daemon and web server as processes, and a standing sandbox."""
 
 import os
 import re
