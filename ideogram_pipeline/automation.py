@@ -117,7 +117,11 @@ def conditioned(
     tables = dg.AutomationCondition.on_cron(settings.schedule_cron, settings.schedule_timezone)
     batches = dg.AutomationCondition.on_missing()
     # eager() would wait until no batch at all is missing
-    pages = dg.AutomationCondition.eager().without(~dg.AutomationCondition.any_deps_missing())
+    pages = (
+        dg.AutomationCondition.eager()
+        .without(~dg.AutomationCondition.any_deps_missing())
+        .with_label("eager_while_batches_are_missing")
+    )
     conditions = {
         "prompts": tables,
         "references": tables,
@@ -315,4 +319,4 @@ def _status(settings: Settings, on: Sequence[Automation]) -> str:
 
 
 def _switch(on: Sequence[Automation]) -> str:
-    return f"Off unless IDEOGRAM_AUTOMATION is {' or '.join(on)} when it is first loaded, or somebody switches it on."
+    return f"Off unless IDEOGRAM_AUTOMATION is {' or '.join(on)}, or somebody switches it on."

@@ -77,8 +77,8 @@ class Settings(BaseSettings):
     automation: Automation = Field(
         default="off",
         description="Who starts runs where Dagster's daemon works: `off` (people do), `sensor` (each change of the "
-        "tables), `schedule` (the clock), or `conditions` (declarative automation). It says what is switched on when "
-        "the code location is first loaded; the UI can switch each of them on or off afterwards.",
+        "tables), `schedule` (the clock), or `conditions` (declarative automation). What somebody has switched on or "
+        "off in the UI stays so.",
     )
     schedule_cron: str = Field(
         default="0 6 * * *", description="When the schedule, or the conditions, read the tables anew."

@@ -68,7 +68,7 @@ def _asset(asset, node):
         "retries": f"{policy.max_retries}, {policy.delay} s, {policy.backoff.name}, {policy.jitter.name}",
         "pool": asset.op.pool,
         "freshness": str(spec.freshness_policy) if spec.freshness_policy else None,
-        "automation": str(spec.automation_condition) if spec.automation_condition else None,
+        "automation": spec.automation_condition and spec.automation_condition.get_label(),
         "resources": sorted(asset.required_resource_keys),
         "metadata": sorted(metadata),
         "uri": metadata["dagster/uri"],
