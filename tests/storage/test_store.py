@@ -197,3 +197,10 @@ def test_nothing_is_written_into_a_folder_that_took_the_stores_place(store):
 
     asyncio.run(write_after_an_exchange())
     assert list(store.folder.iterdir()) == []
+
+
+def test_the_etag_of_one_object_is_that_of_the_listing(store):
+    store.put("a", b"one")
+    assert store.etag("a") == next(store.objects("")).etag
+    with pytest.raises(FileNotFoundError):
+        store.etag("b")
