@@ -4,7 +4,7 @@ READY := .venv/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install run plan test oracles-install chaos bench lint format ui lock clean
+.PHONY: help install run plan test oracles-install chaos daemon bench lint format ui lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -30,6 +30,9 @@ oracles-install: ## Install fal's JavaScript client, for the tests that hold the
 
 chaos: $(READY) ## Kill and race real runs, fail their disks and clocks; KILLS=200 kills more often
 	KILLS=$(or $(KILLS),20) $(BIN)/pytest -n 2 -m chaos tests/chaos
+
+daemon: $(READY) ## Let Dagster's daemon and web server run, retry, cancel and backfill batches
+	$(BIN)/pytest -m daemon tests/daemon
 
 bench: $(READY) ## Measure it beside fal's own client; BENCH="--mode throughput", or memory, for the other figures
 	$(BIN)/python benchmarks/bench.py $(BENCH)

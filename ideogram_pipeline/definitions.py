@@ -1,4 +1,4 @@
-"""The code location that Dagster loads: a table of contents of the assets, checks, jobs and resources there are."""
+"""The code location that Dagster loads: a table of contents of all that there is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from ideogram_pipeline import checks, jobs
+from ideogram_pipeline import automation, checks, jobs
 from ideogram_pipeline.assets import catalog, gallery, images, requests, tables
 from ideogram_pipeline.frames import FramesIOManager
 from ideogram_pipeline.pipeline import Pipeline
@@ -27,10 +27,14 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
     pipeline = Pipeline.of(settings)
     resources = {**build_resources(settings), **(overrides or {})}
     resources.setdefault("frames", FramesIOManager(store=resources["store"]))
+    assets = [asset for stage in STAGES for asset in stage.define(pipeline)]
+    own_jobs = jobs.define(pipeline)
     return dg.Definitions(
-        assets=[asset for stage in STAGES for asset in stage.define(pipeline)],
+        assets=automation.conditioned(pipeline, settings, assets),
         asset_checks=checks.define(pipeline),
-        jobs=jobs.define(pipeline),
+        jobs=own_jobs,
+        sensors=automation.sensors(pipeline, settings, own_jobs),
+        schedules=automation.schedules(pipeline, settings),
         resources={pipeline.name(name): resource for name, resource in resources.items()},
         executor=None if pipeline.prefix else dg.in_process_executor,
     )

@@ -1,21 +1,23 @@
 """The jobs of a pipeline: what is run together, in the order of a working day."""
 
-from __future__ import annotations
-
+import asyncio
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from ideogram_pipeline.pipeline import Pipeline
+from ideogram_pipeline.resources import FalResource, StoreResource
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+    Job = UnresolvedAssetJobDefinition | dg.JobDefinition
 
-def define(pipeline: Pipeline) -> list[UnresolvedAssetJobDefinition]:
+
+def define(pipeline: Pipeline) -> "list[Job]":
     """Return the jobs. Their steps share a process: starting another costs more than most of them do."""
 
-    def job(name: str, assets: tuple[str, ...], description: str) -> UnresolvedAssetJobDefinition:
+    def job(name: str, assets: tuple[str, ...], description: str) -> "UnresolvedAssetJobDefinition":
         return dg.define_asset_job(
             pipeline.name(name),
             dg.AssetSelection.assets(*map(pipeline.key, assets)),
@@ -35,4 +37,41 @@ def define(pipeline: Pipeline) -> list[UnresolvedAssetJobDefinition]:
             "Plan one batch and pay for what is new in it.",
         ),
         job("publish", ("image_catalog", "gallery"), "Bring catalog and gallery up to date."),
+        _reconcile_unknown(pipeline),
     ]
+
+
+def _reconcile_unknown(pipeline: Pipeline) -> dg.JobDefinition:
+    name = pipeline.name("reconcile_unknown")
+    description = (
+        "Look at fal for submits that were never answered. What is found, the batch's next run fetches."
+    )
+
+    @dg.op(name=f"{name}_op", description=description)
+    @pipeline.with_own_resources
+    def look(context: dg.OpExecutionContext, store: StoreResource, fal: FalResource) -> None:
+        from ideogram_pipeline.generation.ledger import Ledger, batches
+        from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
+
+        opened = store.open()
+        with fal.connect(opened) as make_client:
+
+            async def work() -> list[Unanswered]:
+                async with make_client() as client:
+                    every = [
+                        await reconcile_batch(client, opened, Ledger(opened, batch))
+                        for batch in batches(opened)
+                    ]
+                return [one for batch in every for one in batch]
+
+            results = asyncio.run(work())
+        for one in results:
+            context.log.info(f"{one.batch} {one.prompt_id}: {one.found or one.reason}")
+        found = sum(one.found is not None for one in results)
+        context.add_output_metadata({"found": found, "unknown": len(results) - found})
+
+    @dg.job(name=name, description=description, executor_def=dg.in_process_executor)
+    def reconcile_unknown() -> None:
+        look()
+
+    return reconcile_unknown

@@ -5,40 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from datetime import timedelta
 
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation import catalog
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
 from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
-from ideogram_pipeline.generation.reconcile import give_up, search, unanswered
-from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
 from ideogram_pipeline.resources import FalResource, build_resources
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Unanswered:
-    """A submit that was never answered, and what became of it."""
-
-    batch: str
-    """The partition."""
-    prompt_id: str
-    """The row of the prompts table."""
-    reserved_at: datetime
-    """When it was about to be sent, UTC."""
-    price_usd: Decimal | None
-    """What it may have cost, and what a second submit would."""
-    found: str | None
-    """fal's id of the request, if it was found: the next run fetches it."""
-    given_up: bool
-    """Whether the next run submits it again, by choice."""
-    reason: str
-    """Why it wasn't found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +52,9 @@ def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: tim
             bills_unread = ""
             changed = False
             async with make_client() as client:
-                for batch in batches or _batches(store):
+                for batch in batches or batches_with_ledger(store):
                     ledger = Ledger(store, batch)
-                    lost += await _look_for_answers(client, store, ledger, batch, resubmit_after)
+                    lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
                     bills_unread = bills_unread or await _look_for_bills(client, ledger)
                     bills.append(bill(batch, ledger.entries))
                     changed |= refresh_costs(store, ledger, batch)
@@ -94,34 +73,6 @@ async def _look_for_bills(client: FalClient, ledger: Ledger) -> str:
     return ""
 
 
-async def _look_for_answers(
-    client: FalClient, store: Store, ledger: Ledger, batch: str, resubmit_after: timedelta | None
-) -> list[Unanswered]:
-    wanted = unanswered(ledger.entries)
-    searched = await search(client, ledger, wanted)
-    results = []
-    for fingerprint in wanted:
-        attempt = ledger.entries[fingerprint].last
-        given_up = False
-        if resubmit_after is not None and fingerprint in searched.missing:
-            is_old = attempt.reserved.reserved_at + resubmit_after <= datetime.now(UTC)
-            given_up = is_old and not await is_alive(store, attempt.reserved.owner)
-        if given_up:
-            await give_up(ledger, fingerprint)
-        results.append(
-            Unanswered(
-                batch=batch,
-                prompt_id=attempt.reserved.request.prompt_id,
-                reserved_at=attempt.reserved.reserved_at,
-                price_usd=attempt.reserved.request.price_usd,
-                found=attempt.submitted.request_id if attempt.submitted else None,
-                given_up=given_up,
-                reason=searched.missing.get(fingerprint, ""),
-            )
-        )
-    return results
-
-
 def rebuild(settings: Settings) -> list[Rebuilt]:
     """Make every metadata, outcome, catalog and gallery file anew, from the ledger and the pictures alone.
 
@@ -129,7 +80,7 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
         PipelineError: the store is at fault.
     """
     store = build_resources(settings)["store"].open()
-    rebuilt = [rebuild_batch(store, batch) for batch in _batches(store)]
+    rebuilt = [rebuild_batch(store, batch) for batch in batches_with_ledger(store)]
     _refresh_overviews(store, settings)
     return rebuilt
 
@@ -137,7 +88,3 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
 def _refresh_overviews(store: Store, settings: Settings) -> None:
     catalog.refresh(store)
     write_gallery(store, thumbnails=settings.thumbnails)
-
-
-def _batches(store: Store) -> list[str]:
-    return [folder.removeprefix("batch=") for folder in store.folders("ledger")]

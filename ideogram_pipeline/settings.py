@@ -5,17 +5,27 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from ideogram_pipeline.errors import ConfigurationError
 
 Backend = Literal["sandbox", "fal"]
+Automation = Literal["off", "sensor", "schedule", "conditions"]
 
 
 def _members(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, OSError, ValueError):  # ZoneInfoNotFoundError is a KeyError
+        raise ValueError(f"there is no time zone {name!r}; write it like Europe/Berlin") from None
+    return name
 
 
 class Settings(BaseSettings):
@@ -87,6 +97,21 @@ class Settings(BaseSettings):
         default=3600.0,
         gt=0,
         description="A request that isn't done after so many seconds is left with fal, and fetched by the next run.",
+    )
+    automation: Automation = Field(
+        default="off",
+        description="Who starts runs where Dagster's daemon works: `off` (people do), `sensor` (each change of the "
+        "tables), `schedule` (the clock), or `conditions` (declarative automation). What somebody has switched on or "
+        "off in the UI stays so.",
+    )
+    schedule_cron: str = Field(
+        default="0 6 * * *", description="When the schedule, or the conditions, read the tables anew."
+    )
+    reconcile_cron: str = Field(
+        default="30 5 * * *", description="When submits that were never answered are looked for at fal."
+    )
+    schedule_timezone: Annotated[str, AfterValidator(_time_zone)] = Field(
+        default="UTC", description="The time zone of both, such as `Europe/Berlin`."
     )
     thumbnails: bool = Field(
         default=True,

@@ -34,8 +34,19 @@ def described(definitions):
             for spec in checks.check_specs
         ],
         "jobs": {job.name: _job(definitions.resolve_job_def(job.name)) for job in definitions.jobs},
-        "schedules": sorted(schedule.name for schedule in definitions.schedules or ()),
-        "sensors": sorted(sensor.name for sensor in definitions.sensors or ()),
+        "schedules": {
+            schedule.name: {
+                "description": schedule.description,
+                "job": schedule.job_name,
+                "when": f"{schedule.cron_schedule} {schedule.execution_timezone}",
+                "status": schedule.default_status.name,
+            }
+            for schedule in definitions.schedules
+        },
+        "sensors": {
+            sensor.name: {"description": sensor.description, "status": sensor.default_status.name}
+            for sensor in definitions.sensors
+        },
         "resources": {name: type(resource).__name__ for name, resource in definitions.resources.items()},
         "executor": definitions.executor and definitions.executor.name,
     }
@@ -57,7 +68,7 @@ def _asset(asset, node):
         "retries": f"{policy.max_retries}, {policy.delay} s, {policy.backoff.name}, {policy.jitter.name}",
         "pool": asset.op.pool,
         "freshness": str(spec.freshness_policy) if spec.freshness_policy else None,
-        "automation": str(spec.automation_condition) if spec.automation_condition else None,
+        "automation": spec.automation_condition and spec.automation_condition.get_label(),
         "resources": sorted(asset.required_resource_keys),
         "metadata": sorted(metadata),
         "uri": metadata["dagster/uri"],
@@ -76,6 +87,7 @@ def _job(job):
     return {
         "description": job.description,
         "assets": sorted(key.to_user_string() for key in job.asset_layer.selected_asset_keys),
+        "ops": sorted(node.name for node in job.nodes),
         "executor": job.executor_def.name,
         "partitions": job.partitions_def and job.partitions_def.name,
     }

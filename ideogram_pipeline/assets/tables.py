@@ -18,6 +18,9 @@ PROMPTS_VERSION = "1"
 REFERENCES_VERSION = "1"
 """Changes with the columns of the references table or what they mean."""
 
+VERSION = "table_version"
+"""Names the metadata that says which state of the file a materialization has read."""
+
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     """Return the assets of a pipeline's two tables."""
@@ -40,8 +43,10 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[None]:
         """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
         from ideogram_pipeline.tables.prompts import misspelt_columns, read_prompts
+        from ideogram_pipeline.tables.versions import prompts_version
 
         opened = store.open()
+        version = prompts_version(tables.prompts, tables.defaults)  # first: what changes now is read again
         table = read_prompts(tables.prompts, tables.defaults)
         files.write_prompts(opened, table)
         register(context.instance, pipeline.batches, table.batches)
@@ -58,6 +63,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                     "\n".join(f"- {hint}" for hint in misspelt_columns(table)) or "none"
                 ),
                 "table": dg.MetadataValue.path(tables.prompts),
+                VERSION: version,
                 "path": dg.MetadataValue.path(opened.where(files.PROMPTS)),
             },
             data_version=_digest([*table.rows, *table.rejections]),
@@ -79,8 +85,10 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[None]:
         """The references table with every picture opened: size, kind and digest. The bytes lie under their digest."""
         from ideogram_pipeline.tables.references import read_references
+        from ideogram_pipeline.tables.versions import references_version
 
         opened = store.open()
+        version = references_version(tables.references)
         table = read_references(tables.references, opened)
         files.write_references(opened, table)
         for rejection in table.rejections[:20]:
@@ -93,6 +101,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "rejected_rows": metadata.rejections(table.rejections),
                 "bytes": sum(reference.bytes for reference in table.references),
                 "table": dg.MetadataValue.path(tables.references),
+                VERSION: version,
                 "path": dg.MetadataValue.path(opened.where(files.REFERENCES)),
             },
             data_version=_digest([*table.references, *table.rejections]),

@@ -42,6 +42,12 @@ def read_prompts(store: Store, batch: str) -> tuple[list[PromptRow], list[Reject
     return rows, list(parquet.read(store, REJECTED_PROMPTS, Rejection, where=("batch", batch)))
 
 
+def read_all_prompts(store: Store) -> tuple[list[PromptRow], list[Rejection]]:
+    """Return the rows and rejected records of all batches, batch by batch."""
+    rows = list(parquet.read(store, PROMPTS, PromptRow))
+    return rows, list(parquet.read(store, REJECTED_PROMPTS, Rejection))
+
+
 def write_references(store: Store, table: ReferencesTable) -> None:
     """Keep the references table."""
     parquet.write(store, REFERENCES, Reference, table.references)

@@ -272,6 +272,11 @@ class Ledger:
             raise AlreadyWritten(path)
 
 
+def batches(store: Store) -> list[str]:
+    """Return the batches that have a ledger, sorted."""
+    return [folder.removeprefix("batch=") for folder in store.folders("ledger")]
+
+
 def _read(store: Store, folder: str) -> dict[str, Entry]:
     paths = [found.path for found in store.objects(folder)]
     with ThreadPoolExecutor(max_workers=16) as threads:

@@ -97,6 +97,11 @@ class Plan:
         return sum(row.decision == decision for row in self.rows)
 
     @property
+    def has_work(self) -> bool:
+        """Whether a run would send, fetch or look for anything."""
+        return any(row.decision in (*TO_PAY, *PERHAPS_PAID) for row in self.rows)
+
+    @property
     def cost_usd(self) -> float:
         """List price in US dollars of all rows to pay for whose price is known."""
         return self._price(TO_PAY)

@@ -14,11 +14,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 from pydantic import JsonValue
 
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.generation.ledger import AlreadyWritten, Entry, Ledger, Settled, Submitted
+from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.storage import Store
 
 SKEWS = (timedelta(minutes=10), timedelta(days=1))
 """How far fal's clock and ours may be apart: as a rule; and where a machine's clock was wrong for a while."""
@@ -135,3 +138,56 @@ async def give_up(ledger: Ledger, fingerprint: str) -> None:
         await ledger.settle(fingerprint, settled)
     except AlreadyWritten:
         return
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A submit that was never answered, and what became of it."""
+
+    batch: str
+    """The partition."""
+    prompt_id: str
+    """The row of the prompts table."""
+    reserved_at: datetime
+    """When it was about to be sent, UTC."""
+    price_usd: Decimal | None
+    """What it may have cost, and what a second submit would."""
+    found: str | None
+    """fal's id of the request, if it was found: the next run fetches it."""
+    given_up: bool
+    """Whether the next run submits it again, by choice."""
+    reason: str
+    """Why it wasn't found."""
+
+
+async def reconcile_batch(
+    client: FalClient, store: Store, ledger: Ledger, *, resubmit_after: timedelta | None = None
+) -> list[Unanswered]:
+    """Look for every unanswered submit of a batch; record those that are found.
+
+    With `resubmit_after`, what is not found, was reserved longer ago than that, and whose run no longer works, is given
+    up: the next run submits it again, and it may then be paid twice.
+    """
+    wanted = unanswered(ledger.entries)
+    searched = await search(client, ledger, wanted)
+    results = []
+    for fingerprint in wanted:
+        attempt = ledger.entries[fingerprint].last
+        given_up = False
+        if resubmit_after is not None and fingerprint in searched.missing:
+            is_old = attempt.reserved.reserved_at + resubmit_after <= datetime.now(UTC)
+            given_up = is_old and not await is_alive(store, attempt.reserved.owner)
+        if given_up:
+            await give_up(ledger, fingerprint)
+        results.append(
+            Unanswered(
+                batch=attempt.reserved.request.batch,
+                prompt_id=attempt.reserved.request.prompt_id,
+                reserved_at=attempt.reserved.reserved_at,
+                price_usd=attempt.reserved.request.price_usd,
+                found=attempt.submitted.request_id if attempt.submitted else None,
+                given_up=given_up,
+                reason=searched.missing.get(fingerprint, ""),
+            )
+        )
+    return results

@@ -176,6 +176,13 @@ class Store:
                 return False
         return True
 
+    def etag(self, path: str) -> str:
+        """Return an object's mark of its content as the store keeps it, without reading the object."""
+        import obstore
+
+        with self._failures("look up", path):
+            return obstore.head(self._backend, path)["e_tag"] or ""
+
     def objects(self, folder: str) -> Iterator[StoredObject]:
         """Yield every object below a folder, in no order."""
         import obstore

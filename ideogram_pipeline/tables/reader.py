@@ -52,8 +52,19 @@ def read_rows(url: str, *, required: tuple[str, ...]) -> list[RawRow]:
         raise TableError(
             f"{url}: tables end in .csv, .jsonl, .parquet or .xlsx; this one ends in {ending or 'nothing'!r}."
         )
+    columns, rows = readers[ending](url, read_table(url))
+    _check_columns(url, columns, required)
+    return [row for row in rows if row.cells or row.malformed]
+
+
+def read_table(url: str) -> bytes:
+    """Return the bytes of a table.
+
+    Raises:
+        TableError: the file is missing or unreadable.
+    """
     try:
-        content = read_bytes(url)
+        return read_bytes(url)
     except FileNotFoundError:
         raise TableError(
             f"{url}: there is no such file. Check the path, or set IDEOGRAM_PROMPTS / IDEOGRAM_REFERENCES."
@@ -62,9 +73,6 @@ def read_rows(url: str, *, required: tuple[str, ...]) -> list[RawRow]:
         raise TableError(f"{url}: the file can't be read ({error.strerror or error}).") from None
     except StoreError as error:
         raise TableError(f"{url}: the file can't be read. {error}") from None
-    columns, rows = readers[ending](url, content)
-    _check_columns(url, columns, required)
-    return [row for row in rows if row.cells or row.malformed]
 
 
 def _check_columns(url: str, columns: list[str], required: tuple[str, ...]) -> None:

@@ -50,6 +50,30 @@ def read_reference(uri: str, beside: str) -> bytes:
     return path.read_bytes()
 
 
+def stamp(uri: str, beside: str) -> str:
+    """Return what changes with the bytes of a reference and is known without reading them; empty if nothing is.
+
+    A file has its size and time, an object its etag. What lies on the web is not asked: its address stands for it.
+
+    Raises:
+        StoreError: the object store can't be reached.
+    """
+    if "://" in beside and "://" not in uri and not uri.startswith("data:"):
+        uri = f"{beside.rpartition('/')[0]}/{uri}"
+    try:
+        if uri.startswith(("s3://", "gs://", "az://")):
+            from ideogram_pipeline.storage import Store
+
+            root, _, name = uri.rpartition("/")
+            return Store.open(root).etag(name)
+        if "://" in uri or uri.startswith("data:"):
+            return ""
+        found = (Path(beside).parent / uri).stat()
+    except (OSError, ValueError):  # a ValueError for a name that no file can have
+        return "absent"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
 def _from_data_uri(uri: str) -> bytes:
     head, comma, body = uri.partition(",")
     if not comma:

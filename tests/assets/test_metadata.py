@@ -74,6 +74,7 @@ def test_a_plan_tells_its_counts_its_cost_and_its_rejected_rows(told):
         "settled": 0,
         "unknown": 0,
         "rejected": 1,
+        "left_out": 0,
         "images": 2,
         "estimated_usd": pytest.approx(0.19),
         "estimated_usd_max": pytest.approx(0.19),
@@ -210,6 +211,7 @@ def test_no_key_and_no_signed_url_is_told_anywhere(project, bucket, monkeypatch,
             fal_queue_url=sandbox.url,
             fal_rest_url=sandbox.url,
             fal_api_url=sandbox.url,
+            max_failed_fraction=1,
         )
         definitions = build_definitions(settings)
         for job, batch in (("refresh_tables", None), ("generate_batch", "one"), ("publish", None)):

@@ -53,7 +53,7 @@ def test_a_batch_without_pictures_has_nothing_to_complain_of(project):
     project.write(*ROWS)
     found = with_faults(project, Fault("policy_refusal"))
     failed = {name for name, evaluation in found.items() if not evaluation.passed}
-    assert failed == {"refusals_allowed"}
+    assert failed == {"refusals_allowed", "batch_is_whole"}
 
 
 def flip(path):

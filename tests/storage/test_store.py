@@ -215,3 +215,10 @@ def test_a_created_object_and_every_name_that_leads_to_it_are_on_the_disk(store,
     flushed.clear()
     asyncio.run(store.create_async("ledger/one/2.json", b"{}"))
     assert flushed == [root / "ledger/one/2.json", root / "ledger/one"]
+
+
+def test_the_etag_of_one_object_is_that_of_the_listing(store):
+    store.put("a", b"one")
+    assert store.etag("a") == next(store.objects("")).etag
+    with pytest.raises(FileNotFoundError):
+        store.etag("b")
