@@ -27,6 +27,7 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
     pipeline = Pipeline.of(settings)
     resources = {**build_resources(settings), **(overrides or {})}
     resources.setdefault("frames", FramesIOManager(store=resources["store"]))
+    schedules = automation.schedules(pipeline, settings)  # says which setting a malformed time stands in
     assets = [asset for stage in STAGES for asset in stage.define(pipeline)]
     own_jobs = jobs.define(pipeline)
     return dg.Definitions(
@@ -34,7 +35,7 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
         asset_checks=checks.define(pipeline),
         jobs=own_jobs,
         sensors=automation.sensors(pipeline, settings, own_jobs),
-        schedules=automation.schedules(pipeline, settings),
+        schedules=schedules,
         resources={pipeline.name(name): resource for name, resource in resources.items()},
         executor=None if pipeline.prefix else dg.in_process_executor,
     )

@@ -116,6 +116,7 @@ class Batch:
                 run=RunFacts(run_id, "sandbox", "test"),
                 max_in_flight=4,
                 inline_bytes=0,
+                max_wait_s=3600.0,
                 thumbnails=False,
                 budget=Budget(store, run_id=run_id, per_run_usd=None, per_day_usd=None, allow_unknown=False),
                 observer=Silent(),
