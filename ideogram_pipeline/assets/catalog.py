@@ -17,7 +17,7 @@ FRESHNESS = dg.FreshnessPolicy.time_window(warn_window=timedelta(days=1), fail_w
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     """Return the asset of a pipeline's catalog."""
-    from ideogram_pipeline.generation import catalog
+    from ideogram_pipeline.generation.rows import CatalogRow
 
     @dg.asset(
         key=pipeline.key("image_catalog"),
@@ -25,7 +25,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         owners=pipeline.owners,
         kinds={"parquet"},
         code_version=CODE_VERSION,
-        metadata=described(pipeline, catalog.CatalogRow, catalog_sources(), catalog.FOLDER),
+        metadata=described(pipeline, CatalogRow, catalog_sources(), "catalog"),
         deps=[pipeline.key("generated_images")],
         io_manager_key=pipeline.name("frames"),
         retry_policy=CRASHES,
@@ -35,6 +35,8 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     @retried_after_crashes
     def image_catalog(store: StoreResource) -> dg.MaterializeResult[None]:
         """Every picture of every batch: `catalog/*.parquet`, one file a batch, opened at once by DuckDB and pandas."""
+        from ideogram_pipeline.generation import catalog
+
         opened = store.open()
         summary = catalog.refresh(opened)
         return dg.MaterializeResult(

@@ -81,7 +81,7 @@ def image_sources() -> dict[str, list[Source]]:
 
 def catalog_sources() -> dict[str, list[Source]]:
     """Return where the columns of the catalog come from: all of them from the pictures' rows."""
-    from ideogram_pipeline.generation.records import ImageRow
+    from ideogram_pipeline.generation.rows import ImageRow
 
     sources = {column: [("generated_images", column)] for column in ImageRow.model_fields}
     return {**sources, "path": [("generated_images", "batch"), ("generated_images", "file_name")]}

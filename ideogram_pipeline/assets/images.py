@@ -30,7 +30,7 @@ class ImagesConfig(dg.Config):
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     """Return the asset of a pipeline's pictures."""
-    from ideogram_pipeline.generation.records import ImageRow
+    from ideogram_pipeline.generation.rows import ImageRow
 
     pool = pipeline.name("fal")
 

@@ -16,7 +16,7 @@ import dagster as dg
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.planner import Plan
-    from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+    from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow
     from ideogram_pipeline.storage import Store
     from ideogram_pipeline.tables.rows import Rejection
 

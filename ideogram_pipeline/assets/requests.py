@@ -37,7 +37,7 @@ class RequestsConfig(dg.Config):
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     """Return the asset of a pipeline's plans."""
-    from ideogram_pipeline.generation.planner import PlannedRow
+    from ideogram_pipeline.generation.rows import PlannedRow
 
     @dg.asset(
         key=pipeline.key("generation_requests"),

@@ -24,7 +24,6 @@ VERSION = "table_version"
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     """Return the assets of a pipeline's two tables."""
-    from ideogram_pipeline.generation import files
     from ideogram_pipeline.tables.rows import PromptRow, Reference
 
     @dg.asset(
@@ -33,7 +32,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         owners=pipeline.owners,
         kinds={"parquet"},
         code_version=PROMPTS_VERSION,
-        metadata=described(pipeline, PromptRow, {}, files.PROMPTS),
+        metadata=described(pipeline, PromptRow, {}, "tables/prompts.parquet"),
         retry_policy=CRASHES,
     )
     @pipeline.with_own_resources
@@ -42,6 +41,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:
         """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
+        from ideogram_pipeline.generation import files
         from ideogram_pipeline.tables.prompts import misspelt_columns, read_prompts
         from ideogram_pipeline.tables.versions import prompts_version
 
@@ -75,7 +75,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         owners=pipeline.owners,
         kinds={"parquet"},
         code_version=REFERENCES_VERSION,
-        metadata=described(pipeline, Reference, {}, files.REFERENCES),
+        metadata=described(pipeline, Reference, {}, "tables/references.parquet"),
         retry_policy=CRASHES,
     )
     @pipeline.with_own_resources
@@ -84,6 +84,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:
         """The references table with every picture opened: size, kind and digest. The bytes lie under their digest."""
+        from ideogram_pipeline.generation import files
         from ideogram_pipeline.tables.references import read_references
         from ideogram_pipeline.tables.versions import references_version
 

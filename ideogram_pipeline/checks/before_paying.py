@@ -19,7 +19,8 @@ from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import BudgetResource, LimitsResource, StoreResource
 
 if TYPE_CHECKING:
-    from ideogram_pipeline.generation.planner import Plan, PlannedRow
+    from ideogram_pipeline.generation.planner import Plan
+    from ideogram_pipeline.generation.rows import PlannedRow
     from ideogram_pipeline.storage import Store
 
 CHECKS = {

@@ -10,7 +10,7 @@ from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
 
 if TYPE_CHECKING:
-    from ideogram_pipeline.generation.catalog import CatalogRow
+    from ideogram_pipeline.generation.rows import CatalogRow
     from ideogram_pipeline.storage import Store
 
 CHECKS = {

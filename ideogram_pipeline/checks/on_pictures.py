@@ -13,7 +13,7 @@ from ideogram_pipeline.resources import LimitsResource, StoreResource
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.ledger import Entry
-    from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+    from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow
     from ideogram_pipeline.ideogram.sizes import Size
     from ideogram_pipeline.storage import Store
 

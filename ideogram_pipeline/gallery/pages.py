@@ -11,10 +11,9 @@ from urllib.parse import quote
 
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE, thumbnail_path
-from ideogram_pipeline.generation.outcomes import OutcomeState
 from ideogram_pipeline.generation.planner import Plan
-from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
 from ideogram_pipeline.generation.requests import PictureUse
+from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
 from ideogram_pipeline.pictures import BadPicture, thumbnail
 from ideogram_pipeline.storage import Store
 

@@ -6,19 +6,11 @@ import hashlib
 from collections.abc import Container
 from dataclasses import dataclass
 
-from pydantic import Field
-
 from ideogram_pipeline.generation import files
-from ideogram_pipeline.generation.records import ImageRow
+from ideogram_pipeline.generation.rows import CatalogRow
 from ideogram_pipeline.storage import Store, parquet
 
 FOLDER = "catalog"
-
-
-class CatalogRow(ImageRow):
-    """One picture, found from the store's root."""
-
-    path: str = Field(description="The picture, relative to the store's root.")
 
 
 @dataclass(frozen=True, slots=True)

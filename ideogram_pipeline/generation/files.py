@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, PlannedRow, References
-from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, References
+from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable

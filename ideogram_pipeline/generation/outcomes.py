@@ -8,8 +8,7 @@ from typing import Literal
 
 from ideogram_pipeline.generation.ledger import Entry
 from ideogram_pipeline.generation.requests import GenerationRequest
-
-OutcomeState = Literal["generated", "rejected", "refused", "failed", "unknown", "not_reached"]
+from ideogram_pipeline.generation.rows import OutcomeState
 
 
 @dataclass(frozen=True, slots=True)

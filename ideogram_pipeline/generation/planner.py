@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice, takewhile
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.ledger import Entry
@@ -24,6 +24,7 @@ from ideogram_pipeline.generation.requests import (
     fingerprint,
     take_seed,
 )
+from ideogram_pipeline.generation.rows import Decision, PlannedRow
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, Endpoint, IdeogramInput, wire
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.ideogram.rules import PictureFacts, Pictures, Violation, check
@@ -45,11 +46,6 @@ _UPPER_CASE = ("rendering_speed", "style", "style_preset")
 _SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
 _COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})(?::\s*([0-9.]+))?")
 
-Decision = Literal["new", "stale", "reused", "re-attached", "settled", "unknown", "rejected", "left out"]
-"""What a run will do with a row, in this order: pay for it, pay for it again because it asks for something else than
-before, take it from the store, fetch what is already paid for, leave a refusal or failure as it is, look for its lost
-answer, nothing because it can't be sent, or nothing because a person left it out of this run."""
-
 TO_PAY: Collection[Decision] = ("new", "stale")
 """Rows that a run pays for."""
 PERHAPS_PAID: Collection[Decision] = ("re-attached", "unknown")
@@ -57,30 +53,6 @@ PERHAPS_PAID: Collection[Decision] = ("re-attached", "unknown")
 
 ONLY_FAILED = "left out: only_failed"
 """Why a row that no run was asked for yet is left out of a run that is only for failed ones."""
-
-
-class PlannedRow(BaseModel):
-    """What a run will do with one row of the prompts table, and why."""
-
-    model_config = ConfigDict(frozen=True)
-
-    prompt_id: str = Field(description="The row of the prompts table.")
-    row_number: int = Field(description="Where the row stands in the table.")
-    decision: str = Field(
-        description="new, stale, reused, re-attached, settled, unknown, rejected or left out."
-    )
-    reason: str = Field(description="Why, in one line.")
-    column: str = Field(default="", description="The column at fault, for a rejected row.")
-    endpoint: str | None = Field(default=None, description="Short name of the endpoint.")
-    fingerprint: str | None = Field(default=None, description="The request's identity.")
-    images: int = Field(default=0, description="Pictures asked for.")
-    price_usd: float | None = Field(default=None, description="List price of the request in US dollars.")
-    request_json: str | None = Field(default=None, description="The whole request; empty for a rejected row.")
-
-    @property
-    def request(self) -> GenerationRequest | None:
-        """The request to send, or None for a rejected row."""
-        return GenerationRequest.model_validate_json(self.request_json) if self.request_json else None
 
 
 @dataclass(frozen=True, slots=True)

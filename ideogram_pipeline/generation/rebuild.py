@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.ledger import Entry, Ledger
 from ideogram_pipeline.generation.outcomes import Failed, NotReached, Outcome, Refused, Reused, Unknown
-from ideogram_pipeline.generation.planner import Plan, PlannedRow
+from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.generation.records import image_rows, outcome_rows, with_costs
+from ideogram_pipeline.generation.rows import PlannedRow
 from ideogram_pipeline.storage import Store
 
 

@@ -7,119 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
 from ideogram_pipeline.generation.ledger import Attempt, Entry, StoredImage
-from ideogram_pipeline.generation.outcomes import (
-    Generated,
-    Outcome,
-    OutcomeState,
-    Reused,
-    is_missing,
-    reason_of,
-    state_of,
-)
-from ideogram_pipeline.generation.planner import Plan, PlannedRow
+from ideogram_pipeline.generation.outcomes import Generated, Outcome, Reused, is_missing, reason_of, state_of
+from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.generation.requests import GenerationRequest
-
-
-class ImageRow(BaseModel):
-    """One picture file and everything about how it came to be. Times are UTC."""
-
-    model_config = ConfigDict(frozen=True)
-
-    file_name: str = Field(
-        description="The picture, relative to the folder of this file (Hugging Face ImageFolder)."
-    )
-    prompt_id: str = Field(description="Row of the prompts table.")
-    batch: str = Field(description="Partition of the prompts table.")
-    image_index: int = Field(description="Position among the request's pictures, from 0.")
-    take: int = Field(
-        default=0, description="How often a person had asked for another picture of the same row, 0 at first."
-    )
-    current: bool = Field(
-        description="False once the row was edited and asks for another picture, or a newer take was made."
-    )
-    endpoint: str = Field(description="Short name of the endpoint, such as `character`.")
-    prompt: str | None = Field(description="As sent.")
-    negative_prompt: str | None = Field(description="As sent.")
-    reference_ids: tuple[str, ...] = Field(description="Character references, as in the references table.")
-    reference_sha256s: tuple[str, ...] = Field(description="Hex digests of their bytes.")
-    reference_mask_ids: tuple[str, ...] = Field(description="Masks of the character references.")
-    reference_mask_sha256s: tuple[str, ...] = Field(description="Hex digests of their bytes.")
-    style_reference_ids: tuple[str, ...] = Field(description="Style references.")
-    style_reference_sha256s: tuple[str, ...] = Field(description="Hex digests of their bytes.")
-    image_id: str | None = Field(description="Source picture of an edit, remix, reframe or new background.")
-    image_sha256: str | None = Field(description="Hex digest of its bytes.")
-    mask_id: str | None = Field(description="Mask of an edit.")
-    mask_sha256: str | None = Field(description="Hex digest of its bytes.")
-    rendering_speed: str | None = Field(description="As sent: TURBO, BALANCED or QUALITY.")
-    style: str | None = Field(description="As sent.")
-    style_preset: str | None = Field(description="As sent.")
-    style_codes: tuple[str, ...] = Field(description="As sent.")
-    color_palette: str | None = Field(description="As sent, as JSON.")
-    image_size: str | None = Field(description="As sent: a preset's name or width x height.")
-    num_images: int = Field(description="Pictures asked for in the request.")
-    strength: float | None = Field(description="As sent, 0.01 to 1.")
-    expand_prompt: bool | None = Field(description="As sent.")
-    sync_mode: bool | None = Field(description="As sent.")
-    seed: int = Field(description="Seed asked for.")
-    seed_returned: int | None = Field(description="Seed that fal says it used, one per request.")
-    request_json: str = Field(description="The body sent, with `sha256:…` in place of each picture's URL.")
-    fingerprint: str = Field(
-        description="Identity of the request: SHA-256 of prompt id, endpoint and arguments."
-    )
-    request_id: str | None = Field(description="fal's id of the request.")
-    width: int = Field(description="Pixels, measured.")
-    height: int = Field(description="Pixels, measured.")
-    format: str = Field(description="`png`, `jpeg` or `webp`, from the bytes.")
-    bytes: int = Field(description="Length of the file.")
-    sha256: str = Field(description="Hex digest of the file.")
-    submitted_at: datetime | None = Field(description="When fal's answer to the submit had arrived.")
-    started_at: datetime | None = Field(
-        description="completed_at less inference_s: fal doesn't tell the start."
-    )
-    completed_at: datetime = Field(description="When this project saw the request completed.")
-    inference_s: float | None = Field(description="Seconds of work, from fal's metrics.")
-    cost_usd: float | None = Field(
-        description="US dollars for this picture: the request's cost over its pictures."
-    )
-    cost_source: str = Field(description="billing_event, billable_units_header, price_list or unknown.")
-    attempts: int = Field(description="Submits that may have reached fal, over all runs.")
-    backend: str = Field(description="`fal`, or `sandbox` for pictures that the local stand-in drew.")
-    dagster_run_id: str = Field(description="The Dagster run that paid for it.")
-    code_version: str = Field(description="Version of ideogram_pipeline that made it.")
-    extra: str = Field(description="The prompts table's other columns, as a JSON object.")
-
-
-class OutcomeRow(BaseModel):
-    """How one row of the prompts table ended. The batch is the folder's name."""
-
-    model_config = ConfigDict(frozen=True)
-
-    prompt_id: str = Field(description="Row of the prompts table.")
-    state: OutcomeState = Field(description="generated, rejected, refused, failed, unknown or not_reached.")
-    reason: str = Field(description="Why, and what to do next; empty for generated rows.")
-    due: bool = Field(
-        default=True,
-        description="Whether this run was to bring its pictures: nobody left it out, and no other run is making them.",
-    )
-    fingerprint: str | None = Field(description="Identity of the request; empty for rejected rows.")
-    request_id: str | None = Field(description="fal's id of the newest request.")
-    cost_usd: float | None = Field(description="US dollars over all attempts; empty if any is not known.")
-    cost_source: str = Field(
-        description="billing_event, billable_units_header, price_list or unknown: the weakest over all attempts."
-    )
-    attempts: int = Field(description="Submits that may have reached fal, over all runs.")
-    images: int = Field(description="Pictures in the store.")
-    endpoint: str | None = Field(description="Short name of the endpoint.")
-    row_number: int = Field(description="Where the row stands in the table.")
-    column: str = Field(description="The column at fault, for rejected rows.")
-    advice: tuple[str, ...] = Field(description="What the result may surprise with.")
+from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
 
 
 def image_rows(plan: Plan, entries: Mapping[str, Entry]) -> list[ImageRow]:

@@ -1,7 +1,7 @@
 """The catalog: every picture of every batch, found from the store's root."""
 
 from ideogram_pipeline.generation import catalog
-from ideogram_pipeline.generation.catalog import CatalogRow
+from ideogram_pipeline.generation.rows import CatalogRow
 from ideogram_pipeline.storage import parquet
 
 LIGHTHOUSE = {"prompt_id": "a", "prompt": "a lighthouse"}

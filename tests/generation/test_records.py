@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ideogram_pipeline.generation import files
-from ideogram_pipeline.generation.records import ImageRow, image_rows, outcome_rows
+from ideogram_pipeline.generation.records import image_rows, outcome_rows
+from ideogram_pipeline.generation.rows import ImageRow
 from ideogram_pipeline.storage import parquet
 from ideogram_pipeline.tables.rows import Rejection
 

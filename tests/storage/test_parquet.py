@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from ideogram_pipeline.generation.catalog import CatalogRow
-from ideogram_pipeline.generation.planner import PlannedRow
-from ideogram_pipeline.generation.records import ImageRow, OutcomeRow
+from ideogram_pipeline.generation.rows import CatalogRow, ImageRow, OutcomeRow, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection
 
