@@ -1,7 +1,7 @@
 """How near to the floor, how cheap and how small: this project beside fal's own client, on one sandbox in one session.
 
     floor        400 requests, 40 at a time at the server, median service 4 s, both clients in turn
-    throughput   the same with no service time: pictures a second
+    throughput   the same with no service time: pictures a second, with thumbnails and without
     memory       two sizes of batch, no service time, small pictures: peak memory
 
 The *floor* is the time a server with 40 places needs for the very service times it drew if every request is queued at
@@ -154,6 +154,18 @@ def ours(server: Sandbox, contest: Contest, folder: Path) -> Told:
     told = _told("ours", server, contest, ended, max(path.stat().st_mtime for path in settled))
     pictures = sorted((folder / "store" / "images").rglob("*.png"))[:20]
     return replace(told, decoding_s=contest.rows * mean(_decoding_s(path) for path in pictures))
+
+
+def without_thumbnails(server: Sandbox, contest: Contest, folder: Path) -> Told:
+    """Let this project make the pictures and no small ones, so that no picture is decoded."""
+    _tables(contest, folder)
+    settings = _settings(server, contest, folder) | {
+        "IDEOGRAM_STORE": str(folder / "bare"),
+        "IDEOGRAM_THUMBNAILS": "false",
+    }
+    ended = _run([*CLI, "run", "--json"], settings)
+    settled = (folder / "bare" / "ledger").rglob("*-settled.json")
+    return _told("ours, no thumbnails", server, contest, ended, max(path.stat().st_mtime for path in settled))
 
 
 def again(server: Sandbox, contest: Contest, folder: Path) -> Told:
@@ -309,9 +321,9 @@ def main() -> None:
     contest = Contest(rows, told.in_flight, 0.5 if told.quick else MEDIAN_SERVICE_S, "square_hd")
     match told.mode:
         case "floor":
-            lines = session(contest, (official, ours, again), rounds)
+            lines = session(contest, (official, ours, without_thumbnails, again), rounds)
         case "throughput":
-            lines = session(replace(contest, service_s=0), (official, ours), rounds)
+            lines = session(replace(contest, service_s=0), (official, ours, without_thumbnails), rounds)
         case _:
             small = replace(contest, service_s=0, image_size="square")
             lines = session(small, (ours,), 1) + session(replace(small, rows=25 * rows), (ours,), 1)
