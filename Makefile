@@ -4,7 +4,7 @@ READY := .venv/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install run plan test oracles-install chaos daemon bench lint format ui lock clean
+.PHONY: help install run plan test oracles-install slow chaos daemon bench lint format ui lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -27,6 +27,9 @@ test: $(READY) ## Run the tests
 
 oracles-install: ## Install fal's JavaScript client, for the tests that hold the sandbox against it
 	npm ci --prefix tests/oracles/javascript --no-fund --no-audit
+
+slow: $(READY) ## Run the tests that start the command again and again
+	$(BIN)/pytest -n 2 -m slow tests
 
 chaos: $(READY) ## Kill and race real runs, fail their disks and clocks; KILLS=200 kills more often
 	KILLS=$(or $(KILLS),20) $(BIN)/pytest -n 2 -m chaos tests/chaos

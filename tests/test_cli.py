@@ -110,6 +110,7 @@ def test_a_run_makes_every_picture_and_a_second_one_pays_for_nothing(project):
     assert {entry.name for entry in project.folder.iterdir()} == {"data", "var"}
 
 
+@pytest.mark.slow
 def test_a_run_with_rows_that_end_otherwise_exits_with_3_and_says_where_the_reasons_are(project):
     project.write(
         [
@@ -129,6 +130,7 @@ def test_a_run_with_rows_that_end_otherwise_exits_with_3_and_says_where_the_reas
     assert not list(project.folder.rglob("*escape*"))
 
 
+@pytest.mark.slow
 def test_only_the_batches_named_are_run(project):
     project.write({"prompt_id": f"p{number}", "prompt": "x", "batch": f"b{number}"} for number in range(3))
     code, out, _err = project("run", "--batch", "b0", "--batch", "b2", "--json")
@@ -174,6 +176,7 @@ def test_a_plan_tells_the_price_and_writes_nothing(project):
     assert json.loads(project("plan", "--json")[1])["batches"][0]["reused"] == 3
 
 
+@pytest.mark.slow
 def test_a_new_take_is_priced_by_the_plan_and_paid_by_the_run_that_asks_for_it(project):
     project("run")
     plan = json.loads(project("plan", "--regenerate", "--limit", "2", "--json")[1])
@@ -190,6 +193,7 @@ def test_a_new_take_is_priced_by_the_plan_and_paid_by_the_run_that_asks_for_it(p
     assert sorted(metadata[metadata["current"]]["take"]) == [0, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_run_spends_no_more_than_it_was_told_and_publishes_all_the_same(project):
     code, out, err = project("run", "--max-spend", "0.10", "--json")
     summary = json.loads(out.splitlines()[-1])
@@ -201,6 +205,7 @@ def test_a_run_spends_no_more_than_it_was_told_and_publishes_all_the_same(projec
     assert project.submits() == 3
 
 
+@pytest.mark.slow
 def test_a_batch_that_fails_does_not_keep_the_next_from_being_run(project):
     rows = [{"prompt_id": name, "prompt": "x", "batch": name, "num_images": "1"} for name in "ab"]
     project.write([rows[0] | {"num_images": "9"}, rows[1]])

@@ -146,6 +146,7 @@ def test_the_package_itself_stays_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_dagsters_own_command_accepts_the_example(example, tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()

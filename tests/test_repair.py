@@ -15,6 +15,8 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 COMMAND = [sys.executable, "-c", "from ideogram_pipeline.cli import main; main()"]
 
 

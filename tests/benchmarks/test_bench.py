@@ -27,6 +27,7 @@ def test_no_server_is_faster_than_the_floor(bench, services):
     assert floor <= max(services) + sum(services) / bench.SLOTS + slack
 
 
+@pytest.mark.slow
 def test_both_clients_make_every_picture_and_are_measured():
     command = [sys.executable, str(BENCH), "--mode", "throughput", "--rows", "8", "--rounds", "1"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
