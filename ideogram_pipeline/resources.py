@@ -97,8 +97,7 @@ class FalResource(dg.ConfigurableResource[Any]):
     key: str | None = Field(
         default=None,
         repr=False,
-        json_schema_extra={"dagster__is_secret": True},
-        description="fal's API key; give it as an EnvVar.",
+        description="fal's API key. Give it as an EnvVar: the launchpad shows, and sends back, what stands here.",
     )
     queue_url: str | None = Field(
         default=None, description="Host of the queue, if not fal's or the embedded sandbox."

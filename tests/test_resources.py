@@ -4,6 +4,8 @@ import asyncio
 from decimal import Decimal
 
 import pytest
+import yaml
+from dagster._core.snap.snap_to_yaml import default_values_yaml_from_type_snap
 
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.generation.budget import OverBudget, UnknownPrice
@@ -31,3 +33,14 @@ def test_without_settings_there_is_no_line_and_no_unknown_price(store):
     with pytest.raises(UnknownPrice):
         asyncio.run(budget.reserve(None))
     asyncio.run(opened(store, "run-1", allow_unknown_prices=True).reserve(None))
+
+
+def test_the_launchpad_fills_in_where_the_key_stands_and_not_asterisks(monkeypatch):
+    monkeypatch.setenv("FAL_KEY", "planted-id:planted-secret")
+    snapshot = (
+        build_definitions(Settings.from_environment()).resolve_job_def("generate_batch").get_job_snapshot()
+    )
+    schema = snapshot.config_schema_snapshot
+    root = schema.get_config_snap(snapshot.mode_def_snaps[0].root_config_key)
+    filled_in = yaml.safe_load(default_values_yaml_from_type_snap(schema, root))
+    assert filled_in["resources"]["fal"]["config"]["key"] == {"env": "FAL_KEY"}

@@ -120,15 +120,15 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             context.log.warning(reason)
         return dg.MaterializeResult(
             metadata={
+                "preview": metadata.preview(opened, pictures),
+                "reasons": dg.MetadataValue.md(
+                    "\n".join(f"- {reason}" for reason in reasons[:20]) or "every row is there"
+                ),
                 **metadata.of_pictures(rows, pictures, reused=reused),
                 "spent_usd": spent_usd,
                 "backend": fal.backend,
                 "path": dg.MetadataValue.path(opened.where(f"images/batch={batch}")),
                 "outcomes": dg.MetadataValue.path(opened.where(files.outcomes_path(batch))),
-                "preview": metadata.preview(opened, pictures),
-                "reasons": dg.MetadataValue.md(
-                    "\n".join(f"- {reason}" for reason in reasons[:20]) or "every row is there"
-                ),
             },
             data_version=dg.DataVersion(hashlib.sha256(written).hexdigest()),
         )

@@ -9,7 +9,7 @@ import base64
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -37,22 +37,24 @@ def shown(text: str) -> str:
     return _QUERY.sub(r"\g<address>?…", _ACCESS.sub(r"\g<scheme>…@", text))
 
 
-def table(columns: Mapping[str, str], rows: Iterable[Mapping[str, str | int]]) -> dg.TableMetadataValue:
-    """Return rows as a table with these columns and their types; texts are as `shown`."""
-    return dg.MetadataValue.table(
-        records=[
-            dg.TableRecord(
-                {name: shown(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
-            )
-            for row in rows
-        ],
-        schema=dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()]),
-    )
+def table(
+    name: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, str | int]]
+) -> dict[str, dg.TableMetadataValue]:
+    """Return rows as a table with these columns and their types; texts are as `shown`. Nothing of no rows."""
+    if not rows:
+        return {}
+    records = [
+        dg.TableRecord({name: shown(cell) if isinstance(cell, str) else cell for name, cell in row.items()})
+        for row in rows
+    ]
+    schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()])
+    return {name: dg.MetadataValue.table(records, schema)}
 
 
-def rejections(rejected: Sequence[Rejection]) -> dg.TableMetadataValue:
+def rejections(rejected: Sequence[Rejection]) -> dict[str, dg.TableMetadataValue]:
     """Return the first records of a table that can't be used, and why."""
     return table(
+        "rejected_rows",
         {"row_id": "string", "row_number": "int", "column": "string", "reason": "string"},
         [
             {
@@ -84,7 +86,8 @@ def of_plan(plan: Plan) -> dict[str, Value]:
         "estimated_usd": plan.cost_usd,
         "estimated_usd_max": plan.cost_usd_max,
         "unpriced": plan.unpriced,
-        "rejected_rows": table(
+        **table(
+            "rejected_rows",
             {"prompt_id": "string", "row_number": "int", "column": "string", "reason": "string"},
             [
                 {
@@ -136,7 +139,8 @@ def of_pictures(rows: Sequence[OutcomeRow], pictures: Sequence[ImageRow], *, reu
             ],
         ),
         "rows_without_pictures": len(missing),
-        "without_pictures": table(
+        **table(
+            "without_pictures",
             {
                 "prompt_id": "string",
                 "row_number": "int",

@@ -57,7 +57,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "rows": len(table.rows),
                 "dagster/row_count": len(table.rows),
                 "rejected": len(table.rejections),
-                "rejected_rows": metadata.rejections(table.rejections),
+                **metadata.rejections(table.rejections),
                 "batches": len(table.batches),
                 "hints": dg.MetadataValue.md(
                     "\n".join(f"- {hint}" for hint in misspelt_columns(table)) or "none"
@@ -99,7 +99,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "rows": len(table.references),
                 "dagster/row_count": len(table.references),
                 "rejected": len(table.rejections),
-                "rejected_rows": metadata.rejections(table.rejections),
+                **metadata.rejections(table.rejections),
                 "bytes": sum(reference.bytes for reference in table.references),
                 "table": dg.MetadataValue.path(tables.references),
                 VERSION: version,

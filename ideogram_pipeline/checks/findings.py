@@ -48,7 +48,7 @@ class Verdict:
             metadata={
                 "findings": len(self.findings),
                 **self.counts,
-                "rows": table({"row": "string", "finding": "string"}, first),
+                **table("rows", {"row": "string", "finding": "string"}, first),
             },
         )
 

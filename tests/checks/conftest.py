@@ -84,7 +84,8 @@ def by_name(result):
 
 def table(evaluation):
     """The rows that a check has shown."""
-    return [tuple(record.data.values()) for record in evaluation.metadata["rows"].records]
+    shown = evaluation.metadata.get("rows")
+    return [tuple(record.data.values()) for record in shown.records] if shown else []
 
 
 def materialized(result):
