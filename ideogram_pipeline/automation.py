@@ -22,6 +22,7 @@ from ideogram_pipeline.settings import Automation, Settings
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.changes import Step
+    from ideogram_pipeline.generation.planner import Plan
     from ideogram_pipeline.jobs import Job
     from ideogram_pipeline.storage import Store
 
@@ -221,7 +222,9 @@ def _new_batches(pipeline: Pipeline, settings: Settings, jobs: "Sequence[Job]") 
         new = [batch for batch in digests if batch not in known]
         return dg.SensorResult(
             run_requests=[
-                dg.RunRequest(run_key=f"{batch}:{digests[batch]}", job_name=generate, partition_key=batch)
+                dg.RunRequest(
+                    run_key=f"{batch}:{digests[batch]}:{tables}", job_name=generate, partition_key=batch
+                )
                 for batch in step.to_run
             ],
             dynamic_partitions_requests=[
@@ -254,11 +257,25 @@ def _look(store: "Store", digests: Mapping[str, str], seen: Mapping[str, str]) -
 
     def has_work(batch: str) -> bool:
         rows, rejections = files.read_prompts(store, batch)
-        return plan_batch(batch, rows, rejections, references, Ledger(store, batch).entries).has_work
+        plan = plan_batch(batch, rows, rejections, references, Ledger(store, batch).entries)
+        return plan.has_work or not _is_recorded(store, plan)
 
     return look(
         digests, seen, has_work=has_work, at_most=RUNS_PER_TICK, goes_on=lambda: time.monotonic() < until
     )
+
+
+def _is_recorded(store: "Store", plan: "Plan") -> bool:
+    """Return whether the outcomes of a batch are those of just these rows.
+
+    A row that was rejected, taken out or changed back costs nothing, and is to be seen all the same.
+    """
+    from ideogram_pipeline.generation import files
+
+    if not store.exists(files.outcomes_path(plan.batch)):
+        return False
+    recorded = {(row.prompt_id, row.fingerprint) for row in files.read_outcomes(store, plan.batch)}
+    return recorded == {(row.prompt_id, row.fingerprint) for row in plan.rows}
 
 
 def _tables_version(store: "Store") -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from ideogram_pipeline import __version__
+from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalError, RequestNotFound
 from ideogram_pipeline.resources import FalResource, build_resources
@@ -40,6 +41,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         f"ideogram_pipeline {__version__}, dagster {dg.__version__}, Python {platform.python_version()}"
     )
     yield Finding("versions", True, versions)
+    yield _check("settings", lambda: _settings(settings))
     yield _check("prompts", lambda: _prompts(settings))
     yield _check("references", lambda: _references(settings))
     yield _check("store", lambda: _store(settings))
@@ -51,6 +53,11 @@ def _check(what: str, check: Callable[[], str]) -> Finding:
         return Finding(what, True, check())
     except (PipelineError, FalError) as error:
         return Finding(what, False, str(error))
+
+
+def _settings(settings: Settings) -> str:
+    build_definitions(settings)
+    return "they can be loaded by Dagster"
 
 
 def _prompts(settings: Settings) -> str:

@@ -92,8 +92,8 @@ def whole(rows: "Sequence[OutcomeRow]", allowed: float) -> Verdict:
         "batch_is_whole",
         [(row.prompt_id, f"{row.state}: {row.reason}") for row in missing],
         f"{len(missing)} of {len(due)} rows ended without a picture ({counted}); IDEOGRAM_MAX_FAILED_FRACTION is "
-        f"{allowed:g}. The others are stored and recorded, and running the batch again pays only for what is missing. "
-        f"{first}",
+        f"{allowed:g}. The others are stored and recorded, and running the batch again pays only for what is missing; "
+        f"rejected and refused rows have to be changed first. {first}",
         dg.AssetCheckSeverity.ERROR if len(missing) > allowed * len(due) else dg.AssetCheckSeverity.WARN,
         {"due": len(due), "missing": len(missing)},
     )
@@ -228,6 +228,7 @@ def refusals(rows: "Sequence[OutcomeRow]", allowed: float) -> Verdict:
     return Verdict(
         "refusals_allowed",
         refused if fraction > allowed else (),
-        "Change what the reasons name; the same input would be refused again.",
+        f"{len(refused)} of {len(answered)} answered rows were refused, more than the fraction {allowed:g} of "
+        "IDEOGRAM_MAX_REFUSED_FRACTION. Change what the reasons name; the same input would be refused again.",
         counts={"refused": len(refused), "fraction": fraction, "allowed_fraction": allowed},
     )

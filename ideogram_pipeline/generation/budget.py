@@ -292,8 +292,9 @@ class Budget:
             self._run_id,
             limit,
             name="The budget of this run",
-            advice="Raise IDEOGRAM_BUDGET_USD or the run's max_spend_usd, whichever is lower, or run again: what is "
-            "there is not paid for again.",
+            advice="Raise IDEOGRAM_BUDGET_USD or the run's own line (--max-spend, max_spend_usd), whichever is "
+            "lower, or run again: what is there is not paid for again. A run that was to --regenerate is continued "
+            "with --only-failed beside it.",
         )
 
     def _line_of_today(self, limit: Decimal) -> _Line:

@@ -51,7 +51,10 @@ from ideogram_pipeline.storage import Store
 RESUBMIT_AFTER_S = 2.0
 """A request that failed, and may succeed, is sent again after so many seconds, and after four times as many then."""
 
-_UNANSWERED = "its submit was never answered; it may have been paid, and is not sent again by itself"
+_UNANSWERED = (
+    "its submit was never answered; it may have been paid, and is not sent again by itself "
+    "(`ideogram-pipeline reconcile` looks for it, and can give it up)"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -285,7 +288,8 @@ class Engine:
         try:
             restored = await self._fetcher.fetch_again(request, queued, missing)
         except (FalError, ValidationError, IndexError) as error:
-            raise LeftOpen(Failed, f"{lost}: {type(error).__name__}") from None
+            reason = f"{lost} ({type(error).__name__}); a new take of the row (--regenerate) is paid for"
+            raise LeftOpen(Failed, reason) from None
         if restored != missing:
             raise LeftOpen(Failed, f"{lost}: fal has other bytes now")
 

@@ -103,7 +103,14 @@ def read(store: Store, path: str, model: type[Row], *, where: tuple[str, str] | 
     import pyarrow.parquet as pq
 
     filters = pc.field(where[0]) == where[1] if where else None
-    table = pq.read_table(pa.BufferReader(store.get(path)), filters=filters, partitioning=None)
+    # Without threads: one that still runs when the process ends aborts it, and these files are small.
+    table = pq.read_table(
+        pa.BufferReader(store.get(path)),
+        filters=filters,
+        partitioning=None,
+        use_threads=False,
+        pre_buffer=False,
+    )
     for batch in table.to_batches(max_chunksize=2_000):
         for row in batch.to_pylist():
             yield model.model_validate(row)
