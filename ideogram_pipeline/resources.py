@@ -196,19 +196,16 @@ class LimitsResource(dg.ConfigurableResource[Any]):
     """How much may go wrong before a check says so."""
 
     max_rejected_fraction: float = Field(
-        default=1.0,
         ge=0,
         le=1,
         description="A batch with a larger share of rejected rows is not paid for at all.",
     )
     max_refused_fraction: float = Field(
-        default=0.1,
         ge=0,
         le=1,
         description="A check warns where the model refused a larger share of the rows.",
     )
     max_failed_fraction: float = Field(
-        default=0.0,
         ge=0,
         le=1,
         description="A run fails, once all is recorded, where a larger share of its rows ended without a picture.",

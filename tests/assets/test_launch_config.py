@@ -67,11 +67,6 @@ def counts(result):
     }
 
 
-def failure(result):
-    (event,) = [event for event in result.all_events if event.is_step_failure]
-    return event.step_failure_data
-
-
 def test_every_option_explains_itself_in_the_launchpad(project):
     job = build_definitions(project).resolve_job_def("generate_batch")
     ops = job.run_config_schema.config_type.fields["ops"].config_type.fields
