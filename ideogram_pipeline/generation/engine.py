@@ -103,6 +103,7 @@ class Engine:
             thumbnails=thumbnails,
         )
         self._stopped: str | None = None
+        self._beat = ""
 
     @property
     def spent_usd(self) -> Decimal:
@@ -124,7 +125,7 @@ class Engine:
             enumerate(requests), key=lambda numbered: self._books.entry(numbered[1]).state != "submitted"
         )
         try:
-            async with beating(self._store, self._run.run_id):
+            async with beating(self._store, self._run.run_id) as self._beat:
                 await self._work_all(finish_first, outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
@@ -229,7 +230,7 @@ class Engine:
             case "failed":
                 return Failed(request, entry, reason)
         owner = entry.last.reserved.owner
-        if await is_alive(self._store, owner):
+        if await is_alive(self._store, owner, but=self._beat):
             reason = f"run {owner} is submitting it now; run again to see how it ended"
             return left_to_another_run(request, entry, reason)
         return Unknown(request, entry, _UNANSWERED)
