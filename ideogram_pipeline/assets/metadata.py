@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -28,13 +27,12 @@ MAX_ROWS = 50
 PREVIEWS = 12
 """Pictures on the contact sheet."""
 
-_ACCESS = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'\"]+@")
-_QUERY = re.compile(r"(?P<address>\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#'\"<>]+)[?#][^\s'\"<>]+")
-
 
 def shown(text: str) -> str:
     """Return a text without the parts of its URLs that may grant access: user, password and query."""
-    return _QUERY.sub(r"\g<address>?…", _ACCESS.sub(r"\g<scheme>…@", text))
+    from ideogram_pipeline.fal.errors import without_access
+
+    return without_access(text)
 
 
 def table(
