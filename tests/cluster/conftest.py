@@ -28,21 +28,6 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 WAIT_S = 420
 FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-AWS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_REGION": "us-east-1",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_ALLOW_HTTP": "true",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
-# One request at a time: what makes a conditional write atomic in a real store is missing in this one.
-S3_SERVER = """
-import sys
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import run_simple
-run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app))
-"""
 
 
 def program(name):
@@ -163,8 +148,10 @@ class Sandbox:
 class Cluster:
     """A table in batches, an S3 bucket, and one Dagster over Postgres with its daemon and code location."""
 
-    def __init__(self, folder, batches, rows):
+    def __init__(self, folder, s3, batches, rows):
         self.folder, self.batches, self.rows = folder, batches, rows
+        self.bucket = s3.bucket()
+        self.s3 = boto3.client("s3")
         self.home = folder / "home"
         self.home.mkdir()
         self.processes = Processes(folder)
@@ -187,27 +174,16 @@ class Cluster:
                 for name, value in os.environ.items()
                 if not name.startswith(("IDEOGRAM_", "FAL_"))
             },
-            **AWS,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "DAGSTER_HOME": str(self.home),
             "DAGSTER_DISABLE_TELEMETRY": "1",
-            "DAGSTER_COMPUTE_LOG_BUCKET": "pictures",
+            "DAGSTER_COMPUTE_LOG_BUCKET": self.bucket,
             "FAL_QUEUE_URL": self.sandbox.url,
-            "IDEOGRAM_STORE": "s3://pictures/store",
+            "IDEOGRAM_STORE": f"s3://{self.bucket}/store",
             "IDEOGRAM_PROMPTS": str(self.folder / "prompts.csv"),
             "IDEOGRAM_REFERENCES": str(self.folder / "references.csv"),
-            **self._s3(),
             **self._postgres(),
         }
-
-    def _s3(self):
-        port = free_port()
-        self.processes.start(sys.executable, "-c", S3_SERVER, str(port), port=port)
-        url = f"http://127.0.0.1:{port}"
-        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-        self.s3 = boto3.client("s3", endpoint_url=url, **keys)
-        self.s3.create_bucket(Bucket="pictures")
-        return {"AWS_ENDPOINT_URL": url}
 
     def _postgres(self):
         place = Path(tempfile.mkdtemp(prefix="ideogram-postgres-"))
@@ -318,11 +294,13 @@ class Cluster:
     def metadata(self):
         """Return every row of the pictures' metadata."""
         names = [name for name in self.names("images/") if name.endswith("/metadata.parquet")]
-        files = [self.s3.get_object(Bucket="pictures", Key=f"store/{name}")["Body"].read() for name in names]
+        files = [self.s3.get_object(Bucket=self.bucket, Key=f"store/{name}")["Body"].read() for name in names]
         return pd.concat(pd.read_parquet(io.BytesIO(file)) for file in files)
 
     def names(self, prefix):
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket="pictures", Prefix=f"store/{prefix}")
+        pages = self.s3.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=f"store/{prefix}"
+        )
         return [found["Key"].removeprefix("store/") for page in pages for found in page.get("Contents", ())]
 
     def check_that_every_row_was_paid_once(self):
@@ -340,14 +318,14 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
+def cluster(tmp_path, monkeypatch, s3):
     """Make a cluster of so many batches and rows; the sandbox has these settings."""
     for name in ("initdb", "postgres"):
         program(name)
     made = []
 
     def make(batches, rows, **sandbox):
-        cluster = Cluster(tmp_path, batches, rows)
+        cluster = Cluster(tmp_path, s3, batches, rows)
         made.append(cluster)
         cluster.begin(**sandbox)
         for name, value in cluster.environment.items():

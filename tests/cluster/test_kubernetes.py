@@ -151,8 +151,8 @@ def kubernetes(tmp_path):
 
 @pytest.fixture
 def on_kubernetes(cluster, kubernetes):
-    """Start a cluster whose runs and steps are Jobs; one batch is worked, and stays with fal until the test says so."""
-    made = cluster(["long"], rows=ROWS, latency_scale=1000)
+    """Start a cluster whose runs and steps are Jobs; one batch is with fal."""
+    made = cluster(["long"], rows=ROWS, latency_scale=20, concurrency=2)
     made.environment |= {"IDEOGRAM_EXECUTOR": "k8s", "IDEOGRAM_AUTOMATION": "sensor"}
     kubernetes.environment = made.environment
     config = {**LAUNCHER["config"], "kubeconfig_file": str(kubernetes.kubeconfig)}
@@ -174,7 +174,7 @@ def test_a_deleted_step_lets_go_and_the_run_that_is_made_of_it_takes_up_what_was
     on_kubernetes.wait(lambda: not on_kubernetes.unfinished())
     assert status(on_kubernetes, first) is dg.DagsterRunStatus.FAILURE
     assert status(on_kubernetes, *retried) is dg.DagsterRunStatus.SUCCESS
-    assert set(kubernetes.steps(retried[0].run_id).values()) >= {"generation_requests", "generated_images"}
+    assert "generated_images" in kubernetes.steps(retried[0].run_id).values()
     on_kubernetes.check_that_every_row_was_paid_once()
 
 
