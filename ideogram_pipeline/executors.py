@@ -37,7 +37,7 @@ def _k8s(_: Settings) -> dg.ExecutorDefinition:
 
 
 def _celery(settings: Settings) -> dg.ExecutorDefinition:
-    """Return the executor that hands each step to a worker. The addresses are read where it runs: they hold passwords."""
+    """Return the executor that hands each step to a worker; it reads the addresses, with passwords, where it runs."""
     if not settings.celery_broker or not settings.celery_backend:
         raise ConfigurationError(
             "IDEOGRAM_EXECUTOR is 'celery', so IDEOGRAM_CELERY_BROKER and IDEOGRAM_CELERY_BACKEND have to be set, to "
