@@ -2,8 +2,10 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -171,6 +173,39 @@ def test_no_key_can_get_into_the_image():
     assert {f"!{source}" for line in sources for source in line.split()} == {
         rule for rule in rules if rule.startswith("!")
     }
+
+
+def test_the_page_names_settings_and_files_that_there_are():
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    settings = {f"IDEOGRAM_{name.upper()}" for name in Settings.model_fields}
+    assert set(re.findall(r"IDEOGRAM_[A-Z_]+", page)) <= settings
+    files = re.findall(r"`((?:deploy/)?[\w/-]+\.yaml|Dockerfile)`", page)
+    assert "deploy/celery.yaml" in files
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_the_pages_commands_are_ones_that_the_programs_take():
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    commands = [
+        shlex.split(line.partition(" #")[0]) for line in re.findall(r"^    (d[ag].*)$", page, re.MULTILINE)
+    ]
+    programs = {
+        "dg": ("dagster_dg_cli.cli", "cli"),
+        "dagster": ("dagster._cli", "cli"),
+        "dagster-daemon": ("dagster._daemon.cli", "cli"),
+        "dagster-webserver": ("dagster_webserver.cli", "cli"),
+        "dagster-celery": ("dagster_celery.cli", "main"),
+    }
+    assert {program for program, *_ in commands} == set(programs)
+    for program, *arguments in commands:
+        module, name = programs[program]
+        command = getattr(import_module(module), name)
+        while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
+            command = command.get_command(click.Context(command), arguments.pop(0))
+        known = {option for parameter in command.params for option in parameter.opts}
+        own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        given = {argument for argument in own if argument.startswith("-")}
+        assert given <= known, (program, given - known)
 
 
 @pytest.fixture

@@ -38,8 +38,7 @@ def test_forty_batches_over_four_workers_of_which_two_die_pay_every_row_once(clu
     # the run of the step that was killed failed, and Dagster made another of it ...
     assert first in {run.parent_run_id for run in runs.values()}
     # ... and the step whose worker vanished was given to another worker
-    begun = [name for run, name in started(cluster, [runs[second]])]
-    assert len(begun) == 2
+    assert len(list(started(cluster, [runs[second]]))) >= 2
     assert runs[second].status is dg.DagsterRunStatus.SUCCESS
 
 
@@ -58,7 +57,8 @@ def caught_at_work(cluster, workers, besides=None):
     for run, name in started(cluster, at_work):
         if run.run_id == besides:
             continue
-        batch, step = run.tags["dagster/partition"], cluster.below(workers[name])[-1]
+        batch = run.tags["dagster/partition"]
+        _celery, step, *_captures_of_its_output = cluster.below(workers[name])
         if cluster.is_with_fal(batch):
             os.kill(step, signal.SIGSTOP)
             if cluster.is_with_fal(batch):

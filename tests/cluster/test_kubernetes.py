@@ -9,9 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import dagster as dg
 import pytest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-ROWS = 6
 JOBS = "/apis/batch/v1/namespaces/pictures/jobs"
 LAUNCHER = {
     "module": "dagster_k8s",
@@ -149,55 +148,44 @@ def kubernetes(tmp_path):
     api.stop()
 
 
-@pytest.fixture
-def on_kubernetes(cluster, kubernetes):
-    """Start a cluster whose runs and steps are Jobs; one batch is with fal."""
-    made = cluster(["long"], rows=ROWS, latency_scale=20, concurrency=2)
-    made.environment |= {"IDEOGRAM_EXECUTOR": "k8s", "IDEOGRAM_AUTOMATION": "sensor"}
-    kubernetes.environment = made.environment
+def test_steps_that_are_deleted_or_killed_are_run_again_and_take_up_what_was_submitted(cluster, kubernetes):
+    cluster = cluster(["deleted", "killed"], rows=6, latency_scale=20, concurrency=2)
+    cluster.environment |= {"IDEOGRAM_EXECUTOR": "k8s", "IDEOGRAM_AUTOMATION": "sensor"}
+    kubernetes.environment = cluster.environment
     config = {**LAUNCHER["config"], "kubeconfig_file": str(kubernetes.kubeconfig)}
-    made.configure(run_launcher={**LAUNCHER, "config": config}, run_monitoring={"poll_interval_seconds": 5})
-    made.start_dagster()
-    made.wait(lambda: made.is_with_fal("long"))
-    return made
+    cluster.configure(
+        run_launcher={**LAUNCHER, "config": config}, run_monitoring={"poll_interval_seconds": 5}
+    )
+    cluster.start_dagster()
+    cluster.wait(lambda: all(map(cluster.is_with_fal, cluster.batches)))
+    runs = {run.tags["dagster/partition"]: run.run_id for run in generating(cluster)}
+    steps = {batch: paying_steps(kubernetes, run_id) for batch, run_id in runs.items()}
+
+    kubernetes.jobs[steps["killed"][0]].kill()
+    kubernetes.delete(steps["deleted"][0])
+    kubernetes.jobs[steps["deleted"][0]].wait()
+    assert cluster.sandbox.stats().cancels == 0
+    cluster.sandbox.change(latency_scale=0)
+    repeated = cluster.wait(lambda: generating(cluster, of=runs["deleted"]))
+    cluster.wait(lambda: not cluster.unfinished())
+
+    ended = {run.run_id: run.status for run in generating(cluster)}
+    # what is told to go lets go, and Dagster makes another run of its run ...
+    assert ended[runs["deleted"]] is dg.DagsterRunStatus.FAILURE
+    assert ended[repeated[0].run_id] is dg.DagsterRunStatus.SUCCESS
+    assert len(paying_steps(kubernetes, repeated[0].run_id)) == 1
+    # ... and what is killed is run again in the same run
+    assert ended[runs["killed"]] is dg.DagsterRunStatus.SUCCESS
+    assert len(paying_steps(kubernetes, runs["killed"])) == 2
+    cluster.check_that_every_row_was_paid_once()
 
 
-def test_a_deleted_step_lets_go_and_the_run_that_is_made_of_it_takes_up_what_was_submitted(
-    on_kubernetes, kubernetes
-):
-    first, job = paying_step(on_kubernetes, kubernetes)
-    kubernetes.delete(job)
-    on_kubernetes.wait(lambda: kubernetes.jobs[job].poll() is not None)
-    assert on_kubernetes.sandbox.stats().cancels == 0
-    on_kubernetes.sandbox.change(latency_scale=0)
-    retried = on_kubernetes.wait(lambda: runs(on_kubernetes, parent_run_id=first.run_id))
-    on_kubernetes.wait(lambda: not on_kubernetes.unfinished())
-    assert status(on_kubernetes, first) is dg.DagsterRunStatus.FAILURE
-    assert status(on_kubernetes, *retried) is dg.DagsterRunStatus.SUCCESS
-    assert "generated_images" in kubernetes.steps(retried[0].run_id).values()
-    on_kubernetes.check_that_every_row_was_paid_once()
-
-
-def test_a_killed_step_is_run_again_in_its_run_and_takes_up_what_was_submitted(on_kubernetes, kubernetes):
-    first, job = paying_step(on_kubernetes, kubernetes)
-    kubernetes.jobs[job].kill()
-    on_kubernetes.sandbox.change(latency_scale=0)
-    on_kubernetes.wait(lambda: not on_kubernetes.unfinished())
-    assert status(on_kubernetes, first) is dg.DagsterRunStatus.SUCCESS
-    assert list(kubernetes.steps(first.run_id).values()).count("generated_images") == 2
-    on_kubernetes.check_that_every_row_was_paid_once()
-
-
-def runs(cluster, **wanted):
+def generating(cluster, of=None):
+    """Return the runs that generate a batch: all, or those that were made of one."""
     found = cluster.instance.get_runs(dg.RunsFilter(job_name="generate_batch"))
-    return [run for run in found if all(getattr(run, name) == value for name, value in wanted.items())]
+    return [run for run in found if of in (None, run.parent_run_id)]
 
 
-def status(cluster, run):
-    return cluster.instance.get_run_by_id(run.run_id).status
-
-
-def paying_step(cluster, kubernetes):
-    (run,) = runs(cluster)
-    (job,) = [name for name, step in kubernetes.steps(run.run_id).items() if step == "generated_images"]
-    return run, job
+def paying_steps(kubernetes, run_id):
+    """Return the names of the Jobs in which a run paid."""
+    return [name for name, step in kubernetes.steps(run_id).items() if step == "generated_images"]
