@@ -18,7 +18,7 @@ def test_forty_batches_over_four_workers_of_which_two_die_pay_every_row_once(clu
     cluster.configure(run_monitoring={"poll_interval_seconds": 5})
     cluster.add_redis()
     cluster.environment["IDEOGRAM_AUTOMATION"] = "sensor"
-    workers = {name: cluster.add_celery_worker(name, visibility_timeout=30) for name in WORKERS}
+    workers = {name: cluster.add_celery_worker(name, visibility_timeout=60) for name in WORKERS}
     cluster.instance.event_log_storage.set_concurrency_slots("fal", 2 * len(WORKERS))
     cluster.start_dagster()
 
@@ -28,7 +28,7 @@ def test_forty_batches_over_four_workers_of_which_two_die_pay_every_row_once(clu
     for pid in (*cluster.below(workers[name]), workers[name].pid):  # as a machine goes
         os.kill(pid, signal.SIGKILL)
     workers[name].wait()
-    cluster.add_celery_worker(name, visibility_timeout=30)
+    cluster.add_celery_worker(name, visibility_timeout=60)
 
     images = dg.AssetKey("generated_images")
     cluster.wait(lambda: set(BATCHES) <= cluster.instance.get_materialized_partitions(images))
