@@ -284,16 +284,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "tables": TablesResource(
             prompts=settings.prompts, references=settings.references, defaults=dict(settings.defaults)
         ),
-        "fal": FalResource(
-            backend=settings.backend,
-            key=dg.EnvVar("FAL_KEY") if settings.fal_key else None,
-            queue_url=settings.fal_queue_url,
-            rest_url=settings.fal_rest_url,
-            api_url=settings.fal_api_url,
-            max_in_flight=settings.max_in_flight,
-            max_wait_s=settings.max_wait_s,
-            inline_references=settings.inline_references,
-        ),
+        "fal": _fal(settings, dg.EnvVar("FAL_KEY") if settings.fal_key else None),
         "budget": BudgetResource(
             per_run_usd=_number(settings.budget_usd),
             per_day_usd=_number(settings.budget_usd_per_day),
@@ -306,6 +297,24 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         ),
         "progress": LogProgress(),
     }
+
+
+def fal_resource(settings: Settings) -> FalResource:
+    """Configure fal for a command that connects by itself: with the key, where Dagster is given its variable's name."""
+    return _fal(settings, settings.fal_key.get_secret_value() if settings.fal_key else None)
+
+
+def _fal(settings: Settings, key: str | None) -> FalResource:
+    return FalResource(
+        backend=settings.backend,
+        key=key,
+        queue_url=settings.fal_queue_url,
+        rest_url=settings.fal_rest_url,
+        api_url=settings.fal_api_url,
+        max_in_flight=settings.max_in_flight,
+        max_wait_s=settings.max_wait_s,
+        inline_references=settings.inline_references,
+    )
 
 
 def _number(usd: Decimal | None) -> float | None:
