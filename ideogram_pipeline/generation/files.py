@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, References
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
@@ -26,11 +28,12 @@ def batches(store: Store) -> dict[str, int]:
 
     Where the table was never read into this store, these are the batches that were run.
     """
-    if not store.exists(PROMPTS):
-        return dict.fromkeys(batches_with_results(store), 0)
     images: dict[str, int] = {}
-    for row in parquet.read(store, PROMPTS, PromptRow):
-        images[row.batch] = images.get(row.batch, 0) + (row.num_images or 1)
+    try:
+        for row in parquet.read(store, PROMPTS, PromptRow):
+            images[row.batch] = images.get(row.batch, 0) + (row.num_images or 1)
+    except FileNotFoundError:
+        return dict.fromkeys(batches_with_results(store), 0)
     for rejection in parquet.read(store, REJECTED_PROMPTS, Rejection):
         images.setdefault(rejection.batch, 0)
     return images
@@ -83,9 +86,10 @@ def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Pl
 
     Two runs may be asked for different things in one batch, and the newest plan may be the other one's.
     """
-    own = run_plan_path(batch, root_run_id) if root_run_id else None
-    path = own if own and store.exists(own) else plan_path(batch)
-    return Plan(batch, tuple(parquet.read(store, path, PlannedRow)))
+    if root_run_id:
+        with suppress(FileNotFoundError):
+            return Plan(batch, tuple(parquet.read(store, run_plan_path(batch, root_run_id), PlannedRow)))
+    return Plan(batch, tuple(parquet.read(store, plan_path(batch), PlannedRow)))
 
 
 def metadata_path(batch: str) -> str:
@@ -122,10 +126,12 @@ def read_outcomes(store: Store, batch: str) -> list[OutcomeRow]:
 
 def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     """Return the rows that the last run should have made and did not: what each asked for, by prompt id."""
-    if not store.exists(outcomes_path(batch)):
+    try:
+        outcomes = read_outcomes(store, batch)
+    except FileNotFoundError:
         return {}
     return {
         row.prompt_id: row.fingerprint
-        for row in read_outcomes(store, batch)
+        for row in outcomes
         if row.state != "generated" and row.reason != ONLY_FAILED
     }
