@@ -144,6 +144,8 @@ class S3Wire:
     def __init__(self, server: S3Server) -> None:
         self.seen: list[tuple[str, str]] = []
         """Method and target of every request, in order."""
+        self.failed = 0
+        """Requests that were failed so far."""
         self._faults: list[list[Any]] = []
         self._over = threading.Event()
         wire, behind = self, server.url.removeprefix("http://")
@@ -230,6 +232,7 @@ class S3Wire:
             kind, its_method, its_target, times = fault
             if times > 0 and its_method in ("", method) and its_target in target:
                 fault[3] -= 1
+                self.failed += 1
                 return str(kind)
         return None
 

@@ -111,7 +111,7 @@ class Store:
 
         if self._s3 is None or lasting_s > remote.SIGNED_FOR.total_seconds():
             return None
-        with self._failures("sign a URL of", path):
+        with self._failures("sign a URL of", path, requests=0):
             if not await asyncio.to_thread(self._s3.credentials_last, lasting_s):
                 return None
             return await obstore.sign_async(self._s3.backend, "GET", path, remote.SIGNED_FOR)
@@ -331,13 +331,20 @@ async def _repeating(call: Callable[[], Awaitable[Result]]) -> Result:
 
 
 def _repeating_here(call: Callable[[], Result]) -> Result:
-    """Make a call once more where it failed: obstore repeats none that may have had its effect."""
+    """Do the same for a call that obstore does not repeat, because it may have had its effect."""
+    import stamina
+
     try:
         return call()
     except StoreError as error:
         if not _may_pass(error):
             raise
-    return call()
+    for attempt in stamina.retry_context(
+        on=_may_pass, attempts=None, timeout=REPEAT_FOR_S, wait_initial=0.1, wait_max=2.0
+    ):
+        with attempt:
+            return call()
+    raise AssertionError("stamina either returns or raises")
 
 
 def _may_pass(error: Exception) -> bool:

@@ -90,6 +90,13 @@ def billed(request_id: str = "r-1", usd: str = "0.12") -> Billed:
     )
 
 
+@pytest.fixture(params=["on disk", "on S3"])
+def store(request, tmp_path):
+    if request.param == "on disk":
+        return Store.open(str(tmp_path / "store"))
+    return Store.open(f"s3://{request.getfixturevalue('s3').bucket()}/prefix")
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """A ledger on disk against a list of what happened to each request, in words."""
 
@@ -279,7 +286,7 @@ def test_of_two_processes_that_reserve_the_same_requests_one_wins_each(store):
     lines = "\t".join(asked.model_dump_json() for asked in requests.values())
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", RESERVE_ALL, str(store.folder), owner],
+            [sys.executable, "-c", RESERVE_ALL, store.url, owner],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
