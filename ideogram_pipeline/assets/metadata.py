@@ -200,3 +200,8 @@ def preview(store: Store, pictures: Iterable[ImageRow]) -> dg.MarkdownMetadataVa
     return dg.MetadataValue.md(
         f"![the first pictures](data:image/webp;base64,{base64.b64encode(sheet).decode()})"
     )
+
+
+def requests(store: Store) -> str:
+    """Return the requests that were made of a store, by kind."""
+    return ", ".join(f"{count} {kind}" for kind, count in store.requests.most_common()) or "none"
