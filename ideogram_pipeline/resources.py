@@ -58,9 +58,8 @@ class StoreResource(dg.ConfigurableResource[Any]):
 
         store = Store.open(self.url)
         own = StoreMark(backend=self.backend, pipeline=self.pipeline)
-        store.create(STORE_MARK, own.model_dump_json().encode())
         try:
-            mark = StoreMark.model_validate_json(store.get(STORE_MARK))
+            mark = StoreMark.model_validate_json(_marked(store, own))
         except ValidationError:
             raise ConfigurationError(
                 f'{store.where(STORE_MARK)!r} is damaged. It should read {{"backend": "sandbox"}} or '
@@ -78,6 +77,15 @@ class StoreResource(dg.ConfigurableResource[Any]):
                 f"if this pipeline was renamed, change the name in {store.where(STORE_MARK)!r}."
             )
         return store
+
+
+def _marked(store: Store, mark: StoreMark) -> bytes:
+    """Return the store's mark; a store that has none gets this one."""
+    try:
+        return store.get(STORE_MARK)
+    except FileNotFoundError:
+        store.create(STORE_MARK, mark.model_dump_json().encode())
+        return store.get(STORE_MARK)
 
 
 class TablesResource(dg.ConfigurableResource[Any]):

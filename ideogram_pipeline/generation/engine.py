@@ -93,7 +93,7 @@ class Engine:
         self._books = Books(ledger, budget, run)
         self._window = Window(max_in_flight)
         self._brake = Brake()
-        self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes)
+        self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes, wait_s=max_wait_s)
         self._submitter = Submitter(fal, self._references, self._books, self._window)
         entries = ledger.entries.values()
         self._fetcher = Fetcher(
