@@ -27,6 +27,7 @@ from ideogram_pipeline.generation.books import Books, RunFacts
 from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.fetching import FINISHING, Fetcher
+from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -40,7 +41,7 @@ from ideogram_pipeline.generation.outcomes import (
     left_to_another_run,
 )
 from ideogram_pipeline.generation.polling import Polling, known_work
-from ideogram_pipeline.generation.reconcile import search
+from ideogram_pipeline.generation.reconcile import Search, search
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.runs import beating, is_alive
 from ideogram_pipeline.generation.submitting import StopSubmitting, Submitter
@@ -82,7 +83,9 @@ class Engine:
         thumbnails: bool,
         budget: Budget,
         observer: Observer,
+        webhook_url: str | None = None,
     ) -> None:
+        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one."""
         self._fal = fal
         self._store = store
         self._run = run
@@ -92,13 +95,15 @@ class Engine:
         self._window = Window(max_in_flight)
         self._brake = Brake()
         self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes)
-        self._submitter = Submitter(fal, self._references, self._books, self._window)
-        entries = ledger.entries.values()
+        self._inbox = Inbox(store, ledger, webhook_url) if webhook_url else None
+        self._polling = Polling(known_work(ledger.entries.values()), delivered=webhook_url is not None)
+        self._submitter = Submitter(fal, self._references, self._books, self._window, self._inbox)
         self._fetcher = Fetcher(
             fal,
             store,
-            entries,
-            waiting=Polling(known_work(entries)),
+            ledger.entries.values(),
+            waiting=self._polling,
+            inbox=self._inbox,
             max_wait_s=max_wait_s,
             thumbnails=thumbnails,
         )
@@ -124,7 +129,7 @@ class Engine:
             enumerate(requests), key=lambda numbered: self._books.entry(numbered[1]).state != "submitted"
         )
         try:
-            async with beating(self._store, self._run.run_id):
+            async with beating(self._store, self._run.run_id), self._fetcher.watching():
                 await self._work_all(finish_first, outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
@@ -166,7 +171,7 @@ class Engine:
                 workers.create_task(self._work(waiting, outcomes))
 
     async def _found_after_all(self, outcomes: dict[int, Outcome]) -> list[tuple[int, GenerationRequest]]:
-        """Look at fal for the submits that were never answered; return the rows that can be fetched now."""
+        """Look for the submits that were never answered; return the rows that can be fetched now."""
         unknown = {
             outcome.request.fingerprint: position
             for position, outcome in outcomes.items()
@@ -174,7 +179,12 @@ class Engine:
         }
         if not unknown:
             return []
-        searched = await search(self._fal, self._books.ledger, unknown)
+        searched = await search(self._fal, self._store, self._books.ledger, unknown)
+        if searched.missing and self._inbox:
+            reserved = [self._books.ledger.entries[missing].last.reserved for missing in searched.missing]
+            await self._inbox.wait_for(reserved, self._polling.sweep_s)
+            again = await search(self._fal, self._store, self._books.ledger, searched.missing)
+            searched = Search((*searched.found, *again.found), again.missing)
         for fingerprint, reason in searched.missing.items():
             request = outcomes[unknown[fingerprint]].request
             entry = self._books.entry(request)
@@ -253,8 +263,9 @@ class Engine:
 
     async def _fetch(self, request: GenerationRequest, place: Place) -> None:
         queued, submitted_here = self._queued(request)
+        reserved = self._books.entry(request).last.reserved
         try:
-            fetched = await self._fetcher.fetch(request, queued, place, submitted_here=submitted_here)
+            fetched = await self._fetcher.fetch(reserved, queued, place, submitted_here=submitted_here)
         except RequestEnded as error:
             await self._end(request, error)
         except RequestNotFound as error:
