@@ -20,7 +20,7 @@ our key, says is ours.
 `ideogram-pipeline webhooks` serves it. As an app for a server of your own:
 
     uvicorn --factory ideogram_pipeline.receiver:build_app
-    Starlette(routes=[Mount("/ideogram", build_app())])
+    app = build_app(); Starlette(routes=[Mount("/ideogram", app)], lifespan=app.router.lifespan_context)
 """
 
 from __future__ import annotations
