@@ -102,6 +102,7 @@ class Polling:
         self._ends: deque[float] = deque(maxlen=2 * _RECENT)
         self._deliveries: deque[float] = deque(maxlen=_RECENT)
         self._undelivered = 0 if delivered else _UNDELIVERED
+        self._asking_since = float("inf") if delivered else -float("inf")
         self._submitted = 0
         self._nothing_left = False
         self.revision = 0
@@ -145,10 +146,12 @@ class Polling:
         self._ends.append(now)
         if one.of_this_run:
             self._undelivered += 1
-            self.revision += self._undelivered == _UNDELIVERED
+            if self._undelivered == _UNDELIVERED:
+                self._asking_since = now
+                self.revision += 1
         if inference_s is not None:
             work = self._of(one.kind)
-            if one.of_this_run:
+            if one.of_this_run and one.submitted_at >= self._asking_since:
                 self._queues.append(max(now - one.submitted_at - inference_s, 0.0))
             self.revision += not work.known
             work.add(inference_s)
@@ -158,7 +161,7 @@ class Polling:
         """Take note that a request's end was delivered, which says nothing of the seconds of work."""
         one = self._waiting[request_id]
         self._ends.append(now)
-        self._undelivered = 0
+        self._undelivered, self._asking_since = 0, float("inf")
         if one.of_this_run:
             self._deliveries.append(now - one.submitted_at)
         self.left(request_id)
@@ -177,13 +180,13 @@ class Polling:
     def next_ask(self, request_id: str) -> float:
         """Return when to ask about a request: after the last question, and not more than `SWEEP_S` after it.
 
-        Where its end should be delivered, it is `sweep_s` after it.
+        Where its end should be delivered, it is `sweep_s` after the submit, and twice as long after each question.
         """
         one = self._waiting[request_id]
         if not one.asked and not one.of_this_run:
             return one.asked_at
         if one.of_this_run and self._undelivered < _UNDELIVERED:
-            return one.asked_at + self.sweep_s
+            return one.asked_at + min(self.sweep_s * 2 ** min(one.asked, 8), LONGEST_SWEEP_S)
         return one.asked_at + min(max(self._distance(one), SHORTEST_S), SWEEP_S)
 
     def _distance(self, one: _Waiting) -> float:

@@ -45,14 +45,15 @@ def test_what_is_delivered_costs_two_calls_to_fal_a_picture(project, receiver):
 def test_two_hosts_share_a_store_and_a_receiver_that_is_started_anew_meanwhile(project, receiver):
     project = project(rows=60, latency_scale=2.0)
     first = receiver(project)
-    both = [project.start("run", DAGSTER_HOME=project.home(name), **receiver.settings) for name in ("a", "b")]
+    settings = {**receiver.settings, "IDEOGRAM_MAX_IN_FLIGHT": "10"}
+    both = [project.start("run", DAGSTER_HOME=project.home(name), **settings) for name in "ab"]
     project.wait_until(both[0], lambda: project.sandbox.stats().webhooks >= 20)
     first.send_signal(signal.SIGTERM)
     project.finish(first)
     receiver(project)
     for process in both:
         project.finish(process)
-    summary = project.settle(**receiver.settings)
+    summary = project.run(**receiver.settings)
     project.check_that_every_row_was_paid_once(summary)
 
 
