@@ -186,7 +186,7 @@ class Polling:
         if not one.asked and not one.of_this_run:
             return one.asked_at
         if one.of_this_run and self._undelivered < _UNDELIVERED:
-            return one.asked_at + min(self.sweep_s * 2 ** min(one.asked, 8), LONGEST_SWEEP_S)
+            return one.asked_at + min(self.sweep_s * 2.0 ** min(one.asked, 8), LONGEST_SWEEP_S)
         return one.asked_at + min(max(self._distance(one), SHORTEST_S), SWEEP_S)
 
     def _distance(self, one: _Waiting) -> float:
