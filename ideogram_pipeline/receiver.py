@@ -55,6 +55,9 @@ READY_FOR_S = 60.0
 GRACE_S = 20
 """So many seconds are given to what is being delivered when the receiver is told to stop."""
 
+NOT_SIGNED = "fal did not sign this, or not lately"
+"""What the answer says where the address is right and the signature is not."""
+
 _NOBODY = "receiver:receiver"
 _ATTEMPT = re.compile(r"[1-9]\d{0,3}")
 
@@ -99,7 +102,7 @@ class Receiver:
             delivery = await (await self._client()).accept_webhook(request.headers, body)
         except WebhookRejected as error:
             _log.warning("a delivery to %s was refused: %s", address, error.message)
-            return PlainTextResponse("not fal's", 401)
+            return PlainTextResponse(NOT_SIGNED, 401)
         payload = delivery.outcome.payload if isinstance(delivery.outcome, Succeeded) else None
         letter = Letter(request_id=delivery.request_id, user_id=delivery.user_id, payload=payload)
         await put_letter(self._store, address, letter)

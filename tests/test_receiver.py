@@ -21,6 +21,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from ideogram_pipeline import receiver as module
+from ideogram_pipeline.doctor import examine
 from ideogram_pipeline.errors import ConfigurationError, StoreError
 from ideogram_pipeline.fal import no_waiting
 from ideogram_pipeline.generation.inbox import Address, Letter, Secret
@@ -324,6 +325,28 @@ def test_it_can_be_mounted_in_another_app(store, fal, serve, settings, post):
     url = serve(Starlette(routes=[Mount("/ideogram", app)], lifespan=app.router.lifespan_context))
     assert post(fal.delivers(store, 1), prefix=f"{url}/ideogram") == [200]
     assert set(letters(store)) == {"r1"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (None, "is ready, and has this store"),
+        ("store", "has another store"),
+        ("keys", "is not ready"),
+        ("app", "is no receiver"),
+        ("nobody", "no answer"),
+    ],
+)
+def test_the_doctor_tells_whether_the_receiver_is_the_runs_own(tmp_path, fal, serve, settings, wrong, says):
+    fal.published = wrong != "keys"
+    stores = {"store": settings.model_copy(update={"store": str(tmp_path / "other")})}
+    app = Starlette() if wrong == "app" else build_app(stores.get(wrong, settings))
+    url = "http://127.0.0.1:9" if wrong == "nobody" else serve(app)
+    of_runs = settings.model_copy(update={"webhook_url": url, "fal_queue_url": fal.url})
+    with no_waiting():
+        (finding,) = [found for found in examine(of_runs) if found.what == "webhooks"]
+    assert finding.ok == (wrong is None)
+    assert says in finding.says
 
 
 def test_all_receivers_and_runs_on_a_store_make_and_know_the_same_addresses(store):
