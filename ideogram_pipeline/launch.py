@@ -158,7 +158,7 @@ def _stopped(plan: Plan) -> dict[str, float]:
         "reused": there,
         "rejected": rejected,
         "not_reached": len(plan.rows) - there - rejected,
-        "images": sum(row.images for row in plan.rows if row.decision == "reused"),
+        "images": plan.tally.images_reused,
         "estimated_usd": plan.cost_usd,
     }
 

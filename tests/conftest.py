@@ -190,7 +190,8 @@ def work_batch(store: Store, picture: Callable[..., bytes]) -> Callable[..., Wor
 
         outcomes = asyncio.run(end_all())
         files.write_plan(store, plan)
-        files.write_results(store, batch, image_rows(plan, ledger.entries), outcome_rows(plan, outcomes))
+        rows = outcome_rows(plan, outcomes, ledger.entries)
+        files.write_results(store, batch, image_rows(plan, ledger.entries), rows)
         return WorkedBatch(plan, ledger, outcomes)
 
     return work

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from decimal import Decimal
+from itertools import chain, islice
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -35,6 +36,7 @@ from ideogram_pipeline.generation.outcomes import (
     LeftOpen,
     NotReached,
     Outcome,
+    Outcomes,
     Refused,
     Reused,
     Unknown,
@@ -114,8 +116,8 @@ class Engine:
         """Dollars of everything settled in this run whose cost is known."""
         return self._books.spent_usd
 
-    async def run(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
-        """Work every request to its outcome, in order, at most `max_in_flight` at a time.
+    async def run(self, requests: Collection[GenerationRequest]) -> Outcomes:
+        """Work every request to its outcome, at most `max_in_flight` at a time.
 
         What is with fal already is fetched before anything new is submitted. Cancelling this call stops submitting at
         once, waits for the answers of submits that are on their way, and leaves the rest with fal, in the ledger, for
@@ -124,13 +126,10 @@ class Engine:
         Raises:
             PipelineError: the store failed; what was submitted is in the ledger.
         """
-        outcomes: dict[int, Outcome] = {}
-        finish_first = sorted(
-            enumerate(requests), key=lambda numbered: self._books.entry(numbered[1]).state != "submitted"
-        )
+        outcomes = Outcomes(requests, self._books.ledger.entries)
         try:
             async with beating(self._store, self._run.run_id), self._fetcher.watching():
-                await self._work_all(finish_first, outcomes)
+                await self._work_all(self._finish_first(requests), outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
@@ -138,10 +137,9 @@ class Engine:
             await self._submitter.all_arrived()
             self._fetcher.close()
             await self._books.close()
-        for outcome in outcomes.values():
-            if isinstance(outcome, Unknown):
-                self._observer.ended(outcome, self.spent_usd)
-        return [outcomes[position] for position in range(len(requests))]
+        for outcome in outcomes.of_kind(Unknown):
+            self._observer.ended(outcome, self.spent_usd)
+        return outcomes
 
     async def cancel_queued(self) -> int:
         """Cancel at fal what is submitted and hasn't ended; return how many were cancelled before any work.
@@ -149,7 +147,7 @@ class Engine:
         The newest goes first, so that no place falls free for one that is about to be cancelled.
         """
         cancelled = 0
-        for fingerprint, queued in reversed(self._submitter.queued.items()):
+        for fingerprint, queued in reversed(list(self._submitter.queued.items())):
             attempt = self._books.ledger.entries[fingerprint].last
             if attempt.submitted and not attempt.settled and await self._cancel(queued):
                 await self._books.cancelled(attempt.reserved.request)
@@ -162,21 +160,29 @@ class Engine:
         except FalError:
             return False
 
-    async def _work_all(
-        self, requests: Sequence[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
-    ) -> None:
-        waiting = iter(requests)
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(min(self._max_in_flight + FINISHING, len(requests))):
-                workers.create_task(self._work(waiting, outcomes))
+    def _finish_first(self, requests: Collection[GenerationRequest]) -> Iterator[GenerationRequest]:
+        """Return the requests in the order of work: what is with fal already goes before what is to be sent."""
+        entries = self._books.ledger.entries.items()
+        with_fal = {fingerprint for fingerprint, entry in entries if entry.state == "submitted"}
+        if not with_fal:
+            return iter(requests)
+        return chain(
+            (request for request in requests if request.fingerprint in with_fal),
+            (request for request in requests if request.fingerprint not in with_fal),
+        )
 
-    async def _found_after_all(self, outcomes: dict[int, Outcome]) -> list[tuple[int, GenerationRequest]]:
+    async def _work_all(self, requests: Iterable[GenerationRequest], outcomes: Outcomes) -> None:
+        workers = self._max_in_flight + FINISHING
+        waiting = iter(requests)
+        first = list(islice(waiting, workers))
+        waiting = chain(first, waiting)
+        async with asyncio.TaskGroup() as group:
+            for _ in first:
+                group.create_task(self._work(waiting, outcomes))
+
+    async def _found_after_all(self, outcomes: Outcomes) -> list[GenerationRequest]:
         """Look for the submits that were never answered; return the rows that can be fetched now."""
-        unknown = {
-            outcome.request.fingerprint: position
-            for position, outcome in outcomes.items()
-            if isinstance(outcome, Unknown)
-        }
+        unknown = {outcome.request.fingerprint: outcome.request for outcome in outcomes.of_kind(Unknown)}
         if not unknown:
             return []
         searched = await search(self._fal, self._store, self._books.ledger, unknown)
@@ -186,19 +192,17 @@ class Engine:
             again = await search(self._fal, self._store, self._books.ledger, searched.missing)
             searched = Search((*searched.found, *again.found), again.missing)
         for fingerprint, reason in searched.missing.items():
-            request = outcomes[unknown[fingerprint]].request
-            entry = self._books.entry(request)
-            outcomes[unknown[fingerprint]] = Unknown(request, entry, f"{_UNANSWERED}; {reason}")
-        return [(unknown[found], outcomes[unknown[found]].request) for found in searched.found]
+            request = unknown[fingerprint]
+            outcomes.add(Unknown(request, self._books.entry(request), f"{_UNANSWERED}; {reason}"))
+        return [unknown[found] for found in searched.found]
 
-    async def _work(
-        self, waiting: Iterator[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
-    ) -> None:
-        for position, request in waiting:
+    async def _work(self, waiting: Iterator[GenerationRequest], outcomes: Outcomes) -> None:
+        for request in waiting:
             async with self._window.place() as place:
-                outcomes[position] = await self._outcome(request, place)
-            if not isinstance(outcomes[position], Unknown):
-                self._observer.ended(outcomes[position], self.spent_usd)
+                outcome = await self._outcome(request, place)
+            outcomes.add(outcome)
+            if not isinstance(outcome, Unknown):
+                self._observer.ended(outcome, self.spent_usd)
         self._fetcher.nothing_left_to_submit()
 
     async def _outcome(self, request: GenerationRequest, place: Place) -> Outcome:
@@ -229,6 +233,7 @@ class Engine:
 
     async def _ended(self, request: GenerationRequest, known: bool) -> Outcome:
         """Return the outcome that a row's ledger entry says, when there is nothing left to do for it."""
+        self._submitter.queued.pop(request.fingerprint, None)
         entry = self._books.entry(request)
         reason = entry.last.settled.reason if entry.last.settled else ""
         match entry.state:

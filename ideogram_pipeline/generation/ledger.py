@@ -212,6 +212,48 @@ _STEPS: Mapping[str, type[_Record]] = {
 }
 
 
+class Entries(Mapping[str, Entry]):
+    """The entries of one batch by fingerprint, kept as the text of their files.
+
+    As objects they take five times the memory, and a large batch holds thousands that nobody looks at before the end.
+    So an entry is made when it is asked for, and kept only while its request is being worked on.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+        self._at_work: dict[str, Entry] = {}
+
+    def __getitem__(self, fingerprint: str) -> Entry:
+        """Return what is known of a fingerprint."""
+        at_work = self._at_work.get(fingerprint)
+        return at_work or _entry(self._files[fingerprint])
+
+    def __contains__(self, fingerprint: object) -> bool:
+        """Say whether anything is known of a fingerprint."""
+        return fingerprint in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the fingerprints."""
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        """Return how many fingerprints are known."""
+        return len(self._files)
+
+    def found(self, fingerprint: str, files: bytes) -> None:
+        """Take what the store has of a fingerprint, one file a line, in place of what was known."""
+        self._at_work.pop(fingerprint, None)
+        self._files[fingerprint] = files
+
+    def wrote(self, fingerprint: str, line: bytes, entry: Entry) -> None:
+        """Take a file that was just written, and the entry with it."""
+        self._files[fingerprint] = self._files.get(fingerprint, b"") + line
+        if entry.state in ("reserved", "submitted"):
+            self._at_work[fingerprint] = entry
+        else:
+            self._at_work.pop(fingerprint, None)
+
+
 class Ledger:
     """The ledger of one batch: read whole when opened, kept up to date with what this process writes.
 
@@ -223,20 +265,21 @@ class Ledger:
         """The partition."""
         self._store = store
         self._folder = f"ledger/batch={batch}"
-        self.entries: dict[str, Entry] = _read(store, self._folder)
+        self.entries = Entries()
         """What is known, by fingerprint."""
+        self._read(self._folder)
 
     def look_again(self, fingerprints: Iterable[str]) -> None:
         """Read what the store has of some requests now: other runs may have gone on with them."""
         for fingerprint in fingerprints:
-            self.entries |= _read(self._store, f"{self._folder}/{fingerprint}")
+            self._read(f"{self._folder}/{fingerprint}")
 
     async def reserve(self, reserved: Reserved) -> None:
         """Claim an attempt."""
         fingerprint = reserved.request.fingerprint
-        await self._create(fingerprint, reserved.attempt, "reserved", reserved)
-        earlier = self.entries.get(fingerprint, Entry())
-        self.entries[fingerprint] = Entry((*earlier.attempts, Attempt(reserved)))
+        earlier = self.entries[fingerprint].attempts if fingerprint in self.entries else ()
+        after = Entry((*earlier, Attempt(reserved)))
+        await self._create(fingerprint, reserved.attempt, "reserved", reserved, after)
 
     async def release(self, fingerprint: str, released: Released) -> None:
         """Record that the last attempt was never accepted."""
@@ -262,16 +305,50 @@ class Ledger:
 
     async def _advance(self, fingerprint: str, step: str, record: _Record, position: int = -1) -> None:
         attempts = list(self.entries[fingerprint].attempts)
-        await self._create(fingerprint, attempts[position].reserved.attempt, step, record)
         attempts[position] = replace(attempts[position], **{step: record})  # type: ignore[arg-type]  # step names a field of its record's type
-        self.entries[fingerprint] = Entry(tuple(attempts))
+        number = attempts[position].reserved.attempt
+        await self._create(fingerprint, number, step, record, Entry(tuple(attempts)))
 
-    async def _create(self, fingerprint: str, attempt: int, step: str, record: _Record) -> None:
-        folder = f"{self._folder}/{fingerprint}"
+    async def _create(self, fingerprint: str, attempt: int, step: str, record: _Record, after: Entry) -> None:
+        folder, content = f"{self._folder}/{fingerprint}", record.model_dump_json().encode()
         path = f"{folder}/{attempt}-{step}.json"
-        if not await self._store.create_async(path, record.model_dump_json().encode()):
-            self.entries |= await asyncio.to_thread(_read, self._store, folder)
+        if not await self._store.create_async(path, content):
+            await asyncio.to_thread(self._read, folder)
             raise AlreadyWritten(path)
+        self.entries.wrote(fingerprint, _line(attempt, step, content), after)
+
+    def _read(self, folder: str) -> None:
+        paths = [found.path for found in self._store.objects(folder)]
+        found: dict[str, dict[tuple[int, str], bytes]] = defaultdict(dict)
+        with ThreadPoolExecutor(max_workers=16) as threads:
+            for path, content in zip(paths, threads.map(self._content, paths), strict=True):
+                name = _NAME.search(path)
+                if name and content:
+                    found[name["fingerprint"]][int(name["attempt"]), name["step"]] = content
+        for fingerprint, steps in found.items():
+            for attempt in {attempt for attempt, _ in steps}:
+                if (attempt, "reserved") not in steps:
+                    raise StoreError(
+                        f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
+                        "Restore the file from a backup; nothing of this batch is submitted meanwhile."
+                    )
+            lines = [_line(*step, content) for step, content in sorted(steps.items())]
+            self.entries.found(fingerprint, b"".join(lines))
+
+    def _content(self, path: str) -> bytes:
+        """Return a ledger file's bytes, which can be read; nothing of one that a power cut left empty."""
+        name = _NAME.search(path)
+        content = self._store.get(path) if name else b""
+        if name and not content:
+            # Whoever wrote it went on only once the bytes were on the disk. They aren't, so the power went first.
+            self._store.delete(path)
+        elif name:
+            try:
+                _STEPS[name["step"]].model_validate_json(content)
+            except ValueError as error:
+                where = self._store.where(path)
+                raise StoreError(f"The ledger file {where!r} can't be read: {error}") from None
+        return content
 
 
 def batches(store: Store) -> list[str]:
@@ -279,40 +356,14 @@ def batches(store: Store) -> list[str]:
     return [folder.removeprefix("batch=") for folder in store.folders("ledger")]
 
 
-def _read(store: Store, folder: str) -> dict[str, Entry]:
-    paths = [found.path for found in store.objects(folder)]
-    with ThreadPoolExecutor(max_workers=16) as threads:
-        records = threads.map(lambda path: _record(store, path), paths)
-        steps: dict[str, dict[int, dict[str, _Record]]] = defaultdict(lambda: defaultdict(dict))
-        for path, record in zip(paths, records, strict=True):
-            name = _NAME.search(path)
-            if name and record:
-                steps[name["fingerprint"]][int(name["attempt"])][name["step"]] = record
-    return {
-        fingerprint: Entry(tuple(_attempts(fingerprint, attempts))) for fingerprint, attempts in steps.items()
-    }
+def _line(attempt: int, step: str, content: bytes) -> bytes:
+    return b"%d-%s %s\n" % (attempt, step.encode(), content.replace(b"\n", b" "))
 
 
-def _record(store: Store, path: str) -> _Record | None:
-    name = _NAME.search(path)
-    if name is None:
-        return None
-    content = store.get(path)
-    if not content:
-        # Whoever wrote it went on only once the bytes were on the disk. They aren't, so the power went first.
-        store.delete(path)
-        return None
-    try:
-        return _STEPS[name["step"]].model_validate_json(content)
-    except ValueError as error:
-        raise StoreError(f"The ledger file {store.where(path)!r} can't be read: {error}") from None
-
-
-def _attempts(fingerprint: str, steps: Mapping[int, Mapping[str, _Record]]) -> Iterator[Attempt]:
-    for number in sorted(steps):
-        if "reserved" not in steps[number]:
-            raise StoreError(
-                f"The ledger of {fingerprint} has no reservation for its attempt {number}. "
-                "Restore the file from a backup; nothing of this batch is submitted meanwhile."
-            )
-        yield Attempt(**steps[number])  # type: ignore[arg-type]  # each step was parsed as its own type
+def _entry(lines: bytes) -> Entry:
+    attempts: dict[int, dict[str, _Record]] = defaultdict(dict)
+    for line in lines.split(b"\n")[:-1]:
+        name, _, content = line.partition(b" ")
+        number, _, step = name.decode().partition("-")
+        attempts[int(number)][step] = _STEPS[step].model_validate_json(content)
+    return Entry(tuple(Attempt(**steps) for steps in attempts.values()))  # type: ignore[arg-type]  # each step was parsed as its own type

@@ -92,24 +92,22 @@ async def search(fal: FalClient, store: Store, ledger: Ledger, fingerprints: Ite
 async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Iterable[str]) -> list[str]:
     """Record the request id of each submit that one letter in the inbox is about; return their fingerprints."""
     letters = await letters_about(store, ledger)
+    attempts = [ledger.entries[fingerprint].last.reserved for fingerprint in wanted]
+    about = [(one, letters.get((one.request.fingerprint, one.attempt), ())) for one in attempts]
+    taken = _taken(ledger) if any(paths for _, paths in about) else set()
     found = []
-    for fingerprint in wanted:
-        reserved = ledger.entries[fingerprint].last.reserved
-        ours = []
-        for path in letters.get((fingerprint, reserved.attempt), ()):
-            letter = await read_letter(store, path)
-            if letter and await _is_ours(fal, ledger, reserved, letter.request_id):
-                ours.append(letter.request_id)
+    for reserved, paths in about:
+        told = [letter.request_id for path in paths if (letter := await read_letter(store, path))]
+        ours = [one for one in told if one not in taken and await _is_ours(fal, reserved, one)]
         if len(ours) == 1:
-            await _attach(fal, ledger, fingerprint, ours[0])
-            found.append(fingerprint)
+            await _attach(fal, ledger, reserved.request.fingerprint, ours[0])
+            taken.add(ours[0])
+            found.append(reserved.request.fingerprint)
     return found
 
 
-async def _is_ours(fal: FalClient, ledger: Ledger, reserved: Reserved, request_id: str) -> bool:
-    """Ask fal whether a request is one of this account's; one that another entry has is not this one's."""
-    if request_id in _taken(ledger):
-        return False
+async def _is_ours(fal: FalClient, reserved: Reserved, request_id: str) -> bool:
+    """Ask fal, with our key, whether it knows a request; where it can't say, the request is nobody's yet."""
     try:
         await fal.status(fal.attach(reserved.request.endpoint_id, request_id))
     except FalError:

@@ -28,7 +28,7 @@ class PlannedRow(BaseModel):
 
     prompt_id: str = Field(description="The row of the prompts table.")
     row_number: int = Field(description="Where the row stands in the table.")
-    decision: str = Field(
+    decision: Decision = Field(
         description="new, stale, reused, re-attached, settled, unknown, rejected or left out."
     )
     reason: str = Field(description="Why, in one line.")

@@ -22,6 +22,7 @@ from ideogram_pipeline.generation.outcomes import (
     Failed,
     Generated,
     NotReached,
+    Outcomes,
     Refused,
     Reused,
     Unknown,
@@ -128,7 +129,8 @@ class Run:
 
     def __call__(self, requests, meanwhile=None):
         with no_waiting():
-            return asyncio.run(self.work(requests, meanwhile))
+            ended = asyncio.run(self.work(requests, meanwhile))
+        return list(ended) if isinstance(ended, Outcomes) else ended
 
 
 def kinds(outcomes):
