@@ -25,7 +25,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
@@ -129,7 +129,8 @@ async def put_letter(store: Store, address: Address, letter: Letter) -> None:
     Raises:
         StoreError: it may not have been written.
     """
-    await store.create_async(address.path(letter.request_id), letter.model_dump_json().encode())
+    with suppress(FileNotFoundError):  # it was there, and was read and removed this moment
+        await store.create_async(address.path(letter.request_id), letter.model_dump_json().encode())
 
 
 async def read_letter(store: Store, path: str) -> Letter | None:
@@ -225,7 +226,10 @@ class Inbox:
     async def _look(self) -> None:
         try:
             self._letters = await letters_about(self._store, self._ledger)
-        except StoreError as error:
+        except (
+            StoreError,
+            FileNotFoundError,
+        ) as error:  # the latter where another run removes what is being listed
             _log.warning("the inbox could not be looked at; fal is asked instead: %s", error)
         self._looked.set()
         self._looked = asyncio.Event()
