@@ -271,6 +271,26 @@ def sandbox(
 
 
 @app.command()
+def webhooks(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is a free one.")] = 8189,
+) -> None:
+    """Serve the receiver of fal's webhooks, which puts results into the store for the runs that wait for them.
+
+    It needs IDEOGRAM_BACKEND and IDEOGRAM_STORE as the runs have them, and no key. /health and /ready say how it is.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    from ideogram_pipeline.receiver import serve
+
+    try:
+        serve(Settings.without_key(), host, port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The receiver can't listen on {host}:{port}: {error.strerror or error}."
+        ) from None
+
+
+@app.command()
 def doctor() -> None:
     """Check settings, tables, store and fal, and say what to mend. Exit code 2 if anything is wrong."""
     settings = Settings.from_environment()

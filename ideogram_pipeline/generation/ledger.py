@@ -279,6 +279,8 @@ class Ledger:
     """
 
     def __init__(self, store: Store, batch: str) -> None:
+        self.batch = batch
+        """The partition."""
         self._store = store
         self._folder = f"ledger/batch={batch}"
         self.entries = Entries()
