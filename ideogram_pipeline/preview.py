@@ -58,7 +58,7 @@ class BatchPlanSummary(BaseModel):
             left_out=plan.count("left out"),
             estimated_usd=plan.cost_usd,
             estimated_usd_max=plan.cost_usd_max,
-            unpriced=plan.unpriced,
+            unpriced=plan.tally.unpriced,
         )
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -25,8 +26,10 @@ from urllib.parse import parse_qs
 
 import httpx2
 import pytest
+import uvicorn
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from starlette.types import ASGIApp
 
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.ledger import Ledger, Reserved, Settled, StoredImage, Submitted
@@ -144,6 +147,8 @@ class S3Wire:
     def __init__(self, server: S3Server) -> None:
         self.seen: list[tuple[str, str]] = []
         """Method and target of every request, in order."""
+        self.failed = 0
+        """Requests that were failed so far."""
         self._faults: list[list[Any]] = []
         self._over = threading.Event()
         wire, behind = self, server.url.removeprefix("http://")
@@ -230,6 +235,7 @@ class S3Wire:
             kind, its_method, its_target, times = fault
             if times > 0 and its_method in ("", method) and its_target in target:
                 fault[3] -= 1
+                self.failed += 1
                 return str(kind)
         return None
 
@@ -321,6 +327,27 @@ def billing_desk() -> Iterator[BillingDesk]:
     desk.close()
 
 
+@contextmanager
+def _served(app: ASGIApp) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        # connections wait in the listener's backlog until the server takes them
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[ASGIApp], str]]:
+    """Serve an app on 127.0.0.1 until the test ends, and return its address."""
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(_served(app))
+
+
 @dataclass(frozen=True)
 class WorkedBatch:
     """A batch as a run leaves it in the store."""
@@ -359,7 +386,8 @@ def work_batch(store: Store, picture: Callable[..., bytes]) -> Callable[..., Wor
 
         outcomes = asyncio.run(end_all())
         files.write_plan(store, plan)
-        files.write_results(store, batch, image_rows(plan, ledger.entries), outcome_rows(plan, outcomes))
+        rows = outcome_rows(plan, outcomes, ledger.entries)
+        files.write_results(store, batch, image_rows(plan, ledger.entries), rows)
         return WorkedBatch(plan, ledger, outcomes)
 
     return work

@@ -1,6 +1,9 @@
 """The pictures of a batch: the one stage that pays."""
 
 import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
@@ -13,6 +16,11 @@ from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes, ter
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import BudgetResource, FalResource, Progress, StoreResource
 
+if TYPE_CHECKING:
+    from ideogram_pipeline.generation.outcomes import Outcome, Outcomes
+
+REASONS = 20
+"""Rows without a picture whose reason the log and the metadata name."""
 RUN_TAG = "ideogram_pipeline/run"
 """Names the command that several Dagster runs belong to, so that they share one budget."""
 CODE_VERSION = "2"
@@ -63,7 +71,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.generation.books import RunFacts
         from ideogram_pipeline.generation.engine import Engine
         from ideogram_pipeline.generation.ledger import Ledger
-        from ideogram_pipeline.generation.outcomes import NotReached, Outcome, Reused, Unknown, caught_up
+        from ideogram_pipeline.generation.outcomes import NotReached, Reused, Unknown, caught_up
         from ideogram_pipeline.generation.records import image_rows, outcome_rows
 
         opened = store.open()
@@ -72,14 +80,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         root_run_id = context.run.root_run_id or run_id
         plan = files.read_plan(opened, batch, root_run_id=root_run_id)
         ledger = Ledger(opened, batch)
-        requests = [request for row in plan.rows if row.decision != "left out" and (request := row.request)]
         context.log.info(_ceiling(context.instance, pool, fal.max_in_flight))
-        progress.begin(batch, sum(request.num_images for request in requests))
+        progress.begin(batch, plan.tally.images_at_work)
         facts = RunFacts(run_id=run_id, backend=fal.backend, code_version=__version__)
 
         with fal.connect(opened) as make_client:
 
-            async def work(interruption: Interruption) -> tuple[list[Outcome], float]:
+            async def work(interruption: Interruption) -> "tuple[Outcomes, float]":
                 async with make_client() as client:
                     engine = Engine(
                         client,
@@ -92,40 +99,49 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         thumbnails=store.thumbnails,
                         budget=budget.open(opened, spending_run(context.run), config.max_spend_usd),
                         observer=progress,
+                        webhook_url=fal.webhook_url,
                     )
                     async with interruption.before_leaving(engine.cancel_queued):
-                        return await engine.run(requests), float(engine.spent_usd)
+                        return await engine.run(plan.requests), float(engine.spent_usd)
 
             outcomes, spent_usd = run_in_thread(work, is_terminated=lambda: terminated(context))
 
-        ledger.look_again(
-            outcome.request.fingerprint for outcome in outcomes if isinstance(outcome, NotReached | Unknown)
+        ledger.look_again([outcome.request.fingerprint for outcome in outcomes.of_kind(NotReached, Unknown)])
+        reused = 0
+
+        def ended() -> "Iterator[Outcome]":
+            nonlocal reused
+            for outcome in outcomes:
+                now = caught_up(outcome, ledger.entries)
+                reused += isinstance(now, Reused)
+                yield now
+
+        written = files.write_results(
+            opened,
+            batch,
+            image_rows(plan, ledger.entries),
+            outcome_rows(plan, ended(), ledger.entries),
         )
-        outcomes = [caught_up(outcome, ledger.entries) for outcome in outcomes]
-        outcomes += [
-            NotReached(request, ledger.entries.get(request.fingerprint), row.reason, "left_out")
-            for row in plan.rows
-            if row.decision == "left out" and (request := row.request)
-        ]
-        pictures = image_rows(plan, ledger.entries)
-        rows = outcome_rows(plan, outcomes)
-        written = files.write_results(opened, batch, pictures, rows)
-        reused = sum(isinstance(outcome, Reused) for outcome in outcomes)
+        ledger.keep_copy()
+        rows, pictures = files.outcomes(opened, batch), files.images(opened, batch)
+        without = (row for row in rows if row.state != "generated")
         reasons = [
-            metadata.shown(f"{row.prompt_id}: {row.state}: {row.reason}")
-            for row in rows
-            if row.state != "generated"
+            metadata.shown(f"{row.prompt_id}: {row.state}: {row.reason}") for row in islice(without, REASONS)
         ]
-        for reason in reasons[:20]:
+        for reason in reasons:
             context.log.warning(reason)
+        preview = metadata.preview(opened, pictures)
+        context.log.info(f"requests to the store: {metadata.requests(opened)}")
         return dg.MaterializeResult(
             metadata={
-                "preview": metadata.preview(opened, pictures),
+                "preview": preview,
                 "reasons": dg.MetadataValue.md(
-                    "\n".join(f"- {reason}" for reason in reasons[:20]) or "every row is there"
+                    "\n".join(f"- {reason}" for reason in reasons) or "every row is there"
                 ),
                 **metadata.of_pictures(rows, pictures, reused=reused),
                 "spent_usd": spent_usd,
+                "store_requests": opened.requests.total(),
+                "store_requests_per_image": round(opened.requests.total() / max(len(pictures), 1), 2),
                 "backend": fal.backend,
                 "path": dg.MetadataValue.path(opened.where(f"images/batch={batch}")),
                 "outcomes": dg.MetadataValue.path(opened.where(files.outcomes_path(batch))),

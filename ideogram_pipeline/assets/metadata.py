@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -68,7 +69,7 @@ def rejections(rejected: Sequence[Rejection]) -> dict[str, dg.TableMetadataValue
 
 def of_plan(plan: Plan) -> dict[str, Value]:
     """Return what a batch's plan tells: how many rows there are of each kind, and what they cost."""
-    rejected = [row for row in plan.rows if row.decision == "rejected"]
+    rejected = list(islice((row for row in plan.rows if row.decision == "rejected"), MAX_ROWS))
     return {
         "rows": len(plan.rows),
         "dagster/partition_row_count": len(plan.rows),
@@ -78,12 +79,12 @@ def of_plan(plan: Plan) -> dict[str, Value]:
         "re_attached": plan.count("re-attached"),
         "settled": plan.count("settled"),
         "unknown": plan.count("unknown"),
-        "rejected": len(rejected),
+        "rejected": plan.count("rejected"),
         "left_out": plan.count("left out"),
-        "images": sum(row.images for row in plan.rows),
+        "images": plan.tally.images,
         "estimated_usd": plan.cost_usd,
         "estimated_usd_max": plan.cost_usd_max,
-        "unpriced": plan.unpriced,
+        "unpriced": plan.tally.unpriced,
         **table(
             "rejected_rows",
             {"prompt_id": "string", "row_number": "int", "column": "string", "reason": "string"},
@@ -94,13 +95,15 @@ def of_plan(plan: Plan) -> dict[str, Value]:
                     "column": row.column,
                     "reason": row.reason,
                 }
-                for row in rejected[:MAX_ROWS]
+                for row in rejected
             ],
         ),
     }
 
 
-def of_pictures(rows: Sequence[OutcomeRow], pictures: Sequence[ImageRow], *, reused: int) -> dict[str, Value]:
+def of_pictures(
+    rows: Collection[OutcomeRow], pictures: Collection[ImageRow], *, reused: int
+) -> dict[str, Value]:
     """Return what a batch's pictures tell.
 
     Counts are of rows, `images` and `bytes` of the pictures they ask for now, `dagster/partition_row_count` of all
@@ -108,10 +111,27 @@ def of_pictures(rows: Sequence[OutcomeRow], pictures: Sequence[ImageRow], *, reu
     `retries` counts submits beyond a row's first. Seconds are of the requests whose pictures are shown: of fal's work,
     and from the submit to the moment this project saw the end, which is late where a run had to take it up again.
     """
-    states = Counter(row.state for row in rows)
-    current = [picture for picture in pictures if picture.current]
-    requests = {picture.fingerprint: picture for picture in current}.values()
-    missing = [row for row in rows if row.state != "generated"]
+    states: Counter[str] = Counter()
+    missing: list[OutcomeRow] = []
+    cost, unknown, retries = 0.0, 0, 0
+    for row in rows:
+        states[row.state] += 1
+        cost += row.cost_usd or 0.0
+        unknown += row.cost_usd is None
+        retries += max(row.attempts - 1, 0)
+        if row.state != "generated" and len(missing) < MAX_ROWS:
+            missing.append(row)
+    images, size = 0, 0
+    inference_s: dict[str, float | None] = {}
+    waited_s: list[float] = []
+    for picture in pictures:
+        if not picture.current:
+            continue
+        images += 1
+        size += picture.bytes
+        if picture.fingerprint not in inference_s and picture.submitted_at is not None:
+            waited_s.append((picture.completed_at - picture.submitted_at).total_seconds())
+        inference_s.setdefault(picture.fingerprint, picture.inference_s)
     return {
         "rows": len(rows),
         "dagster/partition_row_count": len(pictures),
@@ -122,21 +142,14 @@ def of_pictures(rows: Sequence[OutcomeRow], pictures: Sequence[ImageRow], *, reu
         "failed": states["failed"],
         "unknown": states["unknown"],
         "not_reached": states["not_reached"],
-        "images": len(current),
-        "bytes": sum(picture.bytes for picture in current),
-        "cost_usd": round(sum(row.cost_usd or 0.0 for row in rows), 6),
-        "rows_of_unknown_cost": sum(row.cost_usd is None for row in rows),
-        "retries": sum(max(row.attempts - 1, 0) for row in rows),
-        **_spread("inference_s", [row.inference_s for row in requests if row.inference_s is not None]),
-        **_spread(
-            "submit_to_completion_s",
-            [
-                (row.completed_at - row.submitted_at).total_seconds()
-                for row in requests
-                if row.submitted_at is not None
-            ],
-        ),
-        "rows_without_pictures": len(missing),
+        "images": images,
+        "bytes": size,
+        "cost_usd": round(cost, 6),
+        "rows_of_unknown_cost": unknown,
+        "retries": retries,
+        **_spread("inference_s", [seconds for seconds in inference_s.values() if seconds is not None]),
+        **_spread("submit_to_completion_s", waited_s),
+        "rows_without_pictures": states.total() - states["generated"],
         **table(
             "without_pictures",
             {
@@ -154,7 +167,7 @@ def of_pictures(rows: Sequence[OutcomeRow], pictures: Sequence[ImageRow], *, reu
                     "attempts": row.attempts,
                     "reason": row.reason,
                 }
-                for row in missing[:MAX_ROWS]
+                for row in missing
             ],
         ),
     }
@@ -171,13 +184,14 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def preview(store: Store, pictures: Sequence[ImageRow]) -> dg.MarkdownMetadataValue:
+def preview(store: Store, pictures: Iterable[ImageRow]) -> dg.MarkdownMetadataValue:
     """Return a contact sheet as Markdown with the picture inside, so that the UI can show it from anywhere."""
     from ideogram_pipeline.gallery.pages import fill_in_thumbnails
     from ideogram_pipeline.gallery.sheet import contact_sheet
     from ideogram_pipeline.generation.fetching import thumbnail_path
 
-    there = fill_in_thumbnails(store, [picture for picture in pictures if picture.current][:PREVIEWS])
+    first = islice((picture for picture in pictures if picture.current), PREVIEWS)
+    there = fill_in_thumbnails(store, list(first))
     if not there:
         return dg.MetadataValue.md("no pictures")
     sheet = contact_sheet(
@@ -186,3 +200,8 @@ def preview(store: Store, pictures: Sequence[ImageRow]) -> dg.MarkdownMetadataVa
     return dg.MetadataValue.md(
         f"![the first pictures](data:image/webp;base64,{base64.b64encode(sheet).decode()})"
     )
+
+
+def requests(store: Store) -> str:
+    """Return the requests that were made of a store, by kind."""
+    return ", ".join(f"{count} {kind}" for kind, count in store.requests.most_common()) or "none"

@@ -12,8 +12,8 @@ from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import LimitsResource, StoreResource
 
 if TYPE_CHECKING:
+    from ideogram_pipeline.generation.files import PictureFacts, RowEnd
     from ideogram_pipeline.generation.ledger import Entry
-    from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow
     from ideogram_pipeline.ideogram.sizes import Size
     from ideogram_pipeline.storage import Store
 
@@ -65,8 +65,8 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         from ideogram_pipeline.generation.ledger import Ledger
 
         opened, batch = store.open(), context.partition_key
-        rows = files.read_outcomes(opened, batch)
-        pictures = [picture for picture in files.read_images(opened, batch) if picture.current]
+        rows = files.row_ends(opened, batch)
+        pictures = [picture for picture in files.picture_facts(opened, batch) if picture.current]
         yield unanswered(rows).of(asset)
         yield stored(rows, pictures, opened, f"images/batch={batch}").of(asset)
         yield sizes(pictures).of(asset)
@@ -81,7 +81,7 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     return checks_on_pictures
 
 
-def whole(rows: "Sequence[OutcomeRow]", allowed: float) -> Verdict:
+def whole(rows: "Sequence[RowEnd]", allowed: float) -> Verdict:
     """Count the rows that the run was to bring and that ended without a picture; rejected rows are among them."""
     due = [row for row in rows if row.due]
     missing = [row for row in due if row.state != "generated"]
@@ -99,7 +99,7 @@ def whole(rows: "Sequence[OutcomeRow]", allowed: float) -> Verdict:
     )
 
 
-def unanswered(rows: "Sequence[OutcomeRow]") -> Verdict:
+def unanswered(rows: "Sequence[RowEnd]") -> Verdict:
     """Look for rows whose submit was never answered."""
     unknown = [(row.prompt_id, row.reason) for row in rows if row.state == "unknown"]
     return Verdict(
@@ -111,7 +111,7 @@ def unanswered(rows: "Sequence[OutcomeRow]") -> Verdict:
 
 
 def stored(
-    rows: "Sequence[OutcomeRow]", pictures: "Sequence[ImageRow]", store: "Store", folder: str
+    rows: "Sequence[RowEnd]", pictures: "Sequence[PictureFacts]", store: "Store", folder: str
 ) -> Verdict:
     """Look for every generated row's files: all by a listing, the bytes of a sample."""
     there = {found.path: found.size for found in store.objects(folder)}
@@ -148,7 +148,7 @@ def stored(
     )
 
 
-def sizes(pictures: "Sequence[ImageRow]") -> Verdict:
+def sizes(pictures: "Sequence[PictureFacts]") -> Verdict:
     """Compare the pixels of pictures with the size asked for."""
     found, compared = [], 0
     for picture in pictures:
@@ -179,7 +179,7 @@ def _fitting(image_size: str) -> "list[Size]":
     return list(dict.fromkeys([Size(width, height), snap(width, height)]))
 
 
-def duplicates(pictures: "Sequence[ImageRow]") -> Verdict:
+def duplicates(pictures: "Sequence[PictureFacts]") -> Verdict:
     """Look for the same bytes under different requests."""
     by_digest: dict[str, dict[str, str]] = defaultdict(dict)
     for picture in pictures:
@@ -194,7 +194,7 @@ def duplicates(pictures: "Sequence[ImageRow]") -> Verdict:
     )
 
 
-def paid_once(rows: "Sequence[OutcomeRow]", entries: "Mapping[str, Entry]") -> Verdict:
+def paid_once(rows: "Sequence[RowEnd]", entries: "Mapping[str, Entry]") -> Verdict:
     """Count the paid requests of generated rows in the ledger."""
     twice, perhaps, resubmitted = [], [], 0
     generated = [row for row in rows if row.state == "generated"]
@@ -220,7 +220,7 @@ def paid_once(rows: "Sequence[OutcomeRow]", entries: "Mapping[str, Entry]") -> V
     )
 
 
-def refusals(rows: "Sequence[OutcomeRow]", allowed: float) -> Verdict:
+def refusals(rows: "Sequence[RowEnd]", allowed: float) -> Verdict:
     """Compare the share of answered rows that the model refused with the share that is allowed."""
     answered = [row for row in rows if row.state in ("generated", "refused", "failed")]
     refused = [(row.prompt_id, row.reason) for row in answered if row.state == "refused"]

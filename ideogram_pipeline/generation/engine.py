@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from decimal import Decimal
+from itertools import chain, islice
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -27,6 +28,7 @@ from ideogram_pipeline.generation.books import Books, RunFacts
 from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.fetching import FINISHING, Fetcher
+from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -34,13 +36,14 @@ from ideogram_pipeline.generation.outcomes import (
     LeftOpen,
     NotReached,
     Outcome,
+    Outcomes,
     Refused,
     Reused,
     Unknown,
     left_to_another_run,
 )
 from ideogram_pipeline.generation.polling import Polling, known_work
-from ideogram_pipeline.generation.reconcile import search
+from ideogram_pipeline.generation.reconcile import Search, search
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.runs import beating, is_alive
 from ideogram_pipeline.generation.submitting import StopSubmitting, Submitter
@@ -82,7 +85,9 @@ class Engine:
         thumbnails: bool,
         budget: Budget,
         observer: Observer,
+        webhook_url: str | None = None,
     ) -> None:
+        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one."""
         self._fal = fal
         self._store = store
         self._run = run
@@ -92,13 +97,15 @@ class Engine:
         self._window = Window(max_in_flight)
         self._brake = Brake()
         self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes, wait_s=max_wait_s)
-        self._submitter = Submitter(fal, self._references, self._books, self._window)
-        entries = ledger.entries.values()
+        self._inbox = Inbox(store, ledger, webhook_url) if webhook_url else None
+        self._polling = Polling(known_work(ledger.entries.values()), delivered=webhook_url is not None)
+        self._submitter = Submitter(fal, self._references, self._books, self._window, self._inbox)
         self._fetcher = Fetcher(
             fal,
             store,
-            entries,
-            waiting=Polling(known_work(entries)),
+            ledger.entries.values(),
+            waiting=self._polling,
+            inbox=self._inbox,
             max_wait_s=max_wait_s,
             thumbnails=thumbnails,
         )
@@ -110,8 +117,8 @@ class Engine:
         """Dollars of everything settled in this run whose cost is known."""
         return self._books.spent_usd
 
-    async def run(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
-        """Work every request to its outcome, in order, at most `max_in_flight` at a time.
+    async def run(self, requests: Collection[GenerationRequest]) -> Outcomes:
+        """Work every request to its outcome, at most `max_in_flight` at a time.
 
         What is with fal already is fetched before anything new is submitted. Cancelling this call stops submitting at
         once, waits for the answers of submits that are on their way, and leaves the rest with fal, in the ledger, for
@@ -120,13 +127,10 @@ class Engine:
         Raises:
             PipelineError: the store failed; what was submitted is in the ledger.
         """
-        outcomes: dict[int, Outcome] = {}
-        finish_first = sorted(
-            enumerate(requests), key=lambda numbered: self._books.entry(numbered[1]).state != "submitted"
-        )
+        outcomes = Outcomes(requests, self._books.ledger.entries)
         try:
-            async with beating(self._store, self._run.run_id) as self._beat:
-                await self._work_all(finish_first, outcomes)
+            async with beating(self._store, self._run.run_id) as self._beat, self._fetcher.watching():
+                await self._work_all(self._finish_first(requests), outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
@@ -134,10 +138,9 @@ class Engine:
             await self._submitter.all_arrived()
             self._fetcher.close()
             await self._books.close()
-        for outcome in outcomes.values():
-            if isinstance(outcome, Unknown):
-                self._observer.ended(outcome, self.spent_usd)
-        return [outcomes[position] for position in range(len(requests))]
+        for outcome in outcomes.of_kind(Unknown):
+            self._observer.ended(outcome, self.spent_usd)
+        return outcomes
 
     async def cancel_queued(self) -> int:
         """Cancel at fal what is submitted and hasn't ended; return how many were cancelled before any work.
@@ -145,7 +148,7 @@ class Engine:
         The newest goes first, so that no place falls free for one that is about to be cancelled.
         """
         cancelled = 0
-        for fingerprint, queued in reversed(self._submitter.queued.items()):
+        for fingerprint, queued in reversed(list(self._submitter.queued.items())):
             attempt = self._books.ledger.entries[fingerprint].last
             if attempt.submitted and not attempt.settled and await self._cancel(queued):
                 await self._books.cancelled(attempt.reserved.request)
@@ -158,38 +161,49 @@ class Engine:
         except FalError:
             return False
 
-    async def _work_all(
-        self, requests: Sequence[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
-    ) -> None:
-        waiting = iter(requests)
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(min(self._max_in_flight + FINISHING, len(requests))):
-                workers.create_task(self._work(waiting, outcomes))
+    def _finish_first(self, requests: Collection[GenerationRequest]) -> Iterator[GenerationRequest]:
+        """Return the requests in the order of work: what is with fal already goes before what is to be sent."""
+        entries = self._books.ledger.entries.items()
+        with_fal = {fingerprint for fingerprint, entry in entries if entry.state == "submitted"}
+        if not with_fal:
+            return iter(requests)
+        return chain(
+            (request for request in requests if request.fingerprint in with_fal),
+            (request for request in requests if request.fingerprint not in with_fal),
+        )
 
-    async def _found_after_all(self, outcomes: dict[int, Outcome]) -> list[tuple[int, GenerationRequest]]:
-        """Look at fal for the submits that were never answered; return the rows that can be fetched now."""
-        unknown = {
-            outcome.request.fingerprint: position
-            for position, outcome in outcomes.items()
-            if isinstance(outcome, Unknown)
-        }
+    async def _work_all(self, requests: Iterable[GenerationRequest], outcomes: Outcomes) -> None:
+        workers = self._max_in_flight + FINISHING
+        waiting = iter(requests)
+        first = list(islice(waiting, workers))
+        waiting = chain(first, waiting)
+        async with asyncio.TaskGroup() as group:
+            for _ in first:
+                group.create_task(self._work(waiting, outcomes))
+
+    async def _found_after_all(self, outcomes: Outcomes) -> list[GenerationRequest]:
+        """Look for the submits that were never answered; return the rows that can be fetched now."""
+        unknown = {outcome.request.fingerprint: outcome.request for outcome in outcomes.of_kind(Unknown)}
         if not unknown:
             return []
-        searched = await search(self._fal, self._books.ledger, unknown)
+        searched = await search(self._fal, self._store, self._books.ledger, unknown)
+        if searched.missing and self._inbox:
+            reserved = [self._books.ledger.entries[missing].last.reserved for missing in searched.missing]
+            await self._inbox.wait_for(reserved, self._polling.sweep_s)
+            again = await search(self._fal, self._store, self._books.ledger, searched.missing)
+            searched = Search((*searched.found, *again.found), again.missing)
         for fingerprint, reason in searched.missing.items():
-            request = outcomes[unknown[fingerprint]].request
-            entry = self._books.entry(request)
-            outcomes[unknown[fingerprint]] = Unknown(request, entry, f"{_UNANSWERED}; {reason}")
-        return [(unknown[found], outcomes[unknown[found]].request) for found in searched.found]
+            request = unknown[fingerprint]
+            outcomes.add(Unknown(request, self._books.entry(request), f"{_UNANSWERED}; {reason}"))
+        return [unknown[found] for found in searched.found]
 
-    async def _work(
-        self, waiting: Iterator[tuple[int, GenerationRequest]], outcomes: dict[int, Outcome]
-    ) -> None:
-        for position, request in waiting:
+    async def _work(self, waiting: Iterator[GenerationRequest], outcomes: Outcomes) -> None:
+        for request in waiting:
             async with self._window.place() as place:
-                outcomes[position] = await self._outcome(request, place)
-            if not isinstance(outcomes[position], Unknown):
-                self._observer.ended(outcomes[position], self.spent_usd)
+                outcome = await self._outcome(request, place)
+            outcomes.add(outcome)
+            if not isinstance(outcome, Unknown):
+                self._observer.ended(outcome, self.spent_usd)
         self._fetcher.nothing_left_to_submit()
 
     async def _outcome(self, request: GenerationRequest, place: Place) -> Outcome:
@@ -220,6 +234,7 @@ class Engine:
 
     async def _ended(self, request: GenerationRequest, known: bool) -> Outcome:
         """Return the outcome that a row's ledger entry says, when there is nothing left to do for it."""
+        self._submitter.queued.pop(request.fingerprint, None)
         entry = self._books.entry(request)
         reason = entry.last.settled.reason if entry.last.settled else ""
         match entry.state:
@@ -254,8 +269,9 @@ class Engine:
 
     async def _fetch(self, request: GenerationRequest, place: Place) -> None:
         queued, submitted_here = self._queued(request)
+        reserved = self._books.entry(request).last.reserved
         try:
-            fetched = await self._fetcher.fetch(request, queued, place, submitted_here=submitted_here)
+            fetched = await self._fetcher.fetch(reserved, queued, place, submitted_here=submitted_here)
         except RequestEnded as error:
             await self._end(request, error)
         except RequestNotFound as error:

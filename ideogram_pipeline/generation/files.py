@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
 from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, References
-from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
+from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
@@ -26,14 +30,15 @@ def batches(store: Store) -> dict[str, int]:
 
     Where the table was never read into this store, these are the batches that were run.
     """
-    if not store.exists(PROMPTS):
+    asked: dict[str, int] = {}
+    try:
+        for row in parquet.read(store, PROMPTS, PromptRow):
+            asked[row.batch] = asked.get(row.batch, 0) + (row.num_images or 1)
+    except FileNotFoundError:
         return dict.fromkeys(batches_with_results(store), 0)
-    images: dict[str, int] = {}
-    for row in parquet.read(store, PROMPTS, PromptRow):
-        images[row.batch] = images.get(row.batch, 0) + (row.num_images or 1)
     for rejection in parquet.read(store, REJECTED_PROMPTS, Rejection):
-        images.setdefault(rejection.batch, 0)
-    return images
+        asked.setdefault(rejection.batch, 0)
+    return asked
 
 
 def read_prompts(store: Store, batch: str) -> tuple[list[PromptRow], list[Rejection]]:
@@ -73,9 +78,8 @@ def run_plan_path(batch: str, root_run_id: str) -> str:
 
 def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> None:
     """Keep a batch's plan; with the id of a run's first attempt also as what that run was asked for."""
-    content = parquet.write(store, plan_path(plan.batch), PlannedRow, plan.rows)
-    if root_run_id:
-        store.put(run_plan_path(plan.batch, root_run_id), content)
+    for path in (plan_path(plan.batch), *([run_plan_path(plan.batch, root_run_id)] if root_run_id else [])):
+        store.put(path, plan.rows.content)
 
 
 def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Plan:
@@ -83,9 +87,10 @@ def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Pl
 
     Two runs may be asked for different things in one batch, and the newest plan may be the other one's.
     """
-    own = run_plan_path(batch, root_run_id) if root_run_id else None
-    path = own if own and store.exists(own) else plan_path(batch)
-    return Plan(batch, tuple(parquet.read(store, path, PlannedRow)))
+    if root_run_id:
+        with suppress(FileNotFoundError):
+            return Plan(batch, parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow))
+    return Plan(batch, parquet.rows(store, plan_path(batch), PlannedRow))
 
 
 def metadata_path(batch: str) -> str:
@@ -98,7 +103,9 @@ def outcomes_path(batch: str) -> str:
     return f"outcomes/batch={batch}/outcomes.parquet"
 
 
-def write_results(store: Store, batch: str, images: list[ImageRow], outcomes: list[OutcomeRow]) -> bytes:
+def write_results(
+    store: Store, batch: str, images: Iterable[ImageRow], outcomes: Iterable[OutcomeRow]
+) -> bytes:
     """Keep a batch's picture rows and outcomes; return the bytes written, which say all that there is to say."""
     return parquet.write(store, metadata_path(batch), ImageRow, images) + parquet.write(
         store, outcomes_path(batch), OutcomeRow, outcomes
@@ -110,22 +117,69 @@ def batches_with_results(store: Store) -> list[str]:
     return [folder.removeprefix("batch=") for folder in store.folders("outcomes")]
 
 
+class PictureFacts(NamedTuple):
+    """What is checked of a picture; the columns are those of `ImageRow`."""
+
+    prompt_id: str
+    file_name: str
+    fingerprint: str
+    current: bool
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    image_size: str | None
+
+
+class RowEnd(NamedTuple):
+    """What is checked of a row; the columns are those of `OutcomeRow`."""
+
+    prompt_id: str
+    state: OutcomeState
+    reason: str
+    due: bool
+    fingerprint: str | None
+    images: int
+
+
+def picture_facts(store: Store, batch: str) -> list[PictureFacts]:
+    """Return what is checked of a batch's pictures."""
+    return parquet.view(store, metadata_path(batch), PictureFacts)
+
+
+def row_ends(store: Store, batch: str) -> list[RowEnd]:
+    """Return what is checked of a batch's rows."""
+    return parquet.view(store, outcomes_path(batch), RowEnd)
+
+
+def images(store: Store, batch: str) -> parquet.Rows[ImageRow]:
+    """Return the rows of a batch's pictures as they lie there, for those who go through them one by one."""
+    return parquet.rows(store, metadata_path(batch), ImageRow)
+
+
+def outcomes(store: Store, batch: str) -> parquet.Rows[OutcomeRow]:
+    """Return how a batch's prompt rows ended, likewise."""
+    return parquet.rows(store, outcomes_path(batch), OutcomeRow)
+
+
 def read_images(store: Store, batch: str) -> list[ImageRow]:
     """Return the rows of a batch's pictures."""
-    return list(parquet.read(store, metadata_path(batch), ImageRow))
+    return list(images(store, batch))
 
 
 def read_outcomes(store: Store, batch: str) -> list[OutcomeRow]:
     """Return how a batch's prompt rows ended."""
-    return list(parquet.read(store, outcomes_path(batch), OutcomeRow))
+    return list(outcomes(store, batch))
 
 
 def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     """Return the rows that the last run should have made and did not: what each asked for, by prompt id."""
-    if not store.exists(outcomes_path(batch)):
+    try:
+        ended = outcomes(store, batch)
+    except FileNotFoundError:
         return {}
     return {
         row.prompt_id: row.fingerprint
-        for row in read_outcomes(store, batch)
+        for row in ended
         if row.state != "generated" and row.reason != ONLY_FAILED
     }

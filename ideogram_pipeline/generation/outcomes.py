@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,6 +82,65 @@ class NotReached:
 
 
 Outcome = Generated | Reused | Refused | Failed | Unknown | NotReached
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a row ended, without the row."""
+
+    kind: type[Outcome]
+    reason: str
+    because: Literal["stopped", "left_out", "elsewhere"]
+
+
+class Outcomes(Collection[Outcome]):
+    """How each of a run's requests ended, in their order.
+
+    Only the ends are kept: what was asked and what the ledger holds of it are looked up when somebody goes through
+    them, as they are then.
+    """
+
+    def __init__(self, requests: Collection[GenerationRequest], entries: Mapping[str, Entry]) -> None:
+        self._requests = requests
+        self._entries = entries
+        self._ends: dict[str, _End] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        """Take how a request ended, in place of how it had ended before."""
+        because = outcome.because if isinstance(outcome, NotReached) else "stopped"
+        self._ends[outcome.request.fingerprint] = _End(type(outcome), reason_of(outcome), because)
+
+    def of_kind(self, *kinds: type[Outcome]) -> Iterator[Outcome]:
+        """Yield those that are of one of these kinds."""
+        wanted = {name for name, end in self._ends.items() if end.kind in kinds}
+        if wanted:
+            yield from self._among(request for request in self._requests if request.fingerprint in wanted)
+
+    def __iter__(self) -> Iterator[Outcome]:
+        """Yield every outcome, in the order of the requests."""
+        return self._among(self._requests)
+
+    def __len__(self) -> int:
+        """Return how many requests have ended."""
+        return len(self._ends)
+
+    def __contains__(self, outcome: object) -> bool:
+        """Say whether a request has ended just so; goes through all."""
+        return any(outcome == one for one in self)
+
+    def _among(self, requests: Iterable[GenerationRequest]) -> Iterator[Outcome]:
+        for request in requests:
+            end, entry = self._ends[request.fingerprint], self._entries.get(request.fingerprint)
+            yield _outcome(request, entry, end)
+
+
+def _outcome(request: GenerationRequest, entry: Entry | None, end: _End) -> Outcome:
+    if end.kind is NotReached:
+        return NotReached(request, entry, end.reason, end.because)
+    known = entry or Entry()
+    if end.kind is Generated or end.kind is Reused:
+        return end.kind(request, known)
+    return end.kind(request, known, end.reason)  # type: ignore[call-arg]  # the kinds with a reason
 
 
 class LeftOpen(Exception):

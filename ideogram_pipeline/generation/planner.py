@@ -7,9 +7,13 @@ asked of this run, so that its retries ask for the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
+from heapq import merge
 from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
@@ -29,6 +33,7 @@ from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, Endpoint, IdeogramIn
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.ideogram.rules import PictureFacts, Pictures, Violation, check
 from ideogram_pipeline.ideogram.sizes import PRESET_SIZES
+from ideogram_pipeline.storage.parquet import Rows
 from ideogram_pipeline.tables.references import picture_path
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, RowProblem, first_problem
 
@@ -56,41 +61,103 @@ ONLY_FAILED = "left out: only_failed"
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """What the rows of a plan add up to."""
+
+    decisions: Mapping[Decision, int]
+    """Rows of each decision."""
+    images: int
+    """Pictures asked for."""
+    images_reused: int
+    """Those of them that are there."""
+    images_at_work: int
+    """Those of the rows that a run works, there or not."""
+    usd: Decimal
+    """List price in US dollars of all rows to pay for whose price is known."""
+    usd_max: Decimal
+    """The same with the rows that an earlier run may have paid for."""
+    unpriced: int
+    """Rows to pay for, or perhaps paid, whose price isn't known."""
+
+    @classmethod
+    def of(cls, rows: Iterable[PlannedRow]) -> Tally:
+        """Add rows up."""
+        decisions: Counter[Decision] = Counter()
+        usd = dict.fromkeys((*TO_PAY, *PERHAPS_PAID), Decimal(0))
+        images = images_reused = at_work = unpriced = 0
+        for row in rows:
+            decisions[row.decision] += 1
+            images += row.images
+            at_work += 0 if row.decision == "left out" else row.images
+            if row.decision == "reused":
+                images_reused += row.images
+            elif row.decision in usd and row.price_usd is None:
+                unpriced += 1
+            elif row.decision in usd:
+                usd[row.decision] += Decimal(str(row.price_usd))
+        to_pay = sum((usd[decision] for decision in TO_PAY), Decimal(0))
+        return cls(decisions, images, images_reused, at_work, to_pay, sum(usd.values(), Decimal(0)), unpriced)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run of one batch will do, row by row in table order."""
 
     batch: str
     """The partition."""
-    rows: tuple[PlannedRow, ...]
-    """Every row of the batch."""
+    rows: Rows[PlannedRow]
+    """Every row of the batch, in the order of the table."""
+
+    @cached_property
+    def tally(self) -> Tally:
+        """What its rows add up to."""
+        return Tally.of(self.rows)
+
+    @property
+    def requests(self) -> Requests:
+        """What a run works: the request of every row that is neither rejected nor left out."""
+        return Requests(self)
 
     def count(self, decision: Decision) -> int:
         """Return how many rows have a decision."""
-        return sum(row.decision == decision for row in self.rows)
+        return self.tally.decisions.get(decision, 0)
 
     @property
     def has_work(self) -> bool:
         """Whether a run would send, fetch or look for anything."""
-        return any(row.decision in (*TO_PAY, *PERHAPS_PAID) for row in self.rows)
+        return any(self.count(decision) for decision in (*TO_PAY, *PERHAPS_PAID))
 
     @property
     def cost_usd(self) -> float:
         """List price in US dollars of all rows to pay for whose price is known."""
-        return self._price(TO_PAY)
+        return float(self.tally.usd)
 
     @property
     def cost_usd_max(self) -> float:
         """The same with the rows that an earlier run may have paid for."""
-        return self._price((*TO_PAY, *PERHAPS_PAID))
+        return float(self.tally.usd_max)
 
-    @property
-    def unpriced(self) -> int:
-        """Rows to pay for, or perhaps paid, whose price isn't known."""
-        return sum(row.price_usd is None for row in self.rows if row.decision in (*TO_PAY, *PERHAPS_PAID))
 
-    def _price(self, decisions: Collection[Decision]) -> float:
-        prices = [row.price_usd for row in self.rows if row.decision in decisions]
-        return float(sum((Decimal(str(price)) for price in prices if price is not None), Decimal(0)))
+class Requests(Collection[GenerationRequest]):
+    """The requests of a plan's rows, in their order, made anew each time they are gone through."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __iter__(self) -> Iterator[GenerationRequest]:
+        """Yield the requests."""
+        for row in self._plan.rows:
+            if row.decision != "left out" and (request := row.request):
+                yield request
+
+    def __len__(self) -> int:
+        """Return how many requests there are."""
+        plan = self._plan
+        return len(plan.rows) - plan.count("rejected") - plan.count("left out")
+
+    def __contains__(self, request: object) -> bool:
+        """Say whether a request is among them; goes through all."""
+        return any(request == one for one in self)
 
 
 class References(NamedTuple):
@@ -111,7 +178,7 @@ class References(NamedTuple):
 
 def plan_batch(
     batch: str,
-    rows: Iterable[PromptRow],
+    rows: Collection[PromptRow],
     rejections: Iterable[Rejection],
     references: References,
     entries: Mapping[str, Entry],
@@ -125,17 +192,15 @@ def plan_batch(
     A `choice` of only failed rows needs the rows that the last run `left_without` a picture, by prompt id, with the
     fingerprint of what they asked for. Without `decisions` nothing is written, and every call decides for itself.
     """
-    drafts: list[_Draft] = []
-    planned: list[PlannedRow] = []
-    for row in sorted(rows, key=lambda row: row.row_number):
-        try:
-            drafts.append(_Draft(row, plan_row(row, references), entries))
-        except RowProblem as problem:
-            planned.append(_rejected(row, problem))
+    in_order = sorted(rows, key=lambda row: row.row_number)
+    drafts = _Drafts(in_order, references, entries)
     chosen = _Chosen(drafts, choice or Choice(), left_without or {}, decisions)
     earlier = _newest_requests(entries)
-    planned += [_planned(draft, chosen, entries, earlier) for draft in drafts]
-    planned += [
+    planned = (
+        draft if isinstance(draft, PlannedRow) else _planned(draft, chosen, entries, earlier)
+        for draft in drafts.with_rejected()
+    )
+    rejected = (
         PlannedRow(
             prompt_id=rejection.row_id,
             row_number=rejection.row_number,
@@ -143,9 +208,9 @@ def plan_batch(
             reason=rejection.reason,
             column=rejection.column,
         )
-        for rejection in rejections
-    ]
-    return Plan(batch, tuple(sorted(planned, key=lambda row: row.row_number)))
+        for rejection in sorted(rejections, key=lambda rejection: rejection.row_number)
+    )
+    return Plan(batch, Rows.of(PlannedRow, merge(planned, rejected, key=lambda row: row.row_number)))
 
 
 class _Draft:
@@ -181,33 +246,60 @@ class _Draft:
         return True
 
 
+class _Drafts:
+    """The rows of a batch that can be sent, drafted anew each time they are gone through."""
+
+    def __init__(
+        self, rows: Collection[PromptRow], references: References, entries: Mapping[str, Entry]
+    ) -> None:
+        self._rows = rows
+        self._references = references
+        self._entries = entries
+
+    def __iter__(self) -> Iterator[_Draft]:
+        return (draft for draft in self.with_rejected() if isinstance(draft, _Draft))
+
+    def with_rejected(self) -> Iterator[_Draft | PlannedRow]:
+        """Yield what becomes of every row: a draft, or why it can't be sent."""
+        for row in self._rows:
+            try:
+                first = plan_row(row, self._references)
+            except RowProblem as problem:
+                yield _rejected(row, problem)
+            else:
+                yield _Draft(row, first, self._entries)
+
+
 class _Chosen:
     """What a person's choice means for each row."""
 
     def __init__(
         self,
-        drafts: Sequence[_Draft],
+        drafts: _Drafts,
         choice: Choice,
         left_without: Mapping[str, str | None],
         decisions: Decisions | None,
     ) -> None:
         self._choice = choice
         self._left_without = left_without
-        worked = [draft for draft in drafts if not self._leaves_out(draft)]
         self._takes: Mapping[str, int] = {}
         if choice.regenerate:
-            ended = [draft for draft in worked if draft.state in ("generated", "refused", "failed")]
-            takes = {draft.first.fingerprint: draft.current.take + 1 for draft in ended}
+            takes = {
+                draft.first.fingerprint: draft.current.take + 1
+                for draft in drafts
+                if not self._leaves_out(draft) and draft.state in ("generated", "refused", "failed")
+            }
             self._takes = decisions.takes(takes) if decisions else takes
         self._let_through: Collection[str] | None = None
         if choice.limit is not None:
-            wanted = [(draft, self._asked(draft)) for draft in worked]
-            to_pay = [
+            wanted = ((draft, self._asked(draft)) for draft in drafts if not self._leaves_out(draft))
+            to_pay = (
                 request.fingerprint
                 for draft, request in wanted
                 if draft.is_to_pay or request is not draft.current
-            ][: choice.limit]
-            self._let_through = set(decisions.limited(choice.limit, to_pay) if decisions else to_pay)
+            )
+            first = list(islice(to_pay, choice.limit))
+            self._let_through = set(decisions.limited(choice.limit, first) if decisions else first)
 
     def request(self, draft: _Draft) -> tuple[GenerationRequest, str]:
         """Return what is asked for a row, and why the row is left out if it is."""
@@ -226,12 +318,15 @@ class _Chosen:
         return draft.take(take) if take > draft.current.take else draft.current
 
 
-def _newest_requests(entries: Mapping[str, Entry]) -> dict[str, GenerationRequest]:
-    """Return what each prompt id asked for before: its newest request with pictures, else its newest."""
-    ordered = sorted(
-        entries.values(), key=lambda entry: (entry.state == "generated", entry.last.reserved.reserved_at)
-    )
-    return {(request := entry.last.reserved.request).prompt_id: request for entry in ordered}
+def _newest_requests(entries: Mapping[str, Entry]) -> dict[str, str]:
+    """Return what each prompt id asked for before, by fingerprint: its newest with pictures, else its newest."""
+    newest: dict[str, tuple[tuple[bool, datetime], str]] = {}
+    for known, entry in entries.items():
+        reserved, prompt_id = entry.last.reserved, entry.last.reserved.request.prompt_id
+        rank = (entry.state == "generated", reserved.reserved_at)
+        if prompt_id not in newest or newest[prompt_id][0] <= rank:
+            newest[prompt_id] = rank, known
+    return {prompt_id: known for prompt_id, (_, known) in newest.items()}
 
 
 def _rejected(row: PromptRow, problem: RowProblem) -> PlannedRow:
@@ -249,11 +344,15 @@ def _planned(
     draft: _Draft,
     chosen: _Chosen,
     entries: Mapping[str, Entry],
-    earlier: Mapping[str, GenerationRequest],
+    earlier: Mapping[str, str],
 ) -> PlannedRow:
     request, left_out = chosen.request(draft)
     entry = entries.get(request.fingerprint)
-    decision, reason = _decide(request, entry, earlier.get(request.prompt_id))
+    if entry is None:
+        before = earlier.get(request.prompt_id)
+        decision, reason = _never_asked(request, entries[before].last.reserved.request if before else None)
+    else:
+        decision, reason = _decide(entry)
     return PlannedRow(
         prompt_id=request.prompt_id,
         row_number=request.row_number,
@@ -267,11 +366,7 @@ def _planned(
     )
 
 
-def _decide(
-    request: GenerationRequest, entry: Entry | None, earlier: GenerationRequest | None
-) -> tuple[Decision, str]:
-    if entry is None:
-        return _never_asked(request, earlier)
+def _decide(entry: Entry) -> tuple[Decision, str]:
     last = entry.last
     match entry.state:
         case "new" | "retryable":

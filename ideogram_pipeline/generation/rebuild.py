@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.ledger import Entry, Ledger
@@ -12,6 +14,7 @@ from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.generation.records import image_rows, outcome_rows, with_costs
 from ideogram_pipeline.generation.rows import PlannedRow
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.storage.parquet import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +37,28 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
     The plan holds the newest request of each prompt row. Rows that were rejected stand only in the prompts table, and
     come back with the next run.
     """
-    ledger = Ledger(store, batch)
-    newest: dict[str, Entry] = {}
-    for entry in sorted(ledger.entries.values(), key=lambda entry: entry.last.reserved.reserved_at):
-        newest[entry.last.reserved.request.prompt_id] = entry
-    current = sorted(newest.values(), key=lambda entry: entry.last.reserved.request.row_number)
-    plan = Plan(batch, tuple(_planned(entry) for entry in current))
-    images = image_rows(plan, ledger.entries)
+    entries = Ledger(store, batch).entries
+    current = _newest(entries)
+    plan = Plan(batch, Rows.of(PlannedRow, (_planned(entries[fingerprint]) for fingerprint in current)))
     files.write_plan(store, plan)
-    files.write_results(store, batch, images, outcome_rows(plan, [_outcome(entry) for entry in current]))
+    ended = (_outcome(entries[fingerprint]) for fingerprint in current)
+    files.write_results(store, batch, image_rows(plan, entries), outcome_rows(plan, ended, entries))
     folder = files.metadata_path(batch).rpartition("/")[0]
+    images = files.images(store, batch)
     damaged = [
         path for image in images if not _is_whole(store, path := f"{folder}/{image.file_name}", image.sha256)
     ]
     return Rebuilt(batch, len(current), len(images) - len(damaged), tuple(damaged))
+
+
+def _newest(entries: Mapping[str, Entry]) -> list[str]:
+    """Return the fingerprint of each prompt row's newest request, in the order of the table."""
+    newest: dict[str, tuple[datetime, int, str]] = {}
+    for fingerprint, entry in entries.items():
+        reserved, request = entry.last.reserved, entry.last.reserved.request
+        if request.prompt_id not in newest or newest[request.prompt_id][0] <= reserved.reserved_at:
+            newest[request.prompt_id] = reserved.reserved_at, request.row_number, fingerprint
+    return [fingerprint for _, _, fingerprint in sorted(newest.values(), key=lambda one: one[1])]
 
 
 def refresh_costs(store: Store, ledger: Ledger, batch: str) -> bool:

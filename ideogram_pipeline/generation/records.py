@@ -14,19 +14,30 @@ from pathlib import PurePosixPath
 from pydantic import JsonValue
 
 from ideogram_pipeline.generation.ledger import Attempt, Entry, StoredImage
-from ideogram_pipeline.generation.outcomes import Generated, Outcome, Reused, is_missing, reason_of, state_of
+from ideogram_pipeline.generation.outcomes import (
+    Generated,
+    NotReached,
+    Outcome,
+    Reused,
+    is_missing,
+    reason_of,
+    state_of,
+)
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
 
 
-def image_rows(plan: Plan, entries: Mapping[str, Entry]) -> list[ImageRow]:
-    """Return a row for every picture the ledger knows of a batch: those of the plan's rows first, in their order."""
-    current = [(_current(request, entries), request.extra) for row in plan.rows if (request := row.request)]
-    order = {fingerprint: position for position, (fingerprint, _) in enumerate(current)}
-    extras = dict(current)
-    known = sorted(entries.items(), key=lambda item: (order.get(item[0], len(order)), item[0]))
-    return [row for fingerprint, entry in known for row in _images(entry, extras.get(fingerprint))]
+def image_rows(plan: Plan, entries: Mapping[str, Entry]) -> Iterator[ImageRow]:
+    """Yield a row for every picture the ledger knows of a batch: those of the plan's rows first, in their order."""
+    current: set[str] = set()
+    for row in plan.rows:
+        request = row.request
+        if request and (fingerprint := _current(request, entries)) in entries:
+            current.add(fingerprint)
+            yield from _images(entries[fingerprint], request.extra)
+    for fingerprint in sorted(entries.keys() - current):
+        yield from _images(entries[fingerprint], None)
 
 
 def _current(request: GenerationRequest, entries: Mapping[str, Entry]) -> str:
@@ -103,13 +114,20 @@ def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None
     )
 
 
-def outcome_rows(plan: Plan, outcomes: Iterable[Outcome]) -> list[OutcomeRow]:
-    """Return one row for every row of the plan, in table order."""
-    by_fingerprint = {outcome.request.fingerprint: outcome for outcome in outcomes}
-    return [
-        _outcome(row, by_fingerprint[row.fingerprint]) if row.fingerprint else _rejected(row)
-        for row in plan.rows
-    ]
+def outcome_rows(
+    plan: Plan, outcomes: Iterable[Outcome], entries: Mapping[str, Entry]
+) -> Iterator[OutcomeRow]:
+    """Yield one row for every row of the plan; `outcomes` are those of its `requests`, in their order."""
+    ended = iter(outcomes)
+    for row in plan.rows:
+        request = row.request
+        if request is None:
+            yield _rejected(row)
+        elif row.decision == "left out":
+            entry = entries.get(request.fingerprint)
+            yield _outcome(row, NotReached(request, entry, row.reason, "left_out"))
+        else:
+            yield _outcome(row, next(ended))
 
 
 def _rejected(row: PlannedRow) -> OutcomeRow:

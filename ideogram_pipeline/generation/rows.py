@@ -28,7 +28,7 @@ class PlannedRow(BaseModel):
 
     prompt_id: str = Field(description="The row of the prompts table.")
     row_number: int = Field(description="Where the row stands in the table.")
-    decision: str = Field(
+    decision: Decision = Field(
         description="new, stale, reused, re-attached, settled, unknown, rejected or left out."
     )
     reason: str = Field(description="Why, in one line.")
@@ -104,7 +104,9 @@ class ImageRow(BaseModel):
         description="completed_at less inference_s: fal doesn't tell the start."
     )
     completed_at: datetime = Field(description="When this project saw the request completed.")
-    inference_s: float | None = Field(description="Seconds of work, from fal's metrics.")
+    inference_s: float | None = Field(
+        description="Seconds of work, from fal's metrics; empty where fal delivered the end, which doesn't say it."
+    )
     cost_usd: float | None = Field(
         description="US dollars for this picture: the request's cost over its pictures."
     )

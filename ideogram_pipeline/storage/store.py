@@ -10,8 +10,8 @@ import asyncio
 import os
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -111,7 +111,7 @@ class Store:
 
         if self._s3 is None or lasting_s > remote.SIGNED_FOR.total_seconds():
             return None
-        with self._failures("sign a URL of", path):
+        with self._failures("sign a URL of", path, requests=0):
             if not await asyncio.to_thread(self._s3.credentials_last, lasting_s):
                 return None
             return await obstore.sign_async(self._s3.backend, "GET", path, remote.SIGNED_FOR)
@@ -243,6 +243,32 @@ class Store:
                 for meta in chunk:
                     yield StoredObject(meta["path"], meta["size"], meta["e_tag"])
 
+    async def objects_async(self, folder: str) -> list[StoredObject]:
+        """Return every object below a folder, in no order."""
+        import obstore
+
+        async def once() -> list[StoredObject]:
+            with self._failures("list", folder):
+                self._check_root()
+                listing = await obstore.list(self._backend, prefix=folder, chunk_size=1000).collect_async()
+                return [StoredObject(meta["path"], meta["size"], meta["e_tag"]) for meta in listing]
+
+        return await _repeating(once)
+
+    async def delete_async(self, paths: Sequence[str]) -> None:
+        """Remove objects, in as few requests as the medium allows; those that aren't there are no error."""
+        import obstore
+
+        async def once() -> None:
+            with (
+                self._failures("delete", f"{paths[0]} and {len(paths) - 1} more"),
+                suppress(FileNotFoundError),
+            ):
+                await obstore.delete_async(self._backend, paths)
+
+        if paths:
+            await _repeating(once)
+
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly below a folder, sorted."""
         import obstore
@@ -331,13 +357,20 @@ async def _repeating(call: Callable[[], Awaitable[Result]]) -> Result:
 
 
 def _repeating_here(call: Callable[[], Result]) -> Result:
-    """Make a call once more where it failed: obstore repeats none that may have had its effect."""
+    """Do the same for a call that obstore does not repeat, because it may have had its effect."""
+    import stamina
+
     try:
         return call()
     except StoreError as error:
         if not _may_pass(error):
             raise
-    return call()
+    for attempt in stamina.retry_context(
+        on=_may_pass, attempts=None, timeout=REPEAT_FOR_S, wait_initial=0.1, wait_max=2.0
+    ):
+        with attempt:
+            return call()
+    raise AssertionError("stamina either returns or raises")
 
 
 def _may_pass(error: Exception) -> bool:

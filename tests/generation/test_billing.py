@@ -154,7 +154,7 @@ def test_only_accepted_requests_without_a_bill_are_asked_for(worked, billing_des
 
 def test_an_absence_proves_nothing_and_an_event_without_an_amount_neither(worked, billing_desk):
     billing_desk.book("request-a", cost_total=None)
-    before = worked.ledger.entries.copy()
+    before = dict(worked.ledger.entries)
     read(billing_desk.url, worked.ledger)
     assert worked.ledger.entries == before
 
@@ -192,7 +192,7 @@ def test_an_answer_of_the_older_form_names_the_amount_too(worked, billing_desk):
 
 def test_a_key_that_may_not_know_costs_nothing_but_the_knowledge(worked, billing_desk):
     billing_desk.status = 403
-    before = worked.ledger.entries.copy()
+    before = dict(worked.ledger.entries)
     with pytest.raises(Forbidden, match="ADMIN"):
         read(billing_desk.url, worked.ledger)
     assert worked.ledger.entries == before

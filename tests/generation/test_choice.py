@@ -14,7 +14,6 @@ from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger
-from ideogram_pipeline.generation.outcomes import NotReached
 from ideogram_pipeline.generation.planner import ONLY_FAILED, References, plan_batch
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import take_seed
@@ -95,15 +94,9 @@ class Batch:
         plan = self.plan(choice, root, store)
         files.write_plan(store, plan, root_run_id=root)
         ledger = Ledger(store, BATCH)
-        requests = [row.request for row in plan.rows if row.decision != "left out"]
         with no_waiting():
-            outcomes = asyncio.run(self._work(store, ledger, requests, f"{root}-{attempt}"))
-        outcomes += [
-            NotReached(row.request, None, row.reason, "left_out")
-            for row in plan.rows
-            if row.decision == "left out"
-        ]
-        rows = outcome_rows(plan, outcomes)
+            outcomes = asyncio.run(self._work(store, ledger, plan.requests, f"{root}-{attempt}"))
+        rows = list(outcome_rows(plan, outcomes, ledger.entries))
         files.write_results(store, BATCH, image_rows(plan, ledger.entries), rows)
         return {row.prompt_id: row for row in rows}
 
@@ -221,7 +214,7 @@ def test_a_row_with_an_unfinished_request_is_brought_to_its_end_before_it_gets_a
 def test_a_new_take_that_was_not_reached_leaves_the_one_before_current(batch):
     batch.run()
     plan = batch.plan(REGENERATE, "run-2")
-    images = image_rows(plan, Ledger(Store.open(str(batch.folder)), BATCH).entries)
+    images = list(image_rows(plan, Ledger(Store.open(str(batch.folder)), BATCH).entries))
     assert [(row.take, row.current) for row in images] == [(0, True), (0, True)]
 
 

@@ -162,7 +162,7 @@ def results(tables):
             if field in body:
                 value = body[field]
                 body[field] = [ids[url] for url in value] if isinstance(value, list) else ids[value]
-    return Results(plan, outcomes, bodies, surplus, image_rows(plan, ledger.entries))
+    return Results(plan, outcomes, bodies, surplus, list(image_rows(plan, ledger.entries)))
 
 
 def test_no_row_is_rejected(results):

@@ -15,8 +15,10 @@ from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.ledger import Entry, Ledger, Released, Reserved, Settled, Submitted
 from ideogram_pipeline.generation.planner import Plan, References, plan_batch, plan_row
 from ideogram_pipeline.generation.requests import GenerationRequest, fingerprint
+from ideogram_pipeline.generation.rows import PlannedRow
 from ideogram_pipeline.ideogram import ENDPOINTS, wire
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.storage.parquet import Rows
 from ideogram_pipeline.tables.reader import RawRow
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, RowProblem, parse_row
 
@@ -82,7 +84,7 @@ ANY_CELLS: Mapping[str, st.SearchStrategy[Any]] = {
     "color_palette": st.from_regex(r"\A#[0-9a-f]{6}:[0-9.]{1,5}\Z") | WORDS,
     "image_size": st.from_regex(r"\A\d{1,6}x\d{1,6}\Z") | WORDS,
     "num_images": st.integers(-1, 9),
-    "strength": st.floats(),
+    "strength": st.floats(allow_nan=False, allow_infinity=False),
     "expand_prompt": st.booleans(),
     "sync_mode": st.booleans(),
     "seed": st.integers(-1, 2**31),
@@ -272,7 +274,7 @@ def test_the_order_of_the_rows_does_not_matter_to_the_plan(table, order: random.
 @given(table=st.lists(TABLE_ROWS, max_size=4), more=st.lists(TABLE_ROWS, max_size=3))
 def test_adding_rows_changes_nothing_for_the_others(table, more):
     rows = numbered([*table, *more])
-    assert plan(rows).rows[: len(table)] == plan(rows[: len(table)]).rows
+    assert list(plan(rows).rows)[: len(table)] == list(plan(rows[: len(table)]).rows)
 
 
 def numbered(table: list[Mapping[str, Any]]) -> list[PromptRow]:
@@ -522,9 +524,10 @@ def test_the_cost_is_a_range_where_rows_may_be_paid_already():
     )
     made = plan_batch("default", rows, [], REFERENCES, known)
     assert [found.decision for found in made.rows] == ["new", "stale", "re-attached", "unknown", "reused"]
-    assert (made.cost_usd, made.cost_usd_max, made.unpriced) == (0.12, 0.24, 0)
-    unpriced = Plan("default", tuple(found.model_copy(update={"price_usd": None}) for found in made.rows))
-    assert (unpriced.cost_usd, unpriced.cost_usd_max, unpriced.unpriced) == (0, 0, 4)
+    assert (made.cost_usd, made.cost_usd_max, made.tally.unpriced) == (0.12, 0.24, 0)
+    without = (found.model_copy(update={"price_usd": None}) for found in made.rows)
+    unpriced = Plan("default", Rows.of(PlannedRow, without))
+    assert (unpriced.cost_usd, unpriced.cost_usd_max, unpriced.tally.unpriced) == (0, 0, 4)
 
 
 def test_a_plan_shows_every_row_in_the_order_of_the_table_with_its_price():
@@ -542,7 +545,7 @@ def test_a_plan_shows_every_row_in_the_order_of_the_table_with_its_price():
         ("c", "rejected", None),
     ]
     assert made.cost_usd == 0.63
-    assert (made.count("new"), made.count("rejected"), made.unpriced) == (2, 2, 0)
+    assert (made.count("new"), made.count("rejected"), made.tally.unpriced) == (2, 2, 0)
 
 
 def test_a_planned_row_holds_its_whole_request():

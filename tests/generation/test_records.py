@@ -124,10 +124,9 @@ def test_an_edited_column_of_no_meaning_reaches_the_pictures_there_are(store, wo
 
 def test_the_rows_can_be_made_again_from_plan_and_ledger(store, work_batch):
     batch = work_batch(ROWS, endings={"a": "failed"})
-    assert image_rows(files.read_plan(store, "drop"), batch.ledger.entries) == files.read_images(
-        store, "drop"
-    )
-    assert outcome_rows(batch.plan, batch.outcomes) == files.read_outcomes(store, "drop")
+    plan, entries = files.read_plan(store, "drop"), batch.ledger.entries
+    assert list(image_rows(plan, entries)) == files.read_images(store, "drop")
+    assert list(outcome_rows(plan, batch.outcomes, entries)) == files.read_outcomes(store, "drop")
 
 
 ENDINGS = {"g": "generated", "x": "refused", "f": "failed", "u": "unknown", "n": "not_reached"}

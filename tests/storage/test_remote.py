@@ -54,6 +54,7 @@ def test_what_fails_once_is_repeated_and_succeeds(store, s3_wire, call, fault):
     expected = call(Store.open("memory://")) if call in WRITES.values() else call(store)
     s3_wire.fail(fault)
     assert call(store) == expected
+    assert s3_wire.failed == 1
 
 
 @pytest.mark.parametrize("create", [WRITES["create"], WRITES["create_async"]], ids=["create", "create_async"])
