@@ -26,7 +26,8 @@ from ideogram_pipeline.sandbox.control import Change, Stats
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-WAIT_S = 420
+WAIT_S = 600
+"""For all batches, on two slow cores."""
 FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 

@@ -6,7 +6,7 @@ import signal
 import dagster as dg
 import pytest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 BATCHES = [f"batch-{number:02}" for number in range(40)]
 WORKERS = ("one", "two", "three", "four")
