@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -106,9 +107,12 @@ def run(
     settings = Settings.from_environment()
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+    gc.disable()  # what imports make stays for good; looking for garbage among it takes a tenth of a small run
     from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.launch import run as launch
 
+    gc.freeze()
+    gc.enable()
     if max_spend is not None and max_spend <= 0:
         raise ConfigurationError(
             f"--max-spend is {max_spend:g}: nothing could be paid for. Give more than 0."
@@ -263,6 +267,26 @@ def sandbox(
     except OSError as error:
         raise ConfigurationError(
             f"The sandbox can't listen on {host}:{port}: {error.strerror or error}."
+        ) from None
+
+
+@app.command()
+def webhooks(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is a free one.")] = 8189,
+) -> None:
+    """Serve the receiver of fal's webhooks, which puts results into the store for the runs that wait for them.
+
+    It needs IDEOGRAM_BACKEND and IDEOGRAM_STORE as the runs have them, and no key. /health and /ready say how it is.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    from ideogram_pipeline.receiver import serve
+
+    try:
+        serve(Settings.without_key(), host, port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The receiver can't listen on {host}:{port}: {error.strerror or error}."
         ) from None
 
 

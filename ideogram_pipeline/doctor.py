@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import dagster as dg
+import httpx2
 
 from ideogram_pipeline import __version__
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalError, RequestNotFound
-from ideogram_pipeline.resources import FalResource, build_resources
+from ideogram_pipeline.generation.inbox import Address, Secret
+from ideogram_pipeline.receiver import NOT_SIGNED
+from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
@@ -46,6 +49,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _check("references", lambda: _references(settings))
     yield _check("store", lambda: _store(settings))
     yield _check("fal", lambda: _fal(settings))
+    if settings.webhook_url:
+        yield _check("webhooks", lambda: _webhooks(settings, settings.webhook_url or ""))
 
 
 def _check(what: str, check: Callable[[], str]) -> Finding:
@@ -90,9 +95,28 @@ def _store(settings: Settings) -> str:
     return f"{store.where('')}{server}: readable, writable, creates only what is absent"
 
 
+def _webhooks(settings: Settings, receiver: str) -> str:
+    """Ask the receiver how it is, and deliver something unsigned to an address that only its own store makes."""
+    mend = "See to it that `ideogram-pipeline webhooks` runs and is what IDEOGRAM_WEBHOOK_URL leads to."
+    address = Address(batch="doctor", fingerprint="0" * 64, attempt=1)
+    try:
+        ready = httpx2.get(f"{receiver.rstrip('/')}/ready", timeout=20.0)
+        refused = httpx2.post(address.url(receiver, Secret.of(Store.open(settings.store))), timeout=20.0)
+    except httpx2.HTTPError as error:
+        raise PipelineError(f"no answer from {receiver} ({type(error).__name__}). {mend}") from None
+    if ready.status_code == 503:
+        raise PipelineError(f"the receiver at {receiver} is not ready; its log says why")
+    if ready.status_code != 200 or refused.status_code != 401:
+        raise PipelineError(f"what answers at {receiver} is no receiver ({ready.status_code}). {mend}")
+    if refused.text != NOT_SIGNED:
+        raise PipelineError(
+            f"the receiver at {receiver} has another store. Give it the IDEOGRAM_STORE of the runs."
+        )
+    return f"the receiver at {receiver} is ready, and has this store"
+
+
 def _fal(settings: Settings) -> str:
-    fal: FalResource = build_resources(settings)["fal"].process_config_and_initialize()
-    with fal.connect(Store.open("memory://")) as make_client:
+    with fal_resource(settings).connect(Store.open("memory://")) as make_client:
 
         async def ask() -> None:
             async with make_client() as client:

@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import BaseModel, Field, ValidationError
 
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.settings import Backend, Settings, check_backend
+from ideogram_pipeline.settings import Backend, Settings, check_backend, check_webhook_url
 
 if TYPE_CHECKING:
     from ideogram_pipeline.fal import FalClient, FalHosts
@@ -112,6 +112,9 @@ class FalResource(dg.ConfigurableResource[Any]):
     )
     rest_url: str | None = Field(default=None, description="Host of the storage, likewise.")
     api_url: str | None = Field(default=None, description="Host of the platform API, likewise.")
+    webhook_url: str | None = Field(
+        default=None, description="Where fal delivers how requests end; without, fal is asked."
+    )
     max_in_flight: int = Field(default=64, description="Requests with fal at a time, per run.")
     max_wait_s: float = Field(
         default=3600.0, description="Seconds after which a request is left for the next run to fetch."
@@ -126,6 +129,7 @@ class FalResource(dg.ConfigurableResource[Any]):
         from ideogram_pipeline.fal import FalKey, InvalidCall, UnsafeUrl
 
         check_backend(self.backend, bool(self.key), self.queue_url)
+        check_webhook_url(self.webhook_url, self.backend, self.queue_url)
         try:
             FalKey(self.key or _ANY_KEY)
             self._hosts()
@@ -292,16 +296,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "tables": TablesResource(
             prompts=settings.prompts, references=settings.references, defaults=dict(settings.defaults)
         ),
-        "fal": FalResource(
-            backend=settings.backend,
-            key=dg.EnvVar("FAL_KEY") if settings.fal_key else None,
-            queue_url=settings.fal_queue_url,
-            rest_url=settings.fal_rest_url,
-            api_url=settings.fal_api_url,
-            max_in_flight=settings.max_in_flight,
-            max_wait_s=settings.max_wait_s,
-            inline_references=settings.inline_references,
-        ),
+        "fal": _fal(settings, dg.EnvVar("FAL_KEY") if settings.fal_key else None),
         "budget": BudgetResource(
             per_run_usd=_number(settings.budget_usd),
             per_day_usd=_number(settings.budget_usd_per_day),
@@ -314,6 +309,25 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         ),
         "progress": LogProgress(),
     }
+
+
+def fal_resource(settings: Settings) -> FalResource:
+    """Configure fal for a command that connects by itself: with the key, where Dagster is given its variable's name."""
+    return _fal(settings, settings.fal_key.get_secret_value() if settings.fal_key else None)
+
+
+def _fal(settings: Settings, key: str | None) -> FalResource:
+    return FalResource(
+        backend=settings.backend,
+        key=key,
+        queue_url=settings.fal_queue_url,
+        rest_url=settings.fal_rest_url,
+        api_url=settings.fal_api_url,
+        webhook_url=settings.webhook_url,
+        max_in_flight=settings.max_in_flight,
+        max_wait_s=settings.max_wait_s,
+        inline_references=settings.inline_references,
+    )
 
 
 def _number(usd: Decimal | None) -> float | None:

@@ -98,6 +98,11 @@ class Settings(BaseSettings):
         gt=0,
         description="A request that isn't done after so many seconds is left with fal, and fetched by the next run.",
     )
+    webhook_url: str | None = Field(
+        default=None,
+        description="Where fal reaches your receiver (`ideogram-pipeline webhooks`): it then delivers how requests end "
+        "instead of being asked. https, without credentials; also http on loopback for a standing sandbox.",
+    )
     automation: Automation = Field(
         default="off",
         description="Who starts runs where Dagster's daemon works: `off` (people do), `sensor` (each change of the "
@@ -144,8 +149,20 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: a variable is malformed, missing, or contradicts another; the message names it.
         """
+        settings = cls.without_key(**given)
+        check_backend(settings.backend, settings.fal_key is not None, settings.fal_queue_url)
+        check_webhook_url(settings.webhook_url, settings.backend, settings.fal_queue_url)
+        return settings
+
+    @classmethod
+    def without_key(cls, **given: Any) -> Settings:
+        """Read the environment for something that asks fal for nothing, and needs no key.
+
+        Raises:
+            ConfigurationError: a variable is malformed; the message names it.
+        """
         try:
-            settings = cls(**given)
+            return cls(**given)
         except ValidationError as error:
             finding = error.errors(include_url=False)[0]
             raise ConfigurationError(f"{_variable(finding['loc'][0])}: {finding['msg']}.") from None
@@ -153,8 +170,6 @@ class Settings(BaseSettings):
             raise ConfigurationError(
                 'IDEOGRAM_DEFAULTS: that is no JSON object. Write it like {"rendering_speed": "TURBO"}.'
             ) from None
-        check_backend(settings.backend, settings.fal_key is not None, settings.fal_queue_url)
-        return settings
 
 
 def check_backend(backend: Backend, has_key: bool, queue_url: str | None) -> None:
@@ -172,6 +187,36 @@ def check_backend(backend: Backend, has_key: bool, queue_url: str | None) -> Non
         raise ConfigurationError(
             f"FAL_QUEUE_URL is fal's own {host}, and IDEOGRAM_BACKEND is 'sandbox'. Set IDEOGRAM_BACKEND=fal to pay "
             "for pictures, or leave FAL_QUEUE_URL out to use the local sandbox."
+        )
+
+
+def check_webhook_url(url: str | None, backend: Backend, queue_url: str | None) -> None:
+    """Raise a `ConfigurationError` where fal, or the sandbox, could not deliver to this receiver."""
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        host, is_plain = (
+            parts.hostname or "",
+            not (parts.username or parts.password or parts.query or parts.fragment),
+        )
+    except ValueError:
+        host, is_plain = "", False
+    if not host or not is_plain:
+        raise ConfigurationError(
+            "IDEOGRAM_WEBHOOK_URL is no plain URL. Write it like https://hooks.example.org, without credentials, query "
+            "or fragment."
+        )
+    is_local = backend == "sandbox" and parts.scheme == "http" and host in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme != "https" and not is_local:
+        raise ConfigurationError(
+            "IDEOGRAM_WEBHOOK_URL does not begin with https://. fal delivers pictures' addresses there, over the "
+            "internet; only the sandbox may deliver to http://127.0.0.1."
+        )
+    if backend == "sandbox" and not queue_url:
+        raise ConfigurationError(
+            "IDEOGRAM_WEBHOOK_URL needs a sandbox that stays: start `ideogram-pipeline sandbox` and set FAL_QUEUE_URL. "
+            "The one inside a run is gone when a receiver would ask for its keys."
         )
 
 

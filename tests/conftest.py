@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -25,8 +26,10 @@ from urllib.parse import parse_qs
 
 import httpx2
 import pytest
+import uvicorn
 from hypothesis import HealthCheck, settings
 from PIL import Image
+from starlette.types import ASGIApp
 
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.ledger import Ledger, Reserved, Settled, StoredImage, Submitted
@@ -324,6 +327,27 @@ def billing_desk() -> Iterator[BillingDesk]:
     desk = BillingDesk()
     yield desk
     desk.close()
+
+
+@contextmanager
+def _served(app: ASGIApp) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        # connections wait in the listener's backlog until the server takes them
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[ASGIApp], str]]:
+    """Serve an app on 127.0.0.1 until the test ends, and return its address."""
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(_served(app))
 
 
 @dataclass(frozen=True)

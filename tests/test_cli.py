@@ -71,7 +71,7 @@ def project(tmp_path):
     return Project(tmp_path)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["plan"], ["sandbox"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["plan"], ["sandbox"], ["doctor"], ["webhooks"]])
 def test_every_command_has_help(command):
     shown = CliRunner().invoke(app, [*command, "--help"])
     assert shown.exit_code == 0

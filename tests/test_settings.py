@@ -101,6 +101,62 @@ def test_the_sandbox_may_be_anywhere_else(url):
     check_backend("sandbox", has_key=False, queue_url=url)
 
 
+@pytest.mark.parametrize(
+    ("backend", "url"),
+    [
+        ("fal", "https://hooks.example.org"),
+        ("fal", "https://hooks.example.org:8443/ideogram/"),
+        ("sandbox", "https://hooks.example.org"),
+        ("sandbox", "http://127.0.0.1:8189"),
+        ("sandbox", "http://[::1]:8189/"),
+        ("sandbox", "http://localhost:8189"),
+    ],
+)
+def test_fal_delivers_over_https_and_a_standing_sandbox_also_on_this_machine(monkeypatch, backend, url):
+    monkeypatch.setenv("FAL_QUEUE_URL", "http://127.0.0.1:9000")
+    monkeypatch.setenv("FAL_KEY", KEY)
+    monkeypatch.setenv("IDEOGRAM_BACKEND", backend)
+    monkeypatch.setenv("IDEOGRAM_WEBHOOK_URL", url)
+    assert Settings.from_environment().webhook_url == url
+
+
+@pytest.mark.parametrize(
+    ("backend", "url"),
+    [
+        ("fal", "http://127.0.0.1:8189"),
+        ("sandbox", "http://hooks.example.org"),
+        ("fal", "ftp://hooks.example.org"),
+        ("fal", "https://"),
+        ("fal", "hooks.example.org"),
+        ("fal", "https://user:5ecre7@hooks.example.org"),
+        ("fal", "https://hooks.example.org?token=5ecre7"),
+        ("fal", "https://hooks.example.org#5ecre7"),
+        ("fal", "https://[::1"),
+    ],
+)
+def test_an_address_that_nothing_should_be_delivered_to_is_refused_and_not_repeated(
+    monkeypatch, backend, url
+):
+    monkeypatch.setenv("FAL_QUEUE_URL", "http://127.0.0.1:9000")
+    monkeypatch.setenv("FAL_KEY", KEY)
+    monkeypatch.setenv("IDEOGRAM_BACKEND", backend)
+    monkeypatch.setenv("IDEOGRAM_WEBHOOK_URL", url)
+    with pytest.raises(ConfigurationError, match="IDEOGRAM_WEBHOOK_URL") as caught:
+        Settings.from_environment()
+    assert "5ecre7" not in str(caught.value)
+
+
+def test_the_sandbox_inside_a_run_has_no_receiver(monkeypatch):
+    monkeypatch.setenv("IDEOGRAM_WEBHOOK_URL", "http://127.0.0.1:8189")
+    with pytest.raises(ConfigurationError, match="FAL_QUEUE_URL"):
+        Settings.from_environment()
+
+
+def test_what_asks_fal_for_nothing_needs_no_key(monkeypatch):
+    monkeypatch.setenv("IDEOGRAM_BACKEND", "fal")
+    assert Settings.without_key().backend == "fal"
+
+
 def test_the_key_is_never_shown(monkeypatch):
     monkeypatch.setenv("FAL_KEY", KEY)
     settings = Settings.from_environment()

@@ -99,6 +99,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         thumbnails=store.thumbnails,
                         budget=budget.open(opened, spending_run(context.run), config.max_spend_usd),
                         observer=progress,
+                        webhook_url=fal.webhook_url,
                     )
                     async with interruption.before_leaving(engine.cancel_queued):
                         return await engine.run(plan.requests), float(engine.spent_usd)

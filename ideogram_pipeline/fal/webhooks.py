@@ -104,6 +104,13 @@ class WebhookCalls:
             del self._delivered[next(iter(self._delivered))]
         return Delivery(request_id, user_id, outcome, repeated)
 
+    async def webhook_keys(self) -> None:
+        """Read fal's public keys, unless they were read within a day. Raises `FalError` where they can't be had.
+
+        `accept_webhook` does so by itself; this is for a receiver that wants to know whether it will be able to.
+        """
+        await self._public_keys(KEYS_KEPT_S)
+
     async def _public_keys(self, max_age_s: float) -> Sequence[Ed25519PublicKey]:
         async with self._keys_lock:
             if time.monotonic() - self._keys_read_at > max_age_s:

@@ -28,6 +28,7 @@ from ideogram_pipeline.generation.books import Books, RunFacts
 from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.fetching import FINISHING, Fetcher
+from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -42,7 +43,7 @@ from ideogram_pipeline.generation.outcomes import (
     left_to_another_run,
 )
 from ideogram_pipeline.generation.polling import Polling, known_work
-from ideogram_pipeline.generation.reconcile import search
+from ideogram_pipeline.generation.reconcile import Search, search
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.runs import beating, is_alive
 from ideogram_pipeline.generation.submitting import StopSubmitting, Submitter
@@ -84,7 +85,9 @@ class Engine:
         thumbnails: bool,
         budget: Budget,
         observer: Observer,
+        webhook_url: str | None = None,
     ) -> None:
+        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one."""
         self._fal = fal
         self._store = store
         self._run = run
@@ -94,13 +97,15 @@ class Engine:
         self._window = Window(max_in_flight)
         self._brake = Brake()
         self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes, wait_s=max_wait_s)
-        self._submitter = Submitter(fal, self._references, self._books, self._window)
-        entries = ledger.entries.values()
+        self._inbox = Inbox(store, ledger, webhook_url) if webhook_url else None
+        self._polling = Polling(known_work(ledger.entries.values()), delivered=webhook_url is not None)
+        self._submitter = Submitter(fal, self._references, self._books, self._window, self._inbox)
         self._fetcher = Fetcher(
             fal,
             store,
-            entries,
-            waiting=Polling(known_work(entries)),
+            ledger.entries.values(),
+            waiting=self._polling,
+            inbox=self._inbox,
             max_wait_s=max_wait_s,
             thumbnails=thumbnails,
         )
@@ -123,7 +128,7 @@ class Engine:
         """
         outcomes = Outcomes(requests, self._books.ledger.entries)
         try:
-            async with beating(self._store, self._run.run_id):
+            async with beating(self._store, self._run.run_id), self._fetcher.watching():
                 await self._work_all(self._finish_first(requests), outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
@@ -176,11 +181,16 @@ class Engine:
                 group.create_task(self._work(waiting, outcomes))
 
     async def _found_after_all(self, outcomes: Outcomes) -> list[GenerationRequest]:
-        """Look at fal for the submits that were never answered; return the rows that can be fetched now."""
+        """Look for the submits that were never answered; return the rows that can be fetched now."""
         unknown = {outcome.request.fingerprint: outcome.request for outcome in outcomes.of_kind(Unknown)}
         if not unknown:
             return []
-        searched = await search(self._fal, self._books.ledger, unknown)
+        searched = await search(self._fal, self._store, self._books.ledger, unknown)
+        if searched.missing and self._inbox:
+            reserved = [self._books.ledger.entries[missing].last.reserved for missing in searched.missing]
+            await self._inbox.wait_for(reserved, self._polling.sweep_s)
+            again = await search(self._fal, self._store, self._books.ledger, searched.missing)
+            searched = Search((*searched.found, *again.found), again.missing)
         for fingerprint, reason in searched.missing.items():
             request = unknown[fingerprint]
             outcomes.add(Unknown(request, self._books.entry(request), f"{_UNANSWERED}; {reason}"))
@@ -258,8 +268,9 @@ class Engine:
 
     async def _fetch(self, request: GenerationRequest, place: Place) -> None:
         queued, submitted_here = self._queued(request)
+        reserved = self._books.entry(request).last.reserved
         try:
-            fetched = await self._fetcher.fetch(request, queued, place, submitted_here=submitted_here)
+            fetched = await self._fetcher.fetch(reserved, queued, place, submitted_here=submitted_here)
         except RequestEnded as error:
             await self._end(request, error)
         except RequestNotFound as error:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 
+from pydantic import JsonValue
+
 from ideogram_pipeline.fal import Completed, FalClient, InQueue, QueuedRequest
-from ideogram_pipeline.generation.ledger import Entry, StoredImage
+from ideogram_pipeline.generation.inbox import Inbox
+from ideogram_pipeline.generation.ledger import Entry, Reserved, StoredImage
 from ideogram_pipeline.generation.outcomes import Failed, LeftOpen, NotReached
 from ideogram_pipeline.generation.polling import Kind, Polling
 from ideogram_pipeline.generation.requests import GenerationRequest
@@ -53,18 +56,21 @@ class Fetcher:
         entries: Iterable[Entry],
         *,
         waiting: Polling,
+        inbox: Inbox | None,
         max_wait_s: float,
         thumbnails: bool,
     ) -> None:
         """Begin with the pictures that lie in the store for `entries`; `thumbnails` says whether to make any.
 
-        A request that isn't done after `max_wait_s` seconds is left for the next run to fetch.
+        A request that isn't done after `max_wait_s` seconds is left for the next run to fetch. Without an inbox fal is
+        asked how requests end.
         """
         self._fal = fal
         self._store = store
         self._thumbnail_side = THUMBNAIL_SIDE if thumbnails else None
         self._max_wait_s = max_wait_s
         self._finishing = asyncio.Semaphore(FINISHING)
+        self._inbox = inbox
         self._polling = waiting
         self._told = waiting.revision
         self._news = asyncio.Event()
@@ -72,10 +78,21 @@ class Fetcher:
         self._decoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self._there = _pictures_there(store, entries)
 
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Look for what fal delivers, where it does, until the block is left."""
+        if self._inbox is None:
+            yield
+            return
+        async with self._inbox.watched(self._wake):
+            yield
+
     async def fetch(
-        self, request: GenerationRequest, queued: QueuedRequest, place: Place, *, submitted_here: bool
+        self, reserved: Reserved, queued: QueuedRequest, place: Place, *, submitted_here: bool
     ) -> Fetched:
         """Wait for a request's end and store its pictures; the place in the window is free once it has ended.
+
+        `reserved` is the attempt by which it was submitted.
 
         Raises:
             RequestEnded: it ended without a result.
@@ -83,13 +100,13 @@ class Fetcher:
             LeftOpen: it takes too long, or a picture keeps arriving damaged; it is fetched by the next run.
             ValidationError: the result is not one of Ideogram's.
         """
+        request = reserved.request
         begin = self._polling.submitted if submitted_here else self._polling.attached
         begin(queued.request_id, Kind.of(request), _now())
-        completed = await self._completed(queued)
+        completed = await self._completed(reserved, queued)
         place.give_back()
         async with self._finishing:
-            result = await self._fal.result(queued)
-            output = Output.model_validate(result.payload)
+            output = Output.model_validate(await self._payload(reserved, queued))
             files = enumerate(output.images)
             images = await asyncio.gather(*(self._store_image(request, index, file) for index, file in files))
         return Fetched(completed, output.seed, tuple(images))
@@ -121,11 +138,14 @@ class Fetcher:
         """End the threads that decode."""
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
-    async def _completed(self, queued: QueuedRequest) -> Completed:
+    async def _completed(self, reserved: Reserved, queued: QueuedRequest) -> Completed:
+        """Wait for a request's end; what was delivered says nothing of how long the work took."""
         deadline = _now() + self._max_wait_s
         try:
             while _now() < deadline:
-                await self._turn(queued.request_id)
+                if await self._is_delivered(reserved, queued.request_id, before=deadline):
+                    self._polling.delivered(queued.request_id, _now())
+                    return Completed()
                 status = await self._fal.status(queued)
                 if isinstance(status, Completed):
                     self._polling.completed(queued.request_id, status.inference_s, _now())
@@ -139,19 +159,34 @@ class Fetcher:
             self._tell_news()
         raise LeftOpen(NotReached, f"{queued.request_id} is still with fal; the next run fetches it")
 
-    async def _turn(self, request_id: str) -> None:
-        """Wait until it is time to ask about a request."""
-        while (wait_s := self._polling.next_ask(request_id) - _now()) > 0:
+    async def _is_delivered(self, reserved: Reserved, request_id: str, *, before: float) -> bool:
+        """Wait until a request's end is delivered, or it is time to ask about it; say whether it was delivered."""
+        while not (self._inbox and self._inbox.holds(reserved, request_id)):
+            wait_s = min(self._polling.next_ask(request_id), before) - _now()
+            if wait_s <= 0:
+                return False
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
+        return True
+
+    async def _payload(self, reserved: Reserved, queued: QueuedRequest) -> dict[str, JsonValue]:
+        """Return what a request brought: as it was delivered, else as fal's queue has it."""
+        if self._inbox and self._inbox.holds(reserved, queued.request_id):
+            payload = await self._inbox.payload(reserved, queued.request_id)
+            if payload is not None:
+                return payload
+        return (await self._fal.result(queued)).payload
 
     def _tell_news(self) -> None:
         """Let everybody who waits for a turn look again, if it may have come nearer."""
         if self._told != self._polling.revision:
             self._told = self._polling.revision
-            self._news.set()
-            self._news = asyncio.Event()
+            self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def _store_image(self, request: GenerationRequest, index: int, file: File) -> StoredImage:
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):

@@ -24,6 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from gzip import GzipFile
+from io import BytesIO
+from itertools import chain, groupby
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -206,6 +209,8 @@ class AlreadyWritten(Exception):
     """Another run made this transition first; the entry now says what that run wrote."""
 
 
+_READ_AT_ONCE = 1_000
+"""Files that are read side by side, which bounds what reading takes beside what is kept."""
 _NAME = re.compile(
     r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>\d+)-(?P<step>reserved|released|submitted|settled|billed)\.json"
 )
@@ -274,6 +279,8 @@ class Ledger:
     """
 
     def __init__(self, store: Store, batch: str) -> None:
+        self.batch = batch
+        """The partition."""
         self._store = store
         self._folder = f"ledger/batch={batch}"
         self.entries = Entries()
@@ -354,16 +361,16 @@ class Ledger:
         """Return the bytes that the copy has of files as they are there, by path."""
         if len(there) <= NOT_COPIED:
             return {}
-        try:
-            content = zlib.decompress(self._store.get(self._copy), wbits=_GZIP)
-        except (FileNotFoundError, zlib.error):
-            return {}
         paths = {self._mark(found): found.path for found in there}
         copied = {}
-        for line in content.split(b"\n"):
-            mark, _, file = line.partition(b" ")
-            if mark in paths:
-                copied[paths[mark]] = file
+        try:
+            with GzipFile(fileobj=BytesIO(self._store.get(self._copy))) as lines:
+                for line in lines:
+                    mark, _, file = line.rstrip(b"\n").partition(b" ")
+                    if mark in paths:
+                        copied[paths[mark]] = file
+        except (OSError, EOFError, zlib.error):  # there is none, or it is damaged
+            return {}
         return copied
 
     def _mark(self, found: StoredObject) -> bytes:
@@ -372,49 +379,63 @@ class Ledger:
         return f"{name}:{found.size}:{found.etag}".replace(" ", "").encode()
 
     def _read(self, folder: str) -> None:
-        there = list(self._store.objects(folder))
+        there = [found for found in self._store.objects(folder) if _NAME.search(found.path)]
         copied = self._copied(there) if folder == self._folder else {}
         self._not_copied += len(there) - len(copied)
-        paths = [found.path for found in there]
-        found: dict[str, dict[tuple[int, str], bytes]] = defaultdict(dict)
+        paths = sorted(found.path for found in there)
 
         def read(path: str) -> bytes:
-            return copied.get(path) or self._content(path)
+            return copied.pop(path, b"") or self._content(path)
 
         with ThreadPoolExecutor(max_workers=16) as threads:
-            for path, content in zip(paths, threads.map(read, paths), strict=True):
-                name = _NAME.search(path)
-                if name and content:
-                    found[name["fingerprint"]][int(name["attempt"]), name["step"]] = content
-        for fingerprint, steps in found.items():
-            for attempt in {attempt for attempt, _ in steps}:
-                if (attempt, "reserved") not in steps:
-                    raise StoreError(
-                        f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
-                        "Restore the file from a backup; nothing of this batch is submitted meanwhile."
-                    )
+            parts = (paths[start : start + _READ_AT_ONCE] for start in range(0, len(paths), _READ_AT_ONCE))
+            contents = chain.from_iterable(threads.map(read, part) for part in parts)
+            for fingerprint, files in groupby(zip(paths, contents, strict=True), key=_fingerprint):
+                self._found(fingerprint, [file for file in files if file[1]])
+
+    def _found(self, fingerprint: str, files: list[tuple[str, bytes]]) -> None:
+        steps = {}
+        for path, content in files:
+            _, attempt, step = _named(path)
+            steps[attempt, step] = content
+        for attempt, _ in steps:
+            if (attempt, "reserved") not in steps:
+                raise StoreError(
+                    f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
+                    "Restore the file from a backup; nothing of this batch is submitted meanwhile."
+                )
+        if steps:
             lines = [_line(*step, content) for step, content in sorted(steps.items())]
             self.entries.found(fingerprint, b"".join(lines))
 
     def _content(self, path: str) -> bytes:
         """Return a ledger file's bytes, which can be read; nothing of one that a power cut left empty."""
-        name = _NAME.search(path)
-        content = self._store.get(path) if name else b""
-        if name and not content:
+        content = self._store.get(path)
+        if not content:
             # Whoever wrote it went on only once the bytes were on the disk. They aren't, so the power went first.
             self._store.delete(path)
-        elif name:
-            try:
-                _STEPS[name["step"]].model_validate_json(content)
-            except ValueError as error:
-                where = self._store.where(path)
-                raise StoreError(f"The ledger file {where!r} can't be read: {error}") from None
+            return content
+        try:
+            _STEPS[_named(path)[2]].model_validate_json(content)
+        except ValueError as error:
+            raise StoreError(f"The ledger file {self._store.where(path)!r} can't be read: {error}") from None
         return content
 
 
 def batches(store: Store) -> list[str]:
     """Return the batches that have a ledger, sorted."""
     return [folder.removeprefix("batch=") for folder in store.folders("ledger")]
+
+
+def _named(path: str) -> tuple[str, int, str]:
+    """Return the fingerprint, attempt and step that a ledger file's path names."""
+    name = _NAME.search(path)
+    assert name is not None
+    return name["fingerprint"], int(name["attempt"]), name["step"]
+
+
+def _fingerprint(file: tuple[str, bytes]) -> str:
+    return _named(file[0])[0]
 
 
 def _line(attempt: int, step: str, content: bytes) -> bytes:

@@ -10,6 +10,9 @@ answer, less the work, is queue plus lateness of ours, so that the least of a fe
 Being late costs nothing while requests of ours wait at fal, for there the next one starts by itself. So the model is
 patient: it first asks when most of a kind would be done. Where none waits, being late keeps work from starting, so it
 is eager; and for the last requests of a batch, where somebody waits for us, it is in a hurry.
+
+Where fal delivers the ends by itself, asking only catches what was not delivered. So the model asks after several
+times what deliveries took lately, and returns to its own ways when ends are found that should have been delivered.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ SWEEP_S = 30.0
 """No two questions about a request are further apart, in seconds."""
 SHORTEST_S = 0.05
 """No two questions about a request are closer together, in seconds."""
+LONGEST_SWEEP_S = 600.0
+"""Where ends are delivered, no two questions about a request are further apart, in seconds."""
 
 _SCOUTS = 8  # requests of an unknown kind that are asked about from early on; the others wait for their news
 _FIRST_SCOUTING_S, _SCOUTING_GROWTH = 0.25, 1.5
@@ -35,6 +40,8 @@ _SAMPLES = 200  # of the work of a kind
 _RECENT = 16  # ends, to tell how long the queue is
 _DISCOUNT = 0.85  # on that length: what is learned from late answers only would never fall
 _SHORT_QUEUE = 0.1  # of the usual work: a queue that may run dry
+_SWEEP_TIMES = 3  # what deliveries took lately; a request that takes longer is asked about
+_UNDELIVERED = 3  # ends in a row that were found by asking: deliveries are no longer counted on
 _LAST, _LAST_SHARE = 4, 0.025  # how many requests are the last of a batch, at least and of all
 
 
@@ -84,12 +91,18 @@ _HURRIED = _Manner(share=0.1, closest=0.025, overdue=0.05)
 class Polling:
     """Says when to ask about each request in flight. One for a run."""
 
-    def __init__(self, known: Iterable[tuple[Kind, float]] = ()) -> None:
-        """Begin with what earlier runs saw: kinds and seconds of work, oldest first."""
+    def __init__(self, known: Iterable[tuple[Kind, float]] = (), *, delivered: bool = False) -> None:
+        """Begin with what earlier runs saw: kinds and seconds of work, oldest first.
+
+        `delivered` says that fal delivers the ends of the requests that this run submits.
+        """
         self._work: dict[Kind, _Work] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._queues: deque[float] = deque(maxlen=_RECENT)
         self._ends: deque[float] = deque(maxlen=2 * _RECENT)
+        self._deliveries: deque[float] = deque(maxlen=_RECENT)
+        self._undelivered = 0 if delivered else _UNDELIVERED
+        self._asking_since = float("inf") if delivered else -float("inf")
         self._submitted = 0
         self._nothing_left = False
         self.revision = 0
@@ -131,13 +144,32 @@ class Polling:
         """Take note of an answer: it ended, after so many seconds of work if fal says so."""
         one = self._waiting[request_id]
         self._ends.append(now)
+        if one.of_this_run:
+            self._undelivered += 1
+            if self._undelivered == _UNDELIVERED:
+                self._asking_since = now
+                self.revision += 1
         if inference_s is not None:
             work = self._of(one.kind)
-            if one.of_this_run:
+            if one.of_this_run and one.submitted_at >= self._asking_since:
                 self._queues.append(max(now - one.submitted_at - inference_s, 0.0))
             self.revision += not work.known
             work.add(inference_s)
         self.left(request_id)
+
+    def delivered(self, request_id: str, now: float) -> None:
+        """Take note that a request's end was delivered, which says nothing of the seconds of work."""
+        one = self._waiting[request_id]
+        self._ends.append(now)
+        self._undelivered, self._asking_since = 0, float("inf")
+        if one.of_this_run:
+            self._deliveries.append(now - one.submitted_at)
+        self.left(request_id)
+
+    @property
+    def sweep_s(self) -> float:
+        """Seconds after which a request whose end was not delivered is asked about."""
+        return min(max(SWEEP_S, _SWEEP_TIMES * max(self._deliveries, default=0.0)), LONGEST_SWEEP_S)
 
     def left(self, request_id: str) -> None:
         """Take note that nobody asks about a request any more."""
@@ -146,10 +178,15 @@ class Polling:
         self.revision += self._hurried and not was_hurried
 
     def next_ask(self, request_id: str) -> float:
-        """Return when to ask about a request: after the last question, and not more than `SWEEP_S` after it."""
+        """Return when to ask about a request: after the last question, and not more than `SWEEP_S` after it.
+
+        Where its end should be delivered, it is `sweep_s` after the submit, and twice as long after each question.
+        """
         one = self._waiting[request_id]
         if not one.asked and not one.of_this_run:
             return one.asked_at
+        if one.of_this_run and self._undelivered < _UNDELIVERED:
+            return one.asked_at + min(self.sweep_s * 2.0 ** min(one.asked, 8), LONGEST_SWEEP_S)
         return one.asked_at + min(max(self._distance(one), SHORTEST_S), SWEEP_S)
 
     def _distance(self, one: _Waiting) -> float:

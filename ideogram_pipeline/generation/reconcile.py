@@ -1,8 +1,10 @@
-"""Finding the requests whose submit was never answered: in fal's own list of what it was sent.
+"""Finding the requests whose submit was never answered: in the inbox, and in fal's own list of what it was sent.
 
-A reservation without an answer may be a request at fal. fal's list of requests with payloads tells, for every request
-is unlike any other: its seed is its row's own. Only an exact and only match counts. An absence proves nothing for
-certain, for the list may lag and may leave out what is still queued, so what isn't found stays unknown.
+A reservation without an answer may be a request at fal. Where fal delivers, its letter comes to the address that names
+the reservation; it counts if it is the only one about a request that fal, asked with our key, knows. Else fal's list of
+requests with payloads tells, for every request is unlike any other: its seed is its row's own. Only an exact and only
+match counts. An absence proves nothing for certain, for a letter may still come, and the list may lag and may leave out
+what is still queued, so what isn't found stays unknown.
 Where fal keeps no payloads there is nothing to match, and its bills don't help: see `billing`.
 """
 
@@ -19,7 +21,8 @@ from decimal import Decimal
 from pydantic import JsonValue
 
 from ideogram_pipeline.fal import FalClient, FalError
-from ideogram_pipeline.generation.ledger import AlreadyWritten, Entry, Ledger, Settled, Submitted
+from ideogram_pipeline.generation.inbox import letters_about, read_letter
+from ideogram_pipeline.generation.ledger import AlreadyWritten, Entry, Ledger, Reserved, Settled, Submitted
 from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.storage import Store
 
@@ -50,12 +53,18 @@ def unanswered(entries: Mapping[str, Entry]) -> list[str]:
     return [fingerprint for fingerprint, entry in entries.items() if entry.state == "reserved"]
 
 
-async def search(fal: FalClient, ledger: Ledger, fingerprints: Iterable[str]) -> Search:
-    """Look for unanswered submits in fal's list, and record the request id of each that is found there once."""
+async def search(fal: FalClient, store: Store, ledger: Ledger, fingerprints: Iterable[str]) -> Search:
+    """Look for unanswered submits, and record the request id of each that is found once.
+
+    Raises:
+        StoreError: the inbox or the ledger is out of reach.
+    """
+    fingerprints = list(fingerprints)
+    found = await _delivered(fal, store, ledger, fingerprints)
     by_endpoint: dict[str, list[str]] = defaultdict(list)
     for fingerprint in fingerprints:
-        by_endpoint[ledger.entries[fingerprint].last.reserved.request.endpoint_id].append(fingerprint)
-    found: list[str] = []
+        if fingerprint not in found:
+            by_endpoint[ledger.entries[fingerprint].last.reserved.request.endpoint_id].append(fingerprint)
     missing: dict[str, str] = {}
     for endpoint_id, of_endpoint in by_endpoint.items():
         wanted = of_endpoint
@@ -80,6 +89,41 @@ async def search(fal: FalClient, ledger: Ledger, fingerprints: Iterable[str]) ->
     return Search(tuple(found), missing)
 
 
+async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Iterable[str]) -> list[str]:
+    """Record the request id of each submit that one letter in the inbox is about; return their fingerprints."""
+    letters = await letters_about(store, ledger)
+    attempts = [ledger.entries[fingerprint].last.reserved for fingerprint in wanted]
+    about = [(one, letters.get((one.request.fingerprint, one.attempt), ())) for one in attempts]
+    taken = _taken(ledger) if any(paths for _, paths in about) else set()
+    found = []
+    for reserved, paths in about:
+        told = [letter.request_id for path in paths if (letter := await read_letter(store, path))]
+        ours = [one for one in told if one not in taken and await _is_ours(fal, reserved, one)]
+        if len(ours) == 1:
+            await _attach(fal, ledger, reserved.request.fingerprint, ours[0])
+            taken.add(ours[0])
+            found.append(reserved.request.fingerprint)
+    return found
+
+
+async def _is_ours(fal: FalClient, reserved: Reserved, request_id: str) -> bool:
+    """Ask fal, with our key, whether it knows a request; where it can't say, the request is nobody's yet."""
+    try:
+        await fal.status(fal.attach(reserved.request.endpoint_id, request_id))
+    except FalError:
+        return False
+    return True
+
+
+def _taken(ledger: Ledger) -> set[str]:
+    return {
+        attempt.submitted.request_id
+        for entry in ledger.entries.values()
+        for attempt in entry.attempts
+        if attempt.submitted
+    }
+
+
 async def _listed(
     fal: FalClient, ledger: Ledger, endpoint_id: str, wanted: list[str], skew: timedelta
 ) -> dict[str, list[str]]:
@@ -95,12 +139,7 @@ async def _listed(
     )
     if listing.truncated:
         raise FalError(message=f"it holds more than {MAX_LISTED} requests since {earliest:%Y-%m-%d %H:%M}.")
-    taken = {
-        attempt.submitted.request_id
-        for entry in ledger.entries.values()
-        for attempt in entry.attempts
-        if attempt.submitted
-    }
+    taken = _taken(ledger)
     candidates: dict[str, list[str]] = defaultdict(list)
     for past in listing.items:
         if past.request_id not in taken and isinstance(past.json_input, dict):
@@ -169,7 +208,7 @@ async def reconcile_batch(
     up: the next run submits it again, and it may then be paid twice.
     """
     wanted = unanswered(ledger.entries)
-    searched = await search(client, ledger, wanted)
+    searched = await search(client, store, ledger, wanted)
     results = []
     for fingerprint in wanted:
         attempt = ledger.entries[fingerprint].last

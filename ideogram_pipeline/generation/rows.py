@@ -104,7 +104,9 @@ class ImageRow(BaseModel):
         description="completed_at less inference_s: fal doesn't tell the start."
     )
     completed_at: datetime = Field(description="When this project saw the request completed.")
-    inference_s: float | None = Field(description="Seconds of work, from fal's metrics.")
+    inference_s: float | None = Field(
+        description="Seconds of work, from fal's metrics; empty where fal delivered the end, which doesn't say it."
+    )
     cost_usd: float | None = Field(
         description="US dollars for this picture: the request's cost over its pictures."
     )

@@ -10,7 +10,7 @@ import asyncio
 
 from pydantic import JsonValue
 
-from ideogram_pipeline.fal import FalClient, QueuedRequest
+from ideogram_pipeline.fal import FalClient, QueuedRequest, SubmitOptions
 from ideogram_pipeline.fal.errors import (
     AccessRefused,
     ConnectionFailed,
@@ -20,6 +20,7 @@ from ideogram_pipeline.fal.errors import (
 )
 from ideogram_pipeline.generation.books import Books
 from ideogram_pipeline.generation.budget import OverBudget, UnknownPrice
+from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import AlreadyWritten
 from ideogram_pipeline.generation.outcomes import LeftOpen, NotReached, Unknown, left_to_another_run
 from ideogram_pipeline.generation.requests import GenerationRequest
@@ -40,13 +41,22 @@ class StopSubmitting(LeftOpen):
 class Submitter:
     """Sends the requests of one run."""
 
-    def __init__(self, fal: FalClient, references: ReferenceUrls, books: Books, window: Window) -> None:
+    def __init__(
+        self,
+        fal: FalClient,
+        references: ReferenceUrls,
+        books: Books,
+        window: Window,
+        inbox: Inbox | None,
+    ) -> None:
+        """Have fal deliver to the inbox, if there is one."""
         self.queued: dict[str, QueuedRequest] = {}
         """What this run has sent or taken up, by fingerprint, in the order of fal's answers."""
         self._fal = fal
         self._references = references
         self._books = books
         self._window = window
+        self._inbox = inbox
         self._on_their_way: set[asyncio.Task[None]] = set()
 
     async def submit(self, request: GenerationRequest) -> None:
@@ -88,9 +98,11 @@ class Submitter:
         except AlreadyWritten:
             reason = "another run is working on this row; run again to see how it ended"
             raise LeftOpen(left_to_another_run, reason) from None
+        reserved = self._books.entry(request).last.reserved
+        options = SubmitOptions(webhook_url=self._inbox.url(reserved) if self._inbox else None)
         sent_at = asyncio.get_running_loop().time()
         try:
-            queued = await self._fal.submit(request.endpoint_id, arguments)
+            queued = await self._fal.submit(request.endpoint_id, arguments, options)
         except RequestEnded:
             raise
         except FalError as error:

@@ -56,6 +56,12 @@ class FaultKind(StrEnum):
     """All bytes of the picture arrive, some of them wrong."""
     MISSING_DOWNLOAD = "missing_download"
     """The picture is not there."""
+    WEBHOOK_LOST = "webhook_lost"
+    """The webhook is never delivered."""
+    WEBHOOK_TWICE = "webhook_twice"
+    """The webhook is delivered once more though it was taken, as when the answer to it gets lost."""
+    WEBHOOK_LATE = "webhook_late"
+    """The webhook is delivered two seconds later, after those of requests that ended after it."""
 
 
 @dataclass(frozen=True, slots=True)

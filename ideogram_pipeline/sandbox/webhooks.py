@@ -21,6 +21,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ideogram_pipeline.sandbox.config import FaultKind
 from ideogram_pipeline.sandbox.http import outward_client
 from ideogram_pipeline.sandbox.pictures import PictureProblem
 from ideogram_pipeline.sandbox.queue import Queue
@@ -28,11 +29,13 @@ from ideogram_pipeline.sandbox.results import output
 from ideogram_pipeline.sandbox.state import Rendered, Request, State
 from ideogram_pipeline.sandbox.studio import Studio
 
-ATTEMPTS = 5
-"""Deliveries tried; fal itself tries up to 31 times more."""
-_FIRST_PAUSE_S = 0.2
+ATTEMPTS = 32
+"""Deliveries tried while the result is kept: a first one and 31 more (fal docs, webhooks page)."""
+LATE_S = 2.0
+"""How much later a late delivery comes."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 60.0
 _LOOK_S = 0.05
-_TIMEOUT_S = 15.0
+_FIRST_TIMEOUT_S, _TIMEOUT_S = 15.0, 120.0
 _USER_ID = "sandbox"
 
 
@@ -67,7 +70,7 @@ class Courier:
     async def on_duty(self) -> AsyncIterator[None]:
         """Deliver until the block is left; what is under way then is given up."""
         self.wake()
-        async with outward_client(follow_redirects=False, timeout_s=_TIMEOUT_S) as http:
+        async with outward_client(follow_redirects=False, timeout_s=_FIRST_TIMEOUT_S) as http:
             round_ = asyncio.create_task(self._rounds(http))
             try:
                 yield
@@ -92,19 +95,34 @@ class Courier:
     async def _deliver(self, http: httpx2.AsyncClient, request: Request) -> None:
         if not _is_this_machine(request.submission.webhook or ""):
             return
+        if self._struck(FaultKind.WEBHOOK_LOST, request):
+            return
         body = json.dumps(await self._letter(request)).encode()
-        pause_s = _FIRST_PAUSE_S
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(pause_s)
-                pause_s *= 2
+        if self._struck(FaultKind.WEBHOOK_LATE, request):
+            await asyncio.sleep(LATE_S)
+        await self._deliver_until_taken(http, request, body)
+        if self._struck(FaultKind.WEBHOOK_TWICE, request):
+            await self._deliver_until_taken(http, request, body)
+
+    def _struck(self, kind: FaultKind, request: Request) -> bool:
+        given = request.submission.given
+        return self._queue.fault((kind,), given.digest, given.prompt) is not None
+
+    async def _deliver_until_taken(self, http: httpx2.AsyncClient, request: Request, body: bytes) -> None:
+        timeout_s, pause_s = _FIRST_TIMEOUT_S, _FIRST_PAUSE_S
+        for _ in range(ATTEMPTS):
             self._state.count("webhooks")
             with contextlib.suppress(httpx2.HTTPError, httpx2.InvalidURL):
+                headers = self._headers(request.id, body)
                 answer = await http.post(
-                    request.submission.webhook or "", content=body, headers=self._headers(request.id, body)
+                    request.submission.webhook or "", content=body, headers=headers, timeout=timeout_s
                 )
                 if answer.is_success or answer.is_redirect:
                     return
+            await asyncio.sleep(pause_s)
+            timeout_s, pause_s = _TIMEOUT_S, min(2 * pause_s, _LONGEST_PAUSE_S)
+            if self._state.request(request.id) is None or self._queue.expired(request):
+                return
 
     async def _letter(self, request: Request) -> dict[str, JsonValue]:
         submission, outcome = request.submission, await self._queue.outcome(request)

@@ -10,8 +10,8 @@ import asyncio
 import os
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -242,6 +242,32 @@ class Store:
                     self._count("list")
                 for meta in chunk:
                     yield StoredObject(meta["path"], meta["size"], meta["e_tag"])
+
+    async def objects_async(self, folder: str) -> list[StoredObject]:
+        """Return every object below a folder, in no order."""
+        import obstore
+
+        async def once() -> list[StoredObject]:
+            with self._failures("list", folder):
+                self._check_root()
+                listing = await obstore.list(self._backend, prefix=folder, chunk_size=1000).collect_async()
+                return [StoredObject(meta["path"], meta["size"], meta["e_tag"]) for meta in listing]
+
+        return await _repeating(once)
+
+    async def delete_async(self, paths: Sequence[str]) -> None:
+        """Remove objects, in as few requests as the medium allows; those that aren't there are no error."""
+        import obstore
+
+        async def once() -> None:
+            with (
+                self._failures("delete", f"{paths[0]} and {len(paths) - 1} more"),
+                suppress(FileNotFoundError),
+            ):
+                await obstore.delete_async(self._backend, paths)
+
+        if paths:
+            await _repeating(once)
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly below a folder, sorted."""

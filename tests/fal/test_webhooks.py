@@ -116,6 +116,16 @@ def test_new_keys_of_fal_are_fetched_when_the_old_ones_fit_no_more(fake, ask, mo
     assert ask(accept(signed())).request_id == "r1"
 
 
+def test_the_keys_are_read_once_a_day(fake, ask, fals_keys):
+    async def read_and_accept(client):
+        await client.webhook_keys()
+        await client.webhook_keys()
+        return await client.accept_webhook(signed(), BODY)
+
+    assert ask(read_and_accept).request_id == "r1"
+    assert len(fake.seen) == 1
+
+
 def test_forgeries_do_not_make_us_fetch_keys_again_and_again(fake, ask, fals_keys):
     async def flood(client):
         for _ in range(5):

@@ -12,12 +12,13 @@ from PIL import Image
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
-from ideogram_pipeline.generation import uploads
+from ideogram_pipeline.generation import inbox, polling, uploads
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.brake import BRAKE_AFTER
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.fetching import thumbnail_path
+from ideogram_pipeline.generation.inbox import Address, Letter, put_letter
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger, Reserved
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -30,11 +31,13 @@ from ideogram_pipeline.generation.outcomes import (
     is_missing,
 )
 from ideogram_pipeline.generation.planner import References, plan_row
-from ideogram_pipeline.generation.reconcile import give_up, unanswered
+from ideogram_pipeline.generation.reconcile import give_up, reconcile_batch, unanswered
 from ideogram_pipeline.generation.runs import beating
 from ideogram_pipeline.generation.uploads import LIFETIME, MARGIN, Upload, is_within_reach
+from ideogram_pipeline.receiver import build_app
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
+from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.tables.rows import PromptRow
@@ -101,8 +104,11 @@ class Watcher:
 class Run:
     """One run of an engine on a batch, as a process would make it: with a ledger read from the store."""
 
-    def __init__(self, store, sandbox, *, run_id="run-1", max_in_flight=16, per_run_usd=None, **limits):
+    def __init__(
+        self, store, sandbox, *, run_id="run-1", max_in_flight=16, per_run_usd=None, api=None, **limits
+    ):
         self.ledger = Ledger(store, BATCH)
+        self.hosts = FalHosts(queue=sandbox.url, rest=sandbox.url, api=api or sandbox.url)
         self.watcher = Watcher()
         self.store, self.sandbox, self.run_id = store, sandbox, run_id
         self.budget = Budget(
@@ -117,8 +123,7 @@ class Run:
         }
 
     async def work(self, requests, meanwhile=None):
-        hosts = FalHosts.at(self.sandbox.url)
-        async with FalClient("key:secret", hosts) as fal:
+        async with FalClient("key:secret", self.hosts) as fal:
             facts = RunFacts(run_id=self.run_id, backend="sandbox", code_version="test")
             self.engine = Engine(
                 fal,
@@ -647,3 +652,151 @@ def test_a_bucket_that_denies_everything_ends_the_run_and_the_next_one_finds_wha
 )
 def test_fal_fetches_from_public_servers_by_https_and_a_stand_in_here_from_any(url, queue, reached):
     assert asyncio.run(is_within_reach(url, FalHosts(queue=queue))) is reached
+
+
+NOWHERE = "http://127.0.0.1:9"
+"""An address where nobody listens."""
+
+
+@pytest.fixture
+def receiver(store, sandbox, serve, monkeypatch):
+    """The address of a receiver that puts the sandbox's deliveries into the store."""
+    monkeypatch.setattr(inbox, "LOOK_EVERY_S", 0.05)
+    return serve(build_app(Settings(backend="sandbox", store=store.url, fal_queue_url=sandbox.url)))
+
+
+def letters(store):
+    return list(store.objects(f"inbox/batch={BATCH}"))
+
+
+def wait_until(true):
+    while not true():
+        asyncio.run(asyncio.sleep(0.01))
+
+
+def test_what_fal_delivers_is_not_asked_for(store, sandbox, rows, receiver):
+    sandbox.change(Change(latency_scale=0.5))
+    outcomes = Run(store, sandbox, webhook_url=receiver)(rows())
+    assert kinds(outcomes) == {Generated: 8}
+    stats = sandbox.stats()
+    assert (stats.submits, stats.status_calls, stats.result_calls, stats.downloads) == (8, 0, 0, 8)
+    assert {outcome.entry.last.settled.inference_s for outcome in outcomes} == {None}
+    assert {outcome.entry.last.settled.cost_usd for outcome in outcomes} == {Decimal("0.15")}
+    assert letters(store) == []
+
+
+def test_what_is_delivered_twice_late_or_out_of_order_changes_nothing(store, sandbox, rows, receiver):
+    faults = (Fault("webhook_twice"), Fault("webhook_late", match="scene 3"))
+    sandbox.change(Change(latency_scale=0.5, faults=faults))
+    assert kinds(Run(store, sandbox, webhook_url=receiver)(rows())) == {Generated: 8}
+    wait_until(lambda: sandbox.stats().webhooks == 16)
+    assert kinds(Run(store, sandbox, run_id="run-2", webhook_url=receiver)(rows())) == {Reused: 8}
+    assert letters(store) == []
+    stats = sandbox.stats()
+    assert (stats.accepted, stats.images, stats.status_calls) == (8, 8, 0)
+
+
+def test_what_is_not_delivered_is_asked_for(store, sandbox, rows, receiver, monkeypatch):
+    monkeypatch.setattr(polling, "SWEEP_S", 1.0)
+    sandbox.change(Change(faults=(Fault("webhook_lost", match="scene 3"),)))
+    assert kinds(Run(store, sandbox, webhook_url=receiver)(rows())) == {Generated: 8}
+    stats = sandbox.stats()
+    assert (stats.accepted, stats.webhooks, stats.result_calls) == (8, 7, 1)
+    assert stats.status_calls == 1
+
+
+def test_without_a_receiver_a_run_takes_longer_and_pays_the_same(store, sandbox, rows, monkeypatch):
+    monkeypatch.setattr(polling, "SWEEP_S", 0.5)
+    assert kinds(Run(store, sandbox, webhook_url=NOWHERE)(rows(24))) == {Generated: 24}
+    assert sandbox.stats().accepted == 24
+
+
+@pytest.mark.parametrize("max_in_flight", [16, 1])
+def test_a_lost_answer_is_found_by_the_address_it_gave_where_fals_list_says_nothing(
+    store, sandbox, rows, receiver, max_in_flight
+):
+    sandbox.change(Change(latency_scale=0.5, faults=(Fault("drop_after_accept"),)))
+    run = Run(store, sandbox, webhook_url=receiver, api=NOWHERE, max_in_flight=max_in_flight)
+    outcomes = run(rows(4))
+    assert kinds(outcomes) == {Generated: 4}
+    stats = sandbox.stats()
+    assert (stats.submits, stats.accepted, stats.duplicates) == (4, 4, 0)
+    answered = {one.request_id: one.arguments["prompt"] for one in sandbox.requests()}
+    assert [answered[outcome.entry.last.submitted.request_id] for outcome in outcomes] == [
+        outcome.request.arguments["prompt"] for outcome in outcomes
+    ]
+    assert letters(store) == []
+
+
+def reconcile(run):
+    async def look():
+        async with FalClient("key:secret", run.hosts) as fal:
+            return await reconcile_batch(fal, run.store, run.ledger)
+
+    with no_waiting():
+        return asyncio.run(look())
+
+
+def test_a_delivery_after_the_run_is_found_by_reconciling(store, sandbox, rows, receiver, monkeypatch):
+    monkeypatch.setattr(polling, "SWEEP_S", 0.0)
+    sandbox.change(Change(latency_scale=0.5, faults=(Fault("drop_after_accept"), Fault("webhook_late"))))
+    assert kinds(Run(store, sandbox, webhook_url=receiver, api=NOWHERE)(rows(3))) == {Unknown: 3}
+    wait_until(lambda: len(letters(store)) == 3)
+    found = reconcile(Run(store, sandbox, run_id="later", api=NOWHERE))
+    assert {one.found for one in found} == {one.request_id for one in sandbox.requests()}
+    again = Run(store, sandbox, run_id="run-2", webhook_url=receiver, api=NOWHERE)
+    assert kinds(again(rows(3))) == {Generated: 3}
+    stats = sandbox.stats()
+    assert (stats.submits, stats.accepted, stats.result_calls) == (3, 3, 0)
+    assert letters(store) == []
+
+
+def post_foreign_letter(store, request, request_id):
+    letter = Letter(
+        request_id=request_id,
+        user_id="somebody",
+        payload={"images": [{"url": f"{NOWHERE}/foreign.png"}], "seed": 1},
+    )
+    asyncio.run(put_letter(store, Address(BATCH, request.fingerprint, 1), letter))
+
+
+def test_what_is_delivered_of_a_request_of_somebody_else_is_nobodys(store, sandbox, rows, receiver):
+    requests = rows(4)
+    for request in requests:
+        post_foreign_letter(store, request, "019e161b-386c-7d33-8106-f2de1a3ff595")
+    sandbox.change(Change(faults=(Fault("drop_before_accept", match="scene 3"),)))
+    run = Run(store, sandbox, webhook_url=receiver)
+    outcomes = run(requests[:3])
+    assert kinds(outcomes) == {Generated: 3}
+    for outcome in outcomes:
+        with Image.open(store.folder / outcome.entry.last.settled.images[0].path) as picture:
+            picture.load()
+    own = outcomes[0].entry.last.submitted.request_id
+    post_foreign_letter(store, requests[3], own)
+    alone = Run(store, sandbox, run_id="run-2")
+    assert isinstance(alone(requests[3:])[0], Unknown)
+    assert [one.found for one in reconcile(alone)] == [None]
+
+
+def test_what_was_delivered_while_no_run_was_there_is_not_asked_for(store, sandbox, rows, receiver):
+    sandbox.change(Change(latency_scale=1))
+    Run(store, sandbox, webhook_url=receiver)(rows(), interrupted_when_all_are_submitted)
+    wait_until(lambda: len(letters(store)) == 8)
+    assert kinds(Run(store, sandbox, run_id="run-2", webhook_url=receiver)(rows())) == {Generated: 8}
+    stats = sandbox.stats()
+    assert (stats.submits, stats.status_calls, stats.result_calls) == (8, 0, 0)
+
+
+def test_a_delivered_refusal_is_read_in_full_from_fal(store, sandbox, rows, receiver):
+    sandbox.change(Change(faults=(Fault("policy_refusal", match="scene 3"),)))
+    outcomes = Run(store, sandbox, webhook_url=receiver)(rows())
+    assert kinds(outcomes) == {Generated: 7, Refused: 1}
+    assert "content_policy_violation" in outcomes[3].reason
+    stats = sandbox.stats()
+    assert (stats.status_calls, stats.result_calls) == (0, 1)
+
+
+def test_a_request_whose_end_never_comes_is_left_with_fal_in_time(store, sandbox, rows, receiver):
+    sandbox.change(Change(faults=(Fault("stuck", match="scene 3"),)))
+    outcomes = Run(store, sandbox, webhook_url=receiver, max_wait_s=1.0)(rows())
+    assert kinds(outcomes) == {Generated: 7, NotReached: 1}

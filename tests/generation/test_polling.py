@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from ideogram_pipeline.generation.ledger import Attempt, Entry, Reserved, Settled
 from ideogram_pipeline.generation.planner import References, plan_row
-from ideogram_pipeline.generation.polling import SHORTEST_S, SWEEP_S, Kind, Polling, known_work
+from ideogram_pipeline.generation.polling import (
+    LONGEST_SWEEP_S,
+    SHORTEST_S,
+    SWEEP_S,
+    Kind,
+    Polling,
+    known_work,
+)
 from ideogram_pipeline.tables.rows import PromptRow
 
 TURBO = Kind("character", "TURBO")
@@ -42,11 +49,22 @@ class Simulation:
     ROUND_TRIP_S = 0.03
     FINISHING_S = 0.25  # from an answer to the picture in the store
 
+    LOOK_S = 1.0  # from a delivery to its being noticed, at most
+
     def __init__(
-        self, works: Sequence[float], *, slots: int, window: int, known: Sequence[float] = ()
+        self,
+        works: Sequence[float],
+        *,
+        slots: int,
+        window: int,
+        known: Sequence[float] = (),
+        is_delivered: Callable[[int], bool] | None = None,
     ) -> None:
+        """With `is_delivered` the server delivers the ends of those requests."""
         self.works, self.slots = works, slots
-        self.polling = Polling((TURBO, seconds) for seconds in known)
+        self.delivers = is_delivered is not None
+        self.is_delivered = is_delivered or (lambda _: False)
+        self.polling = Polling(((TURBO, seconds) for seconds in known), delivered=self.delivers)
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
         self.left = iter(range(len(works)))
         self.queue: list[int] = []
@@ -102,14 +120,28 @@ class Simulation:
     def end(self, request: int, now: float) -> None:
         self.running.remove(request)
         self.ended[request] = now
+        if self.is_delivered(request):
+            self.at(now + self.LOOK_S, lambda now: self.deliver(request, now))
         self.start(now)
+
+    def deliver(self, request: int, now: float) -> None:
+        if self.asleep.pop(request, None):
+            self.lates.append(now - self.ended[request])
+            self.polling.delivered(str(request), now)
+            self.at(now + self.FINISHING_S, self.submit_next)
 
     def sleep(self, request: int, now: float) -> None:
         turn = self.asleep[request] = self.happened
         self.at(
             max(self.polling.next_ask(str(request)), now),
-            lambda now: self.ask(request, now) if self.asleep.get(request) == turn else None,
+            lambda now: self.wake(request, now) if self.asleep.get(request) == turn else None,
         )
+
+    def wake(self, request: int, now: float) -> None:
+        if self.delivers and self.polling.next_ask(str(request)) > now:
+            self.sleep(request, now)
+        else:
+            self.ask(request, now)
 
     def ask(self, request: int, now: float) -> None:
         del self.asleep[request]
@@ -281,3 +313,45 @@ def test_what_a_ledger_holds_is_known_oldest_first_and_by_kind():
         ]
     )
     assert [(kind.speed, seconds) for kind, seconds in known] == [("QUALITY", 20.0), ("TURBO", 2.5)]
+
+
+@pytest.mark.parametrize("usual", [4.0, 25.0, 60.0])
+def test_what_is_delivered_is_hardly_ever_asked_about(usual):
+    told = Simulation(works(400, 1, usual), slots=10, window=64, is_delivered=lambda _: True).run()
+    assert told.asks < 0.2
+    assert told.late_s == pytest.approx(Simulation.LOOK_S, abs=0.1)
+
+
+def test_a_delivery_in_twenty_that_is_lost_holds_up_nothing_but_itself():
+    told = Simulation(works(1000, 1), slots=40, window=80, is_delivered=lambda number: number % 20).run()
+    assert told.asks < 0.5
+    assert told.makespan < 1.5
+
+
+def test_where_nothing_is_delivered_a_batch_takes_one_sweep_longer():
+    alone = Simulation(works(400, 1), slots=40, window=80)
+    waiting = Simulation(works(400, 1), slots=40, window=80, is_delivered=lambda _: False)
+    longer = (waiting.run().makespan - alone.run().makespan) * sum(waiting.works) / waiting.slots
+    assert 0 < longer < 1.5 * SWEEP_S
+
+
+def test_after_some_ends_that_were_not_delivered_fal_is_asked_until_one_is():
+    polling = Polling([(TURBO, 4.0)], delivered=True)
+    for number in range(6):
+        polling.submitted(str(number), TURBO, now=0.0)
+    for number in range(3):
+        assert polling.next_ask("5") == SWEEP_S
+        before = polling.revision
+        polling.completed(str(number), 4.0, now=31.0)
+    assert polling.revision > before
+    assert polling.next_ask("5") < 10.0
+    polling.delivered("3", now=50.0)
+    assert polling.next_ask("5") == polling.sweep_s == 150.0
+
+
+def test_a_sweep_is_never_further_away_than_ten_minutes():
+    polling = Polling(delivered=True)
+    polling.submitted("a", TURBO, now=0.0)
+    polling.submitted("b", TURBO, now=0.0)
+    polling.delivered("a", now=3000.0)
+    assert polling.next_ask("b") == LONGEST_SWEEP_S

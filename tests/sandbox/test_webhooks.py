@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
+from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 
 
 @pytest.fixture
@@ -100,6 +100,38 @@ def test_a_delivery_that_fails_is_tried_again(call, receiver):
     submit(caller, receiver)
     assert receiver.next()[1] == receiver.next()[1]
     assert caller.sandbox.stats().webhooks == 2
+
+
+def test_a_delivery_that_was_taken_may_come_again(call, receiver):
+    caller = call(faults="webhook_twice")
+    submit(caller, receiver)
+    assert receiver.next()[1] == receiver.next()[1]
+
+
+def test_a_late_delivery_comes_after_that_of_a_request_that_ended_after_it(call, receiver):
+    caller = call(faults=(Fault("webhook_late", match="first"),))
+    first = submit(caller, receiver, prompt="the first")
+    second = submit(caller, receiver, prompt="the second")
+    ids = [json.loads(receiver.next()[1])["request_id"] for _ in range(2)]
+    assert ids == [second["request_id"], first["request_id"]]
+
+
+def test_a_lost_delivery_never_comes(call, receiver):
+    caller = call(faults=(Fault("webhook_lost", match="first"),))
+    submit(caller, receiver, prompt="the first")
+    second = submit(caller, receiver, prompt="the second")
+    assert json.loads(receiver.next()[1])["request_id"] == second["request_id"]
+    assert caller.sandbox.stats().webhooks == 1
+
+
+def test_what_is_forgotten_is_not_delivered_any_more(call, receiver):
+    caller = call()
+    receiver.answers.put(500)
+    submit(caller, receiver)
+    receiver.next()
+    caller.sandbox.reset()
+    again = submit(caller, receiver, prompt="another")
+    assert json.loads(receiver.next()[1])["request_id"] == again["request_id"]
 
 
 def test_a_redirect_is_not_followed_and_not_tried_again(call, receiver):

@@ -33,7 +33,7 @@ SAMPLES = st.builds(
     Sample,
     name=st.text(),
     count=st.integers(-(2**63), 2**63 - 1),
-    share=st.floats(allow_nan=False),
+    share=st.floats(allow_nan=False, allow_infinity=False),
     here=st.booleans(),
     state=st.sampled_from(["open", "closed"]),
     seen_at=st.datetimes(timezones=st.just(UTC)),

@@ -38,6 +38,24 @@ def test_the_async_methods_do_the_same(store):
     assert store.get("one") == b"1"
 
 
+@pytest.mark.parametrize("url", ["folder", "memory://"])
+def test_what_is_listed_and_removed_is_what_lies_below_a_folder(tmp_path, url):
+    store = Store.open(url if "://" in url else str(tmp_path / url))
+
+    async def work():
+        for name in ("in/a", "in/b", "in/deep/c", "inner/d"):
+            await store.put_async(name, b"1")
+        listed = {found.path: found.size for found in await store.objects_async("in")}
+        await store.delete_async(["in/a", "in/missing", "in/b"])
+        await store.delete_async([])
+        return listed, [found.path for found in await store.objects_async("in")]
+
+    listed, left = asyncio.run(work())
+    assert listed == {"in/a": 1, "in/b": 1, "in/deep/c": 1}
+    assert left == ["in/deep/c"]
+    assert asyncio.run(store.objects_async("nothing")) == []
+
+
 @given(contents=st.lists(st.binary(max_size=200), min_size=1, max_size=5))
 def test_the_last_put_stays(contents):
     store = Store.open("memory://")
