@@ -35,6 +35,7 @@ READS = {
     "exists": lambda store: store.exists("there"),
     "etag": lambda store: store.etag("there"),
     "objects": lambda store: [found.path for found in store.objects("")],
+    "objects_async": lambda store: [found.path for found in asyncio.run(store.objects_async(""))],
     "folders": lambda store: store.folders(""),
 }
 WRITES = {
@@ -43,6 +44,7 @@ WRITES = {
     "create": lambda store: store.create("new", b"1"),
     "create_async": lambda store: asyncio.run(store.create_async("new", b"1")),
     "delete": lambda store: store.delete("there"),
+    "delete_async": lambda store: asyncio.run(store.delete_async(["there"])),
 }
 CALLS = READS | WRITES
 
