@@ -175,6 +175,7 @@ def test_the_endpoint_of_s3_counts_before_that_of_all_services(s3, monkeypatch):
 def test_without_an_endpoint_it_is_the_regions_own(s3, monkeypatch, region, endpoint):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_REGION", region)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
     assert Store.open("s3://bucket").endpoint == endpoint
 
 
