@@ -272,9 +272,11 @@ def _is_recorded(store: "Store", plan: "Plan") -> bool:
     """
     from ideogram_pipeline.generation import files
 
-    if not store.exists(files.outcomes_path(plan.batch)):
+    try:
+        outcomes = files.read_outcomes(store, plan.batch)
+    except FileNotFoundError:
         return False
-    recorded = {(row.prompt_id, row.fingerprint) for row in files.read_outcomes(store, plan.batch)}
+    recorded = {(row.prompt_id, row.fingerprint) for row in outcomes}
     return recorded == {(row.prompt_id, row.fingerprint) for row in plan.rows}
 
 

@@ -17,7 +17,7 @@ from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalError, RequestNotFound
 from ideogram_pipeline.generation.inbox import Address, Secret
 from ideogram_pipeline.receiver import NOT_SIGNED
-from ideogram_pipeline.resources import FalResource, build_resources
+from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
@@ -114,8 +114,7 @@ def _webhooks(settings: Settings, receiver: str) -> str:
 
 
 def _fal(settings: Settings) -> str:
-    fal: FalResource = build_resources(settings)["fal"].process_config_and_initialize()
-    with fal.connect(Store.open("memory://")) as make_client:
+    with fal_resource(settings).connect(Store.open("memory://")) as make_client:
 
         async def ask() -> None:
             async with make_client() as client:

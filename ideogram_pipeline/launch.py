@@ -25,7 +25,7 @@ from ideogram_pipeline.generation import files as stored
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.pipeline import Pipeline
-from ideogram_pipeline.resources import Progress, build_resources
+from ideogram_pipeline.resources import Progress, build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -82,7 +82,7 @@ def run(
     started = time.monotonic()
     resources = build_resources(settings)
     store = resources["store"].open()
-    resources["fal"].process_config_and_initialize().check()
+    fal_resource(settings).check()
     instance = _instance(settings)
     command = uuid4().hex
     definitions = build_definitions(settings, overrides={"progress": progress})

@@ -15,7 +15,7 @@ from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
-from ideogram_pipeline.resources import FalResource, build_resources
+from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 
@@ -43,8 +43,7 @@ def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: tim
         PipelineError: the configuration or the store is at fault.
     """
     store = build_resources(settings)["store"].open()
-    fal: FalResource = build_resources(settings)["fal"].process_config_and_initialize()
-    with fal.connect(store) as make_client:
+    with fal_resource(settings).connect(store) as make_client:
 
         async def look() -> Reconciled:
             lost: list[Unanswered] = []

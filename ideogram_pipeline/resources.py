@@ -58,9 +58,8 @@ class StoreResource(dg.ConfigurableResource[Any]):
 
         store = Store.open(self.url)
         own = StoreMark(backend=self.backend, pipeline=self.pipeline)
-        store.create(STORE_MARK, own.model_dump_json().encode())
         try:
-            mark = StoreMark.model_validate_json(store.get(STORE_MARK))
+            mark = StoreMark.model_validate_json(_marked(store, own))
         except ValidationError:
             raise ConfigurationError(
                 f'{store.where(STORE_MARK)!r} is damaged. It should read {{"backend": "sandbox"}} or '
@@ -78,6 +77,15 @@ class StoreResource(dg.ConfigurableResource[Any]):
                 f"if this pipeline was renamed, change the name in {store.where(STORE_MARK)!r}."
             )
         return store
+
+
+def _marked(store: Store, mark: StoreMark) -> bytes:
+    """Return the store's mark; a store that has none gets this one."""
+    try:
+        return store.get(STORE_MARK)
+    except FileNotFoundError:
+        store.create(STORE_MARK, mark.model_dump_json().encode())
+        return store.get(STORE_MARK)
 
 
 class TablesResource(dg.ConfigurableResource[Any]):
@@ -288,17 +296,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "tables": TablesResource(
             prompts=settings.prompts, references=settings.references, defaults=dict(settings.defaults)
         ),
-        "fal": FalResource(
-            backend=settings.backend,
-            key=dg.EnvVar("FAL_KEY") if settings.fal_key else None,
-            queue_url=settings.fal_queue_url,
-            rest_url=settings.fal_rest_url,
-            api_url=settings.fal_api_url,
-            webhook_url=settings.webhook_url,
-            max_in_flight=settings.max_in_flight,
-            max_wait_s=settings.max_wait_s,
-            inline_references=settings.inline_references,
-        ),
+        "fal": _fal(settings, dg.EnvVar("FAL_KEY") if settings.fal_key else None),
         "budget": BudgetResource(
             per_run_usd=_number(settings.budget_usd),
             per_day_usd=_number(settings.budget_usd_per_day),
@@ -311,6 +309,25 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         ),
         "progress": LogProgress(),
     }
+
+
+def fal_resource(settings: Settings) -> FalResource:
+    """Configure fal for a command that connects by itself: with the key, where Dagster is given its variable's name."""
+    return _fal(settings, settings.fal_key.get_secret_value() if settings.fal_key else None)
+
+
+def _fal(settings: Settings, key: str | None) -> FalResource:
+    return FalResource(
+        backend=settings.backend,
+        key=key,
+        queue_url=settings.fal_queue_url,
+        rest_url=settings.fal_rest_url,
+        api_url=settings.fal_api_url,
+        webhook_url=settings.webhook_url,
+        max_in_flight=settings.max_in_flight,
+        max_wait_s=settings.max_wait_s,
+        inline_references=settings.inline_references,
+    )
 
 
 def _number(usd: Decimal | None) -> float | None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import itertools
 import json
+import os
 import socket
+import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import httpx2
 import pytest
 import uvicorn
 from hypothesis import HealthCheck, settings
@@ -67,6 +75,194 @@ def picture() -> Callable[..., bytes]:
         return sink.getvalue()
 
     return make
+
+
+SERVE_S3 = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+class S3Server:
+    """A server of the S3 protocol on 127.0.0.1, in a process of its own that ends with this one."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVE_S3],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout
+        self.url = f"http://127.0.0.1:{self._process.stdout.readline().strip()}"
+        self._names = itertools.count()
+
+    def environment(self, url: str | None = None) -> dict[str, str]:
+        """Variables that lead a process to this server, or to what stands before it at `url`, and nowhere else."""
+        return {
+            "AWS_ENDPOINT_URL": url or self.url,
+            "AWS_ACCESS_KEY_ID": "an-access-key",
+            "AWS_SECRET_ACCESS_KEY": "planted-aws-secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def bucket(self) -> str:
+        """Make an empty bucket and return its name."""
+        name = f"bucket-{next(self._names)}"
+        assert httpx2.put(f"{self.url}/{name}").is_success
+        return name
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The S3 server, with this process's environment leading to it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+class S3Wire:
+    """What stands between a store and the S3 server, on 127.0.0.1: it passes everything on, unless it is to fail."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.seen: list[tuple[str, str]] = []
+        """Method and target of every request, in order."""
+        self.failed = 0
+        """Requests that were failed so far."""
+        self._faults: list[list[Any]] = []
+        self._over = threading.Event()
+        wire, behind = self, server.url.removeprefix("http://")
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                wire.seen.append((self.command, self.path))
+                fault = wire._fault(self.command, self.path)
+                if fault == "reset":
+                    return self.hang_up()
+                if fault in CODES:
+                    content = (
+                        f"<Error><Code>{fault}</Code><Message>planted-message</Message></Error>".encode()
+                    )
+                    return self.answer(CODES[fault], {}, content)
+                connection = HTTPConnection(behind)
+                connection.request(self.command, self.path, body, dict(self.headers))
+                found = connection.getresponse()
+                content = found.read()
+                connection.close()
+                if fault == "hang":
+                    wire._over.wait()
+                if fault in ("hang", "lose the answer"):
+                    return self.hang_up()
+                return self.answer(found.status, dict(found.getheaders()), content)
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one
+
+            def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+                headers = {name.lower(): value for name, value in headers.items()}
+                length = headers.get("content-length") if self.command == "HEAD" else None
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    if name not in ("content-length", "connection", "transfer-encoding"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", length or str(len(content)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            def hang_up(self) -> None:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
+                self.wfile = io.BytesIO()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            block_on_close = False
+
+            def handle_error(self, *_: object) -> None:
+                pass  # a client that has gone, or was hung up on
+
+            def shutdown_request(self, request: Any) -> None:
+                with contextlib.suppress(OSError):
+                    super().shutdown_request(request)
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
+
+    def fail(self, kind: str, method: str = "", target: str = "", *, times: float = 1) -> None:
+        """Fail the next requests with this method whose target holds this text.
+
+        `reset` never reaches the server, `lose the answer` does; `hang` does and is never answered; a code of `CODES`
+        is S3's own answer.
+        """
+        self._faults.append([kind, method, target, times])
+
+    def mend(self) -> None:
+        """Fail no more."""
+        self._faults.clear()
+
+    def _fault(self, method: str, target: str) -> str | None:
+        for fault in self._faults:
+            kind, its_method, its_target, times = fault
+            if times > 0 and its_method in ("", method) and its_target in target:
+                fault[3] -= 1
+                self.failed += 1
+                return str(kind)
+        return None
+
+    def close(self) -> None:
+        self._over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+CODES = {
+    "SlowDown": 503,
+    "InternalError": 500,
+    "AccessDenied": 403,
+    "InvalidAccessKeyId": 403,
+    "RequestTimeTooSkewed": 403,
+    "PermanentRedirect": 301,
+    "ConditionalRequestConflict": 409,
+}
+
+
+@pytest.fixture
+def s3_wire(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Wire]:
+    """A wire to the S3 server that can fail, with this process's environment leading through it."""
+    wire = S3Wire(s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
+    yield wire
+    wire.close()
 
 
 class BillingDesk:

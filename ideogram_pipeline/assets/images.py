@@ -122,6 +122,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             image_rows(plan, ledger.entries),
             outcome_rows(plan, ended(), ledger.entries),
         )
+        ledger.keep_copy()
         rows, pictures = files.outcomes(opened, batch), files.images(opened, batch)
         without = (row for row in rows if row.state != "generated")
         reasons = [
@@ -129,14 +130,18 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         ]
         for reason in reasons:
             context.log.warning(reason)
+        preview = metadata.preview(opened, pictures)
+        context.log.info(f"requests to the store: {metadata.requests(opened)}")
         return dg.MaterializeResult(
             metadata={
-                "preview": metadata.preview(opened, pictures),
+                "preview": preview,
                 "reasons": dg.MetadataValue.md(
                     "\n".join(f"- {reason}" for reason in reasons) or "every row is there"
                 ),
                 **metadata.of_pictures(rows, pictures, reused=reused),
                 "spent_usd": spent_usd,
+                "store_requests": opened.requests.total(),
+                "store_requests_per_image": round(opened.requests.total() / max(len(pictures), 1), 2),
                 "backend": fal.backend,
                 "path": dg.MetadataValue.path(opened.where(f"images/batch={batch}")),
                 "outcomes": dg.MetadataValue.path(opened.where(files.outcomes_path(batch))),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
@@ -29,13 +28,12 @@ MAX_ROWS = 50
 PREVIEWS = 12
 """Pictures on the contact sheet."""
 
-_ACCESS = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'\"]+@")
-_QUERY = re.compile(r"(?P<address>\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#'\"<>]+)[?#][^\s'\"<>]+")
-
 
 def shown(text: str) -> str:
     """Return a text without the parts of its URLs that may grant access: user, password and query."""
-    return _QUERY.sub(r"\g<address>?…", _ACCESS.sub(r"\g<scheme>…@", text))
+    from ideogram_pipeline.fal.errors import without_access
+
+    return without_access(text)
 
 
 def table(
@@ -202,3 +200,8 @@ def preview(store: Store, pictures: Iterable[ImageRow]) -> dg.MarkdownMetadataVa
     return dg.MetadataValue.md(
         f"![the first pictures](data:image/webp;base64,{base64.b64encode(sheet).decode()})"
     )
+
+
+def requests(store: Store) -> str:
+    """Return the requests that were made of a store, by kind."""
+    return ", ".join(f"{count} {kind}" for kind, count in store.requests.most_common()) or "none"

@@ -30,6 +30,7 @@ from ideogram_pipeline.fal.errors import (
     TooManyRequests,
     Unauthorized,
     UnexpectedAnswer,
+    without_access,
 )
 
 JsonObject: TypeAlias = dict[str, JsonValue]
@@ -239,7 +240,7 @@ def _reason(body: JsonObject) -> str:
     """The sentence a refusal gives, shortened, from any of the shapes of fal's queue, storage and Platform API."""
     error = body.get("error")
     inner = error.get("message") if isinstance(error, dict) else error
-    return (text(body.get("detail")) or text(body.get("message")) or text(inner) or "")[:300]
+    return without_access(text(body.get("detail")) or text(body.get("message")) or text(inner) or "")[:300]
 
 
 def _details(detail: JsonValue) -> tuple[ErrorDetail, ...]:
@@ -251,7 +252,7 @@ def _details(detail: JsonValue) -> tuple[ErrorDetail, ...]:
             found.append(
                 ErrorDetail(
                     type=kind,
-                    message=(text(entry.get("msg")) or "")[:300],
+                    message=without_access(text(entry.get("msg")) or "")[:300],
                     location=tuple(map(str, location)) if isinstance(location, list) else (),
                     context=context if isinstance(context, dict) else {},
                 )

@@ -29,11 +29,13 @@ FalError
 
 Each error answers three questions, as attributes: `may_repeat` (may the same HTTP request be sent again?),
 `may_resubmit` (may a new submit of the same arguments bring a result?) and `may_be_billed` (may fal charge for what
-was asked?). No error carries the key, the arguments, or an original exception that might.
+was asked?). No error carries the key, the arguments, or an original exception that might; nor a URL's query, which may
+be a signature that opens somebody's file.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -42,6 +44,15 @@ from pydantic import JsonValue
 
 if TYPE_CHECKING:
     from ideogram_pipeline.fal.queue import CancelAnswer, QueuedRequest
+
+
+_ACCESS = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'\"]+@")
+_QUERY = re.compile(r"(?P<address>\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#'\"<>]+)[?#][^\s'\"<>]+")
+
+
+def without_access(text: str) -> str:
+    """Return a text without the parts of its URLs that may grant access: user, password and query."""
+    return _QUERY.sub(r"\g<address>?…", _ACCESS.sub(r"\g<scheme>…@", text))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -64,6 +75,9 @@ class FalError(Exception):
     """The queue request asked about, where there is one."""
     status: int | None = None
     """HTTP status of the answer, where there was one."""
+
+    def __post_init__(self) -> None:
+        self.message = without_access(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.guidance}".rstrip()

@@ -90,8 +90,11 @@ def write_gallery(store: Store, *, thumbnails: bool = True) -> GallerySummary:
     )
     whole = hashlib.sha256()
     asked_for = files.batches(store)
+    references = _References(store)
     pages = [
-        _page(store, batch, thumbnails) for batch in files.batches_with_results(store) if batch in asked_for
+        _page(store, batch, references, thumbnails)
+        for batch in files.batches_with_results(store)
+        if batch in asked_for
     ]
     for page in pages:
         html = templates.get_template("batch.html.j2").render(page=page, side=THUMBNAIL_SIDE).encode()
@@ -109,11 +112,11 @@ def write_gallery(store: Store, *, thumbnails: bool = True) -> GallerySummary:
     )
 
 
-def _page(store: Store, batch: str, thumbnails: bool) -> BatchPage:
+def _page(store: Store, batch: str, references: _References, thumbnails: bool) -> BatchPage:
     outcomes = files.read_outcomes(store, batch)
     images = [row for row in files.read_images(store, batch) if row.current]
     images = fill_in_thumbnails(store, images) if thumbnails else _there(store, batch, images)
-    cards = tuple(_cards(store, files.read_plan(store, batch), outcomes, images, thumbnails))
+    cards = tuple(_cards(files.read_plan(store, batch), outcomes, images, references, thumbnails))
     counted = Counter[str](outcome.state for outcome in outcomes)
     return BatchPage(
         batch=batch,
@@ -127,7 +130,11 @@ def _page(store: Store, batch: str, thumbnails: bool) -> BatchPage:
 
 
 def _cards(
-    store: Store, plan: Plan, outcomes: Sequence[OutcomeRow], images: Sequence[ImageRow], thumbnails: bool
+    plan: Plan,
+    outcomes: Sequence[OutcomeRow],
+    images: Sequence[ImageRow],
+    references: _References,
+    thumbnails: bool,
 ) -> list[Card]:
     requests = {row.prompt_id: row.request for row in plan.rows}
     pictures: dict[str | None, list[ImageRow]] = defaultdict(list)
@@ -136,17 +143,15 @@ def _cards(
     cards = []
     for outcome in outcomes:
         request = requests.get(outcome.prompt_id)
-        references = (
-            tuple((use.reference_id, _reference(store, use)) for use in request.pictures) if request else ()
-        )
+        shown = tuple((use.reference_id, references.link(use)) for use in request.pictures) if request else ()
         prompt = str(request.arguments.get("prompt", "")) if request else ""
         if outcome.fingerprint not in pictures:
-            cards.append(Card(outcome, None, prompt, "", "", references))
+            cards.append(Card(outcome, None, prompt, "", "", shown))
         for image in pictures.get(outcome.fingerprint, []):
             path = f"images/batch={image.batch}/{image.file_name}"
             href = quote(f"../../{path}")
             small = quote(f"../../{thumbnail_path(path)}") if thumbnails else href
-            cards.append(Card(outcome, image, prompt, href, small, references))
+            cards.append(Card(outcome, image, prompt, href, small, shown))
     return cards
 
 
@@ -171,11 +176,25 @@ def fill_in_thumbnails(store: Store, images: Sequence[ImageRow]) -> list[ImageRo
     return shown
 
 
-def _reference(store: Store, use: PictureUse) -> str:
-    path = f"gallery/references/{use.sha256}.webp"
-    if not store.exists(path):
-        try:
-            store.put(path, thumbnail(store.get(use.path), _REFERENCE_SIDE))
-        except (FileNotFoundError, BadPicture):
-            return ""
-    return f"../../{path}"
+class _References:
+    """The small pictures of references, each looked for once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._there = {found.path for found in store.objects("gallery/references")}
+        self._links: dict[str, str] = {}
+
+    def link(self, use: PictureUse) -> str:
+        """Return the link to a reference's small picture, which is made if there is none; empty if it can't be."""
+        if use.sha256 not in self._links:
+            self._links[use.sha256] = self._made(use)
+        return self._links[use.sha256]
+
+    def _made(self, use: PictureUse) -> str:
+        path = f"gallery/references/{use.sha256}.webp"
+        if path not in self._there:
+            try:
+                self._store.put(path, thumbnail(self._store.get(use.path), _REFERENCE_SIDE))
+            except (FileNotFoundError, BadPicture):
+                return ""
+        return f"../../{path}"

@@ -96,7 +96,7 @@ class Engine:
         self._books = Books(ledger, budget, run)
         self._window = Window(max_in_flight)
         self._brake = Brake()
-        self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes)
+        self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes, wait_s=max_wait_s)
         self._inbox = Inbox(store, ledger, webhook_url) if webhook_url else None
         self._polling = Polling(known_work(ledger.entries.values()), delivered=webhook_url is not None)
         self._submitter = Submitter(fal, self._references, self._books, self._window, self._inbox)

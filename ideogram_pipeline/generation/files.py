@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, References
@@ -29,11 +30,12 @@ def batches(store: Store) -> dict[str, int]:
 
     Where the table was never read into this store, these are the batches that were run.
     """
-    if not store.exists(PROMPTS):
-        return dict.fromkeys(batches_with_results(store), 0)
     asked: dict[str, int] = {}
-    for row in parquet.read(store, PROMPTS, PromptRow):
-        asked[row.batch] = asked.get(row.batch, 0) + (row.num_images or 1)
+    try:
+        for row in parquet.read(store, PROMPTS, PromptRow):
+            asked[row.batch] = asked.get(row.batch, 0) + (row.num_images or 1)
+    except FileNotFoundError:
+        return dict.fromkeys(batches_with_results(store), 0)
     for rejection in parquet.read(store, REJECTED_PROMPTS, Rejection):
         asked.setdefault(rejection.batch, 0)
     return asked
@@ -85,9 +87,10 @@ def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Pl
 
     Two runs may be asked for different things in one batch, and the newest plan may be the other one's.
     """
-    own = run_plan_path(batch, root_run_id) if root_run_id else None
-    path = own if own and store.exists(own) else plan_path(batch)
-    return Plan(batch, parquet.rows(store, path, PlannedRow))
+    if root_run_id:
+        with suppress(FileNotFoundError):
+            return Plan(batch, parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow))
+    return Plan(batch, parquet.rows(store, plan_path(batch), PlannedRow))
 
 
 def metadata_path(batch: str) -> str:
@@ -171,10 +174,12 @@ def read_outcomes(store: Store, batch: str) -> list[OutcomeRow]:
 
 def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     """Return the rows that the last run should have made and did not: what each asked for, by prompt id."""
-    if not store.exists(outcomes_path(batch)):
+    try:
+        ended = outcomes(store, batch)
+    except FileNotFoundError:
         return {}
     return {
         row.prompt_id: row.fingerprint
-        for row in outcomes(store, batch)
+        for row in ended
         if row.state != "generated" and row.reason != ONLY_FAILED
     }

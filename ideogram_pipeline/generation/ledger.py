@@ -8,6 +8,7 @@ Under `ledger/batch=<batch>/<fingerprint>/` each attempt to submit a request lea
     1-settled.json      how it ended: generated, refused or failed, with files, hashes and cost
     1-billed.json       what fal says it charged, once somebody has asked; it overrides the cost of the settlement
 
+`ledger_copies/batch=<batch>.gz` repeats them, so that a ledger is opened with few requests; it may be deleted.
 Every file is created only if it isn't there, so each transition happens once, whoever tries; a fingerprint whose
 attempt is reserved but neither released nor submitted has an unknown answer and is never submitted again by itself.
 """
@@ -16,22 +17,30 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
+from gzip import GzipFile
+from io import BytesIO
+from itertools import chain, groupby
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.storage import Store
+from ideogram_pipeline.storage import Store, StoredObject
 
 MAX_ATTEMPTS = 3
 """A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
+NOT_COPIED = 32
+"""So many files are read one by one rather than copied."""
+
+_GZIP = 31
 
 CostSource = Literal["billing_event", "billable_units_header", "price_list", "unknown"]
 """Who says what something cost, the strongest proof first."""
@@ -200,6 +209,8 @@ class AlreadyWritten(Exception):
     """Another run made this transition first; the entry now says what that run wrote."""
 
 
+_READ_AT_ONCE = 1_000
+"""Files that are read side by side, which bounds what reading takes beside what is kept."""
 _NAME = re.compile(
     r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>\d+)-(?P<step>reserved|released|submitted|settled|billed)\.json"
 )
@@ -240,6 +251,13 @@ class Entries(Mapping[str, Entry]):
         """Return how many fingerprints are known."""
         return len(self._files)
 
+    def file(self, fingerprint: str, name: str) -> bytes:
+        """Return the bytes of one file of a fingerprint, such as `1-reserved`; nothing where it isn't known."""
+        for line in self._files.get(fingerprint, b"").split(b"\n"):
+            if line.startswith(name.encode() + b" "):
+                return line.partition(b" ")[2]
+        return b""
+
     def found(self, fingerprint: str, files: bytes) -> None:
         """Take what the store has of a fingerprint, one file a line, in place of what was known."""
         self._at_work.pop(fingerprint, None)
@@ -267,6 +285,8 @@ class Ledger:
         self._folder = f"ledger/batch={batch}"
         self.entries = Entries()
         """What is known, by fingerprint."""
+        self._copy = f"ledger_copies/batch={batch}.gz"
+        self._not_copied = 0
         self._read(self._folder)
 
     def look_again(self, fingerprints: Iterable[str]) -> None:
@@ -315,45 +335,107 @@ class Ledger:
         if not await self._store.create_async(path, content):
             await asyncio.to_thread(self._read, folder)
             raise AlreadyWritten(path)
+        self._not_copied += 1
         self.entries.wrote(fingerprint, _line(attempt, step, content), after)
 
+    def keep_copy(self) -> None:
+        """Keep all that is known in one object too, so that opening takes two requests instead of several a row.
+
+        Every file stays what counts: the copy stands in for those that a listing shows as they were when it was made.
+        """
+        if self._not_copied <= NOT_COPIED:
+            return
+        packed = zlib.compressobj(1, wbits=_GZIP)
+        parts = []
+        for found in self._store.objects(self._folder):
+            name = _NAME.search(found.path)
+            content = (
+                self.entries.file(name["fingerprint"], f"{name['attempt']}-{name['step']}") if name else b""
+            )
+            if content and len(content) == found.size:
+                parts.append(packed.compress(b"%s %s\n" % (self._mark(found), content)))
+        self._store.put(self._copy, b"".join([*parts, packed.flush()]))
+        self._not_copied = 0
+
+    def _copied(self, there: Sequence[StoredObject]) -> dict[str, bytes]:
+        """Return the bytes that the copy has of files as they are there, by path."""
+        if len(there) <= NOT_COPIED:
+            return {}
+        paths = {self._mark(found): found.path for found in there}
+        copied = {}
+        try:
+            with GzipFile(fileobj=BytesIO(self._store.get(self._copy))) as lines:
+                for line in lines:
+                    mark, _, file = line.rstrip(b"\n").partition(b" ")
+                    if mark in paths:
+                        copied[paths[mark]] = file
+        except (OSError, EOFError, zlib.error):  # there is none, or it is damaged
+            return {}
+        return copied
+
+    def _mark(self, found: StoredObject) -> bytes:
+        """Return a word that no other file has, nor the same one with another content."""
+        name = found.path.removeprefix(f"{self._folder}/")
+        return f"{name}:{found.size}:{found.etag}".replace(" ", "").encode()
+
     def _read(self, folder: str) -> None:
-        paths = [found.path for found in self._store.objects(folder)]
-        found: dict[str, dict[tuple[int, str], bytes]] = defaultdict(dict)
+        there = [found for found in self._store.objects(folder) if _NAME.search(found.path)]
+        copied = self._copied(there) if folder == self._folder else {}
+        self._not_copied += len(there) - len(copied)
+        paths = sorted(found.path for found in there)
+
+        def read(path: str) -> bytes:
+            return copied.pop(path, b"") or self._content(path)
+
         with ThreadPoolExecutor(max_workers=16) as threads:
-            for path, content in zip(paths, threads.map(self._content, paths), strict=True):
-                name = _NAME.search(path)
-                if name and content:
-                    found[name["fingerprint"]][int(name["attempt"]), name["step"]] = content
-        for fingerprint, steps in found.items():
-            for attempt in {attempt for attempt, _ in steps}:
-                if (attempt, "reserved") not in steps:
-                    raise StoreError(
-                        f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
-                        "Restore the file from a backup; nothing of this batch is submitted meanwhile."
-                    )
+            parts = (paths[start : start + _READ_AT_ONCE] for start in range(0, len(paths), _READ_AT_ONCE))
+            contents = chain.from_iterable(threads.map(read, part) for part in parts)
+            for fingerprint, files in groupby(zip(paths, contents, strict=True), key=_fingerprint):
+                self._found(fingerprint, [file for file in files if file[1]])
+
+    def _found(self, fingerprint: str, files: list[tuple[str, bytes]]) -> None:
+        steps = {}
+        for path, content in files:
+            _, attempt, step = _named(path)
+            steps[attempt, step] = content
+        for attempt, _ in steps:
+            if (attempt, "reserved") not in steps:
+                raise StoreError(
+                    f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
+                    "Restore the file from a backup; nothing of this batch is submitted meanwhile."
+                )
+        if steps:
             lines = [_line(*step, content) for step, content in sorted(steps.items())]
             self.entries.found(fingerprint, b"".join(lines))
 
     def _content(self, path: str) -> bytes:
         """Return a ledger file's bytes, which can be read; nothing of one that a power cut left empty."""
-        name = _NAME.search(path)
-        content = self._store.get(path) if name else b""
-        if name and not content:
+        content = self._store.get(path)
+        if not content:
             # Whoever wrote it went on only once the bytes were on the disk. They aren't, so the power went first.
             self._store.delete(path)
-        elif name:
-            try:
-                _STEPS[name["step"]].model_validate_json(content)
-            except ValueError as error:
-                where = self._store.where(path)
-                raise StoreError(f"The ledger file {where!r} can't be read: {error}") from None
+            return content
+        try:
+            _STEPS[_named(path)[2]].model_validate_json(content)
+        except ValueError as error:
+            raise StoreError(f"The ledger file {self._store.where(path)!r} can't be read: {error}") from None
         return content
 
 
 def batches(store: Store) -> list[str]:
     """Return the batches that have a ledger, sorted."""
     return [folder.removeprefix("batch=") for folder in store.folders("ledger")]
+
+
+def _named(path: str) -> tuple[str, int, str]:
+    """Return the fingerprint, attempt and step that a ledger file's path names."""
+    name = _NAME.search(path)
+    assert name is not None
+    return name["fingerprint"], int(name["attempt"]), name["step"]
+
+
+def _fingerprint(file: tuple[str, bytes]) -> str:
+    return _named(file[0])[0]
 
 
 def _line(attempt: int, step: str, content: bytes) -> bytes:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.storage import remote
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -23,6 +26,9 @@ Result = TypeVar("Result")
 
 REPEAT_FOR_S = 15.0
 """What fails while a run works is repeated for so long: less than an interrupted run is given to let go."""
+
+_PAGE = 1000
+_PART = 5 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +47,46 @@ class Store:
     """Objects below one root URL.
 
     Paths are relative to the root, with `/` between folders. Every method raises `StoreError`, naming the path and the
-    cause, where the medium fails; a missing object raises `FileNotFoundError`. The asynchronous methods, which work
-    while requests are with fal, repeat what the medium failed before they raise: what they write may be a paid
-    request's only trace.
+    cause, where the medium fails; a missing object raises `FileNotFoundError`. What an object store fails is repeated
+    for some seconds before that, where it is safe. The asynchronous methods, which work while requests are with fal,
+    repeat everything, and on a local disk too: what they write may be a paid request's only trace.
     """
 
-    def __init__(self, url: str, backend: ObjectStore, folder: Path | None) -> None:
+    def __init__(
+        self, url: str, backend: ObjectStore, *, folder: Path | None = None, s3: remote.S3 | None = None
+    ) -> None:
         self.url = url
         """The root as it was configured, without credentials."""
         self.folder = folder
         """The root as a local folder, or None where the store is remote."""
+        self.requests: Counter[str] = Counter()
+        """Requests made through this object, by kind (`read`, `write`, `create`, `look up`, `list`, `delete`), as an
+        object store bills them: a page of a listing and a part of a large write are one each. Repeats don't count.
+        """
         self._backend = backend
+        self._s3 = s3
         self._root = _identity(folder) if folder else None
         self._durable_folders: set[Path] = set()
+        self._counting = threading.Lock()
 
     @classmethod
     def open(cls, url: str) -> Store:
         """Open the store at a folder path or an `s3://`, `gs://`, `az://` or `memory://` URL; a folder is created."""
         from obstore.exceptions import BaseError
-        from obstore.store import LocalStore, MemoryStore, from_url
+        from obstore.store import LocalStore, MemoryStore
 
         try:
             if "://" not in url:
                 folder = Path(url).expanduser().resolve()
-                return cls(url, LocalStore(folder, mkdir=True), folder)
+                return cls(url, LocalStore(folder, mkdir=True), folder=folder)
             if url.startswith("memory://"):
-                return cls(url, MemoryStore(), None)
-            if not url.startswith(("s3://", "gs://", "az://")):
+                return cls(url, MemoryStore())
+            if url.startswith("s3://"):
+                s3 = remote.open_s3(url)
+                return cls(url, s3.backend, s3=s3)
+            if not url.startswith(remote.SCHEMES):
                 raise ValueError("a store is a folder, or an s3://, gs:// or az:// URL")
-            return cls(url, from_url(url), None)
+            return cls(url, remote.open_other(url))
         except (OSError, ValueError, BaseError) as error:
             raise StoreError(
                 f"The store {url!r} can't be opened: {_first_line(error)}. Check IDEOGRAM_STORE."
@@ -79,12 +96,35 @@ class Store:
         """Return what a person can open: a file path for a local store, a URL otherwise."""
         return str(self.folder / path) if self.folder else f"{self.url.rstrip('/')}/{path}"
 
-    def get(self, path: str) -> bytes:
-        """Return an object's bytes."""
+    @property
+    def endpoint(self) -> str | None:
+        """Base URL of the server that answers for an S3 store; None for every other one."""
+        return self._s3.endpoint if self._s3 else None
+
+    async def presigned(self, path: str, *, lasting_s: float) -> str | None:
+        """Return a URL under which anybody can read an object, at least for so many seconds.
+
+        None where there is none: outside S3, or where the credentials may end sooner, and the URL with them. The URL
+        opens the object to whoever knows it: it belongs in no log, file or exception.
+        """
+        import obstore
+
+        if self._s3 is None or lasting_s > remote.SIGNED_FOR.total_seconds():
+            return None
+        with self._failures("sign a URL of", path, requests=0):
+            if not await asyncio.to_thread(self._s3.credentials_last, lasting_s):
+                return None
+            return await obstore.sign_async(self._s3.backend, "GET", path, remote.SIGNED_FOR)
+
+    def get(self, path: str, *, max_bytes: int | None = None) -> bytes:
+        """Return an object's bytes; one of more than `max_bytes` is a `StoreError`, and is not read."""
         import obstore
 
         with self._failures("read", path):
-            return bytes(obstore.get(self._backend, path).bytes())
+            found = obstore.get(self._backend, path)
+            if max_bytes is not None and found.meta["size"] > max_bytes:
+                raise ValueError(f"it is larger than {max_bytes // 1024 // 1024} MiB")
+            return bytes(found.bytes())
 
     async def get_async(self, path: str) -> bytes:
         """Return an object's bytes."""
@@ -98,10 +138,10 @@ class Store:
         return await _repeating(once)
 
     def put(self, path: str, content: bytes) -> None:
-        """Write an object, replacing what was there."""
+        """Write an object, replacing what was there; what is large goes to an object store in parts."""
         import obstore
 
-        with self._failures("write", path):
+        with self._failures("write", path, _requests_of(content)):
             obstore.put(self._backend, path, content)
 
     async def put_async(self, path: str, content: bytes, *, durable: bool = False) -> None:
@@ -109,7 +149,7 @@ class Store:
         import obstore
 
         async def once() -> None:
-            with self._failures("write", path):
+            with self._failures("write", path, _requests_of(content)):
                 self._check_root()
                 await obstore.put_async(self._backend, path, content)
                 if durable:
@@ -120,19 +160,24 @@ class Store:
     def create(self, path: str, content: bytes, *, durable: bool = False) -> bool:
         """Write an object only if nothing is there yet; return whether this call wrote it.
 
-        A durable one has survived a power cut when this returns True.
+        A durable one has survived a power cut when this returns True. The very same content there counts as written by
+        this call: a write may have succeeded that seemed to fail.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        with self._failures("create", path):
-            try:
-                obstore.put(self._backend, path, content, mode="create")
-            except AlreadyExistsError:
-                return False
-            if durable and self.folder:
-                self._flush_local(self.folder / path, self.folder)
-        return True
+        def once() -> bool:
+            with self._failures("create", path):
+                try:
+                    obstore.put(self._backend, path, content, mode="create")
+                except AlreadyExistsError:
+                    if self._there_meanwhile(path) != content:
+                        return False
+                if durable and self.folder:
+                    self._flush_local(self.folder / path, self.folder)
+                return True
+
+        return once() if self.folder else _repeating_here(once)
 
     async def create_async(self, path: str, content: bytes) -> bool:
         """Write an object durably, only if nothing is there yet; return whether this call wrote it.
@@ -148,7 +193,7 @@ class Store:
                 try:
                     await obstore.put_async(self._backend, path, content, mode="create")
                 except AlreadyExistsError:
-                    if await self.get_async(path) != content:
+                    if await asyncio.to_thread(self._there_meanwhile, path) != content:
                         return False
                 await self._flush(path)
                 return True
@@ -159,11 +204,15 @@ class Store:
         """Remove an object; one that isn't there is no error."""
         import obstore
 
-        with self._failures("delete", path):
-            try:
-                obstore.delete(self._backend, path)
-            except FileNotFoundError:
-                return
+        def once() -> None:
+            with self._failures("delete", path):
+                try:
+                    obstore.delete(self._backend, path)
+                except FileNotFoundError as error:
+                    if remote.bucket_is_gone(error):
+                        raise
+
+        return once() if self.folder else _repeating_here(once)
 
     def exists(self, path: str) -> bool:
         """Say whether an object is there."""
@@ -188,7 +237,9 @@ class Store:
         import obstore
 
         with self._failures("list", folder):
-            for chunk in obstore.list(self._backend, prefix=folder):
+            for page, chunk in enumerate(obstore.list(self._backend, prefix=folder, chunk_size=_PAGE)):
+                if page:
+                    self._count("list")
                 for meta in chunk:
                     yield StoredObject(meta["path"], meta["size"], meta["e_tag"])
 
@@ -246,20 +297,45 @@ class Store:
             named.append(folder)
         self._durable_folders.update(named)
 
+    def _there_meanwhile(self, path: str) -> bytes:
+        """Return what keeps an object from being created."""
+        try:
+            return self.get(path)
+        except FileNotFoundError:
+            # S3 answers so while another write of the object is under way, which may come to nothing.
+            raise OSError("somebody else is writing it at this moment") from None
+
+    def _count(self, kind: str, number: int = 1) -> None:
+        with self._counting:
+            self.requests[kind] += number
+
     @contextmanager
-    def _failures(self, verb: str, path: str) -> Iterator[None]:
+    def _failures(self, verb: str, path: str, requests: int = 1) -> Iterator[None]:
         from obstore.exceptions import BaseError
 
+        self._count(verb, requests)
         try:
             yield
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             if self.folder and not self.folder.is_dir():
                 raise StoreError(
                     f"Can't {verb} {self.where(path)!r}: the store's folder {str(self.folder)!r} is gone. "
                     "Bring it back and run again."
                 ) from None
+            if remote.bucket_is_gone(error):
+                raise StoreError(
+                    f"Can't {verb} {self.where(path)!r}: {remote.explained(error, self.url)}."
+                ) from None
             raise FileNotFoundError(f"There is no {self.where(path)!r}.") from None
-        except (OSError, ValueError, BaseError) as error:  # a ValueError for a path that leaves the root
+        except ValueError as error:  # a path that leaves the root, an object that is too large
+            raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
+        except BaseError as error:
+            if self.url.startswith(remote.SCHEMES):
+                raise StoreError(
+                    f"Can't {verb} {self.where(path)!r}: {remote.explained(error, self.url)}."
+                ) from None  # an answer may quote what was signed
+            raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
+        except OSError as error:
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
 
 
@@ -267,20 +343,43 @@ async def _repeating(call: Callable[[], Awaitable[Result]]) -> Result:
     """Make a call until it succeeds, `REPEAT_FOR_S` are over, or the path itself is what is wrong."""
     import stamina
 
-    def may_pass(error: Exception) -> bool:
-        return isinstance(error, StoreError) and not isinstance(error.__cause__, ValueError)
-
     try:
         return await call()  # nearly every call, for which stamina would be the dearest part
     except StoreError as error:
-        if not may_pass(error):
+        if not _may_pass(error):
             raise
     async for attempt in stamina.retry_context(
-        on=may_pass, attempts=None, timeout=REPEAT_FOR_S, wait_initial=0.1, wait_max=2.0
+        on=_may_pass, attempts=None, timeout=REPEAT_FOR_S, wait_initial=0.1, wait_max=2.0
     ):
         with attempt:
             return await call()
     raise AssertionError("stamina either returns or raises")
+
+
+def _repeating_here(call: Callable[[], Result]) -> Result:
+    """Do the same for a call that obstore does not repeat, because it may have had its effect."""
+    import stamina
+
+    try:
+        return call()
+    except StoreError as error:
+        if not _may_pass(error):
+            raise
+    for attempt in stamina.retry_context(
+        on=_may_pass, attempts=None, timeout=REPEAT_FOR_S, wait_initial=0.1, wait_max=2.0
+    ):
+        with attempt:
+            return call()
+    raise AssertionError("stamina either returns or raises")
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, StoreError) and not isinstance(error.__cause__, ValueError)
+
+
+def _requests_of(content: bytes) -> int:
+    """Return the requests that a write takes: large ones go in parts, with one to begin and one to end them."""
+    return 1 if len(content) <= _PART else -(-len(content) // _PART) + 2
 
 
 def _identity(folder: Path) -> tuple[int, int]:

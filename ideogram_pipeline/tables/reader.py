@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ideogram_pipeline.errors import StoreError, TableError
-from ideogram_pipeline.tables.sources import read_bytes
+from ideogram_pipeline.tables.sources import Sources
 
 FIRST_RECORD_OF_A_SHEET = 2
 """In CSV and Excel the header is row 1, as a spreadsheet shows it. JSONL and Parquet records count from 1."""
@@ -64,7 +64,7 @@ def read_table(url: str) -> bytes:
         TableError: the file is missing or unreadable.
     """
     try:
-        return read_bytes(url)
+        return Sources(url).table()
     except FileNotFoundError:
         raise TableError(
             f"{url}: there is no such file. Check the path, or set IDEOGRAM_PROMPTS / IDEOGRAM_REFERENCES."

@@ -11,7 +11,7 @@ from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import refuse_repeated_ids
 from ideogram_pipeline.tables.reader import RawRow, read_rows
 from ideogram_pipeline.tables.rows import Reference, ReferenceRow, Rejection, RowProblem, parse_row
-from ideogram_pipeline.tables.sources import read_reference
+from ideogram_pipeline.tables.sources import Sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +37,36 @@ def read_references(url: str, store: Store | None) -> ReferencesTable:
     """
     records = read_rows(url, required=("reference_id", "uri"))
     refuse_repeated_ids(url, "reference_id", records)
+    sources = Sources(url)
+    kept = {found.path: found.size for found in store.objects("references")} if store else {}
+
+    def open_one(record: RawRow) -> Reference | Rejection:
+        try:
+            row = parse_row(ReferenceRow, record)
+            content = _content(row, sources)
+            reference = _reference(row, _picture(content))
+        except RowProblem as problem:
+            return Rejection(
+                file=url,
+                row_number=record.number,
+                row_id=str(record.cells.get("reference_id", "")),
+                column=problem.column,
+                reason=problem.reason,
+            )
+        if store and kept.get(picture_path(reference)) != len(content):
+            store.create(picture_path(reference), content)
+        return reference
+
     with ThreadPoolExecutor(max_workers=8) as threads:
-        opened = list(threads.map(lambda record: _open(url, record, store), records))
+        opened = list(threads.map(open_one, records))
     return ReferencesTable(
         references=tuple(entry for entry in opened if isinstance(entry, Reference)),
         rejections=tuple(entry for entry in opened if isinstance(entry, Rejection)),
     )
 
 
-def _open(url: str, record: RawRow, store: Store | None) -> Reference | Rejection:
-    try:
-        row = parse_row(ReferenceRow, record)
-        content = _content(row, url)
-        picture = _picture(content)
-    except RowProblem as problem:
-        return Rejection(
-            file=url,
-            row_number=record.number,
-            row_id=str(record.cells.get("reference_id", "")),
-            column=problem.column,
-            reason=problem.reason,
-        )
-    reference = Reference(
+def _reference(row: ReferenceRow, picture: Picture) -> Reference:
+    return Reference(
         **row.model_dump(exclude={"uri"}),
         uri=row.uri if not row.uri.startswith("data:") else f"data:image/{picture.kind}",
         sha256=picture.sha256,
@@ -67,14 +75,11 @@ def _open(url: str, record: RawRow, store: Store | None) -> Reference | Rejectio
         height=picture.height,
         bytes=picture.bytes,
     )
-    if store:
-        store.create(picture_path(reference), content)
-    return reference
 
 
-def _content(row: ReferenceRow, table: str) -> bytes:
+def _content(row: ReferenceRow, sources: Sources) -> bytes:
     try:
-        return read_reference(row.uri, table)
+        return sources.reference(row.uri)
     except (OSError, StoreError) as error:
         raise RowProblem("uri", f"the picture can't be read: {error}") from None
 

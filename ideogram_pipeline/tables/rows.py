@@ -107,7 +107,7 @@ class PromptRow(_Row):
         default=None, description="Pictures asked for in one request; 1 if empty."
     )
     strength: float | None = Field(
-        default=None, description="How strongly a remix keeps its source, 0.01 to 1."
+        default=None, allow_inf_nan=False, description="How strongly a remix keeps its source, 0.01 to 1."
     )
     expand_prompt: bool | None = Field(
         default=None, description="Let Ideogram rewrite the prompt, which can't be repeated; false if empty."

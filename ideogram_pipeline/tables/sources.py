@@ -3,75 +3,120 @@
 from __future__ import annotations
 
 import base64
+import posixpath
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
+
+if TYPE_CHECKING:
+    from ideogram_pipeline.storage import Store
 
 MAX_BYTES = 50 * 1024 * 1024
 """Nothing larger is read for a reference; fal's own download limit is the same (fal SDK, toolkit/image)."""
+MAX_TABLE_BYTES = 1024 * 1024 * 1024
+"""No larger table is read: it is taken apart in memory."""
+
+_OBJECT_STORES = ("s3://", "gs://", "az://")
 
 
-def read_bytes(url: str) -> bytes:
-    """Return the bytes at a file path or an object-store URL.
+class Sources:
+    """The files and objects that one table names. Each bucket is opened once. May be used from several threads."""
 
-    Raises:
-        OSError: nothing is there (`FileNotFoundError`) or it can't be read.
-    """
-    if "://" not in url:
-        return Path(url).read_bytes()
-    from ideogram_pipeline.storage import Store
+    def __init__(self, table: str) -> None:
+        """Begin with the table's own path or URL: what it names by a path lies beside it."""
+        self._table = table
+        self._buckets: dict[str, Store] = {}
+        self._opening = threading.Lock()
 
-    root, _, name = url.rpartition("/")
-    if root.endswith("/") or not name:
-        raise OSError(f"{url!r} names no object; write it as s3://bucket/folder/name")
-    return Store.open(root).get(name)
+    def table(self) -> bytes:
+        """Return the bytes of the table itself.
 
+        Raises:
+            OSError: nothing is there (`FileNotFoundError`), it can't be read, or it is too large.
+            StoreError: the object store fails.
+        """
+        if "://" in self._table:
+            return self._object(self._table, MAX_TABLE_BYTES)
+        return _file(Path(self._table), MAX_TABLE_BYTES)
 
-def read_reference(uri: str, beside: str) -> bytes:
-    """Return the bytes of a reference: a data URI, `https://`, `s3://`, or a path relative to the table `beside`.
+    def reference(self, uri: str) -> bytes:
+        """Return the bytes of a reference: a data URI, `https://`, `s3://`, or a path relative to the table.
 
-    Raises:
-        OSError: it is missing, unreachable, too large or malformed; the message says which.
-    """
-    if uri.startswith("data:"):
-        return _from_data_uri(uri)
-    if uri.startswith("https://"):
-        return _from_web(uri)
-    if uri.startswith(("s3://", "gs://", "az://")):
-        return read_bytes(uri)
-    if "://" in uri:
-        raise OSError("references are given as a path, https://, s3:// or a data URI")
-    if "://" in beside:
-        return read_bytes(f"{beside.rpartition('/')[0]}/{uri}")
-    path = Path(beside).parent / uri
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
-    if path.stat().st_size > MAX_BYTES:
-        raise OSError(f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB")
-    return path.read_bytes()
+        Raises:
+            OSError: it is missing, unreachable, too large or malformed; the message says which.
+            StoreError: the object store fails.
+        """
+        if uri.startswith("data:"):
+            return _from_data_uri(uri)
+        if uri.startswith("https://"):
+            return _from_web(uri)
+        place = self._place(uri)
+        if place.startswith(_OBJECT_STORES):
+            return self._object(place, MAX_BYTES)
+        if "://" in uri:
+            raise OSError("references are given as a path, https://, s3:// or a data URI")
+        path = Path(place)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file {str(path)!r}")
+        return _file(path, MAX_BYTES)
 
+    def stamp(self, uri: str) -> str:
+        """Return what changes with the bytes of a reference and is known without reading them; empty if nothing is.
 
-def stamp(uri: str, beside: str) -> str:
-    """Return what changes with the bytes of a reference and is known without reading them; empty if nothing is.
+        A file has its size and time, an object its etag. What lies on the web is not asked: its address stands for it.
 
-    A file has its size and time, an object its etag. What lies on the web is not asked: its address stands for it.
-
-    Raises:
-        StoreError: the object store can't be reached.
-    """
-    if "://" in beside and "://" not in uri and not uri.startswith("data:"):
-        uri = f"{beside.rpartition('/')[0]}/{uri}"
-    try:
-        if uri.startswith(("s3://", "gs://", "az://")):
-            from ideogram_pipeline.storage import Store
-
-            root, _, name = uri.rpartition("/")
-            return Store.open(root).etag(name)
-        if "://" in uri or uri.startswith("data:"):
+        Raises:
+            StoreError: the object store can't be reached.
+        """
+        if uri.startswith("data:"):
             return ""
-        found = (Path(beside).parent / uri).stat()
-    except (OSError, ValueError):  # a ValueError for a name that no file can have
-        return "absent"
-    return f"{found.st_size} {found.st_mtime_ns}"
+        place = self._place(uri)
+        try:
+            if place.startswith(_OBJECT_STORES):
+                store, path = self._opened(place)
+                return store.etag(path)
+            if "://" in uri:
+                return ""
+            found = Path(place).stat()
+        except (OSError, ValueError):  # a ValueError for a name that no file can have
+            return "absent"
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+    def _place(self, uri: str) -> str:
+        """Return where a reference is: its own URL, or a path or URL beside the table."""
+        if "://" in uri:
+            return uri
+        if "://" not in self._table:
+            return str(Path(self._table).parent / uri)
+        scheme, _, table = self._table.partition("://")
+        bucket, _, path = table.partition("/")
+        beside = posixpath.normpath(posixpath.join("/", posixpath.dirname(path), uri))
+        return f"{scheme}://{bucket}{beside}"
+
+    def _object(self, url: str, max_bytes: int) -> bytes:
+        store, path = self._opened(url)
+        return store.get(path, max_bytes=max_bytes)
+
+    def _opened(self, url: str) -> tuple[Store, str]:
+        """Return a bucket, and the path of an object in it."""
+        from ideogram_pipeline.storage import Store
+
+        scheme, _, rest = url.partition("://")
+        bucket, _, path = rest.partition("/")
+        if not bucket or not path or path.endswith("/"):
+            raise OSError(f"{url!r} names no object; write it as s3://bucket/folder/name")
+        root = f"{scheme}://{bucket}"
+        with self._opening:
+            if root not in self._buckets:
+                self._buckets[root] = Store.open(root)
+        return self._buckets[root], path
+
+
+def _file(path: Path, max_bytes: int) -> bytes:
+    if path.stat().st_size > max_bytes:
+        raise OSError(f"the file is larger than {max_bytes // 1024 // 1024} MiB")
+    return path.read_bytes()
 
 
 def _from_data_uri(uri: str) -> bytes:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ideogram_pipeline.tables.reader import read_rows, read_table
-from ideogram_pipeline.tables.sources import stamp
+from ideogram_pipeline.tables.sources import Sources
 
 
 def prompts_version(url: str, defaults: Mapping[str, Any]) -> str:
@@ -30,8 +30,9 @@ def references_version(url: str) -> str:
     """
     content = read_table(url)
     uris = [str(row.cells.get("uri", "")).strip() for row in read_rows(url, required=("reference_id", "uri"))]
+    sources = Sources(url)
     with ThreadPoolExecutor(max_workers=16) as threads:
-        stamps = threads.map(lambda uri: stamp(uri, url).encode(), uris)
+        stamps = threads.map(lambda uri: sources.stamp(uri).encode(), uris)
         return _digest([content, *stamps])
 
 

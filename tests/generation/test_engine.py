@@ -4,13 +4,15 @@ import asyncio
 from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal
+from urllib.parse import urlsplit
 
 import pytest
+import stamina
 from PIL import Image
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
-from ideogram_pipeline.generation import inbox, polling
+from ideogram_pipeline.generation import inbox, polling, uploads
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.brake import BRAKE_AFTER
 from ideogram_pipeline.generation.budget import Budget
@@ -31,7 +33,7 @@ from ideogram_pipeline.generation.outcomes import (
 from ideogram_pipeline.generation.planner import References, plan_row
 from ideogram_pipeline.generation.reconcile import give_up, reconcile_batch, unanswered
 from ideogram_pipeline.generation.runs import beating
-from ideogram_pipeline.generation.uploads import LIFETIME, MARGIN, Upload
+from ideogram_pipeline.generation.uploads import LIFETIME, MARGIN, Upload, is_within_reach
 from ideogram_pipeline.receiver import build_app
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
@@ -44,8 +46,15 @@ BATCH = "drop"
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store.open(str(tmp_path / "store"))
+def store(request, tmp_path):
+    """A folder, or S3 behind a wire that can fail for the tests that are `on_s3`."""
+    if getattr(request, "param", "") != "on S3":
+        return Store.open(str(tmp_path / "store"))
+    request.getfixturevalue("s3_wire")
+    return Store.open(f"s3://{request.getfixturevalue('s3').bucket()}/prefix")
+
+
+on_s3 = pytest.mark.parametrize("store", ["on S3"], indirect=True)
 
 
 @pytest.fixture
@@ -524,6 +533,125 @@ def test_what_turns_out_free_is_given_back_to_the_budget(store, sandbox, rows):
     sandbox.change(Change(faults=(Fault("runner_503", match="scene 0"),)))
     outcomes = Run(store, sandbox, per_run_usd=Decimal("0.60"), max_in_flight=1)(rows(4))
     assert kinds(outcomes) == {Failed: 1, Generated: 3}
+
+
+@on_s3
+def test_on_s3_every_row_is_paid_once_and_a_second_run_pays_for_nothing(store, sandbox, rows):
+    assert kinds(Run(store, sandbox)(rows())) == {Generated: 8}
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows())) == {Reused: 8}
+    assert sandbox.stats().submits == 8
+
+
+def fetched(s3_wire):
+    """The signed URLs by which references were fetched."""
+    return [target for method, target in s3_wire.seen if method == "GET" and "X-Amz-Signature" in target]
+
+
+@on_s3
+def test_a_reference_in_s3_is_fetched_by_a_signed_url_that_nothing_keeps(
+    store, sandbox, rows, s3_wire, caplog
+):
+    assert kinds(Run(store, sandbox)(rows())) == {Generated: 8}
+    assert sandbox.stats().uploads == 0
+    assert fetched(s3_wire)
+    assert {urlsplit(target).path.rpartition("/")[2] for target in fetched(s3_wire)} == {
+        found.path.rpartition("/")[2] for found in store.objects("references")
+    }
+    assert not any(b"X-Amz" in store.get(found.path) for found in store.objects(""))
+    assert "X-Amz" not in caplog.text
+
+
+@on_s3
+def test_a_signed_url_serves_several_requests_and_not_for_ever(store, sandbox, rows, s3_wire, monkeypatch):
+    def looked_at():
+        return sum("/references/" in target and "X-Amz" not in target for _, target in s3_wire.seen)
+
+    requests = rows(9)
+    before = looked_at()
+    Run(store, sandbox)(requests[:6])
+    assert looked_at() - before == 1
+    monkeypatch.setattr(uploads, "SIGN_AGAIN_S", 0.0)
+    Run(store, sandbox, run_id="run-2", max_in_flight=1)(requests)
+    assert looked_at() - before == 1 + 3
+
+
+@on_s3
+def test_what_fal_cannot_fetch_by_its_signed_url_is_uploaded(store, sandbox, rows, s3_wire):
+    s3_wire.fail("AccessDenied", "GET", "X-Amz-Signature", times=float("inf"))
+    (outcome,) = Run(store, sandbox)(rows(1))
+    assert isinstance(outcome, Generated)
+    assert [attempt.settled.state for attempt in outcome.entry.attempts] == ["refused", "generated"]
+    assert sandbox.stats().uploads == 1
+    assert not any(b"X-Amz" in store.get(found.path) for found in store.objects(""))
+
+
+@on_s3
+def test_where_the_credentials_end_before_the_queue_may_references_are_uploaded(
+    s3, s3_wire, sandbox, rows, store, monkeypatch
+):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a token whose end nobody knows")
+    assert kinds(Run(Store.open(store.url), sandbox)(rows(3))) == {Generated: 3}
+    assert (sandbox.stats().uploads, fetched(s3_wire)) == (1, [])
+
+
+@on_s3
+def test_a_reference_that_was_changed_in_the_store_is_not_sent(store, sandbox, rows, s3_wire):
+    requests = rows(2)
+    store.put(requests[0].pictures[0].path, b"other bytes")
+    outcomes = Run(store, sandbox)(requests)
+    assert kinds(outcomes) == {NotReached: 2}
+    assert "is damaged" in outcomes[0].reason
+    assert (sandbox.stats().submits, fetched(s3_wire)) == (0, [])
+
+
+@on_s3
+def test_a_lost_answer_to_a_submit_with_a_signed_url_is_found_at_fal(store, sandbox, rows, s3_wire):
+    sandbox.change(Change(faults=(Fault("drop_after_accept"),)))
+    assert kinds(Run(store, sandbox)(rows())) == {Generated: 8}
+    assert sandbox.stats().accepted == 8
+    assert fetched(s3_wire)
+
+
+@on_s3
+@pytest.mark.parametrize("fault", ["lose the answer", "SlowDown", "reset"])
+@pytest.mark.parametrize("step", ["reserved", "submitted", "settled", "images"])
+def test_a_store_that_fails_at_every_other_write_pays_nothing_twice(
+    store, sandbox, rows, s3_wire, fault, step
+):
+    s3_wire.fail(fault, "PUT", step, times=4)
+    assert kinds(Run(store, sandbox)(rows(4, reference_ids=()))) == {Generated: 4}
+    assert (sandbox.stats().accepted, s3_wire.failed) == (4, 4)
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows(4, reference_ids=()))) == {Reused: 4}
+
+
+@on_s3
+def test_a_bucket_that_denies_everything_ends_the_run_and_the_next_one_finds_what_was_paid(
+    store, sandbox, rows, s3_wire
+):
+    s3_wire.fail("AccessDenied", "PUT", "settled", times=float("inf"))
+    with stamina.set_testing(True, attempts=2), pytest.raises(StoreError, match="access is denied"):
+        Run(store, sandbox)(rows())
+    s3_wire.mend()
+    accepted = sandbox.stats().accepted
+    assert accepted > 0
+    outcomes = kinds(Run(store, sandbox, run_id="run-2")(rows()))
+    assert outcomes == {Generated: 8}
+    assert sandbox.stats().accepted == 8
+
+
+@pytest.mark.parametrize(
+    ("url", "queue", "reached"),
+    [
+        ("https://8.8.8.8", "https://queue.fal.run", True),
+        ("http://8.8.8.8", "https://queue.fal.run", False),
+        ("https://10.0.0.1:9000", "https://queue.fal.run", False),
+        ("https://localhost:9000", "https://queue.fal.run", False),
+        ("https://minio.invalid", "https://queue.fal.run", False),
+        ("http://localhost:9000", "http://127.0.0.1:7", True),
+    ],
+)
+def test_fal_fetches_from_public_servers_by_https_and_a_stand_in_here_from_any(url, queue, reached):
+    assert asyncio.run(is_within_reach(url, FalHosts(queue=queue))) is reached
 
 
 NOWHERE = "http://127.0.0.1:9"

@@ -90,6 +90,13 @@ def billed(request_id: str = "r-1", usd: str = "0.12") -> Billed:
     )
 
 
+@pytest.fixture(params=["on disk", "on S3"])
+def store(request, tmp_path):
+    if request.param == "on disk":
+        return Store.open(str(tmp_path / "store"))
+    return Store.open(f"s3://{request.getfixturevalue('s3').bucket()}/prefix")
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """A ledger on disk against a list of what happened to each request, in words."""
 
@@ -279,7 +286,7 @@ def test_of_two_processes_that_reserve_the_same_requests_one_wins_each(store):
     lines = "\t".join(asked.model_dump_json() for asked in requests.values())
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", RESERVE_ALL, str(store.folder), owner],
+            [sys.executable, "-c", RESERVE_ALL, store.url, owner],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -433,3 +440,55 @@ def test_a_transition_that_a_power_cut_left_empty_did_not_happen(store):
     assert again.entries[asked.fingerprint].state == "reserved"
     asyncio.run(again.submitted(asked.fingerprint, SUBMITTED))
     assert Ledger(store, "drop").entries[asked.fingerprint].state == "submitted"
+
+
+@pytest.fixture
+def copied(store):
+    """A ledger of forty reserved requests, of which a copy is kept, and the file of the first."""
+    ledger, asked = Ledger(store, "drop"), [request(str(number)) for number in range(40)]
+
+    async def reserve_all() -> None:
+        for one in asked:
+            await ledger.reserve(reserved(one))
+
+    asyncio.run(reserve_all())
+    ledger.keep_copy()
+    return ledger, f"ledger/batch=drop/{asked[0].fingerprint}/1-reserved.json"
+
+
+def test_a_ledger_with_a_copy_is_opened_with_two_requests(store, copied):
+    ledger, _ = copied
+    before = store.requests.copy()
+    assert Ledger(store, "drop").entries == ledger.entries
+    assert store.requests - before == {"list": 1, "read": 1}
+
+
+def test_what_is_not_in_the_copy_or_was_changed_since_is_read(store, copied):
+    ledger, path = copied
+    other = reserved(request("0"), owner="somebody else")
+    store.put(path, other.model_dump_json().encode())
+    asyncio.run(ledger.reserve(reserved(request("new"))))
+    again = Ledger(store, "drop").entries
+    assert len(again) == 41
+    assert again[other.request.fingerprint].last.reserved == other
+
+
+def test_what_was_deleted_since_is_not_known_from_the_copy(store, copied):
+    _, path = copied
+    store.delete(path)
+    assert len(Ledger(store, "drop").entries) == 39
+
+
+@pytest.mark.parametrize("content", [b"", b"no copy", None], ids=["empty", "another", "cut"])
+def test_a_copy_that_is_damaged_is_not_used(store, copied, content):
+    ledger, _ = copied
+    place = "ledger_copies/batch=drop.gz"
+    store.put(place, store.get(place)[:-100] if content is None else content)
+    assert Ledger(store, "drop").entries == ledger.entries
+
+
+def test_a_ledger_that_learnt_little_since_keeps_no_new_copy(store, copied):
+    again = Ledger(store, "drop")
+    before = store.requests.copy()
+    again.keep_copy()
+    assert store.requests == before

@@ -84,7 +84,7 @@ ANY_CELLS: Mapping[str, st.SearchStrategy[Any]] = {
     "color_palette": st.from_regex(r"\A#[0-9a-f]{6}:[0-9.]{1,5}\Z") | WORDS,
     "image_size": st.from_regex(r"\A\d{1,6}x\d{1,6}\Z") | WORDS,
     "num_images": st.integers(-1, 9),
-    "strength": st.floats(),
+    "strength": st.floats(allow_nan=False, allow_infinity=False),
     "expand_prompt": st.booleans(),
     "sync_mode": st.booleans(),
     "seed": st.integers(-1, 2**31),

@@ -33,7 +33,7 @@ SAMPLES = st.builds(
     Sample,
     name=st.text(),
     count=st.integers(-(2**63), 2**63 - 1),
-    share=st.floats(allow_nan=False),
+    share=st.floats(allow_nan=False, allow_infinity=False),
     here=st.booleans(),
     state=st.sampled_from(["open", "closed"]),
     seen_at=st.datetimes(timezones=st.just(UTC)),
@@ -86,16 +86,16 @@ def test_where_keeps_the_rows_that_hold_the_value(rows):
     assert kept == [row for row in rows if row.state == "open"]
 
 
-def test_an_empty_file_has_its_columns(store):
-    parquet.write(store, "rows.parquet", Sample, [])
-    assert pq.read_schema(store.where("rows.parquet")).names == list(Sample.model_fields)
+def test_an_empty_file_has_its_columns(on_disk):
+    parquet.write(on_disk, "rows.parquet", Sample, [])
+    assert pq.read_schema(on_disk.where("rows.parquet")).names == list(Sample.model_fields)
 
 
 @pytest.mark.parametrize(
     "model", [PromptRow, Reference, Rejection, PlannedRow, ImageRow, CatalogRow, OutcomeRow]
 )
-def test_every_column_of_every_file_says_what_it_means(model, store):
-    parquet.write(store, "rows.parquet", model, [])
-    schema: pa.Schema = pq.read_schema(store.where("rows.parquet"))
+def test_every_column_of_every_file_says_what_it_means(model, on_disk):
+    parquet.write(on_disk, "rows.parquet", model, [])
+    schema: pa.Schema = pq.read_schema(on_disk.where("rows.parquet"))
     described = {field.name: (field.metadata or {}).get(b"description", b"").decode() for field in schema}
     assert described == {name: field.description for name, field in model.model_fields.items()}

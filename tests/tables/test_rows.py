@@ -109,6 +109,7 @@ def test_lists_are_cells_with_bars_between_or_json_lists():
         ("num_images", "many", "valid integer"),
         ("num_images", 2.5, "valid integer"),
         ("strength", "half", "valid number"),
+        ("strength", "inf", "finite number"),
         ("expand_prompt", "perhaps", "valid boolean"),
         ("seed", 2**63, "less than"),
         ("num_images", 2**63, "less than"),

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ideogram_pipeline.tables.sources import read_reference
+from ideogram_pipeline.tables.sources import Sources
 
 
 class Web(BaseHTTPRequestHandler):
@@ -93,7 +93,7 @@ def web(certificate, monkeypatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", ["/a.png", "/moved"])
 def test_a_picture_of_the_web_is_fetched(web, path):
-    assert read_reference(f"{web}{path}", "r.csv") == b"a picture"
+    assert Sources("r.csv").reference(f"{web}{path}") == b"a picture"
 
 
 @pytest.mark.parametrize(
@@ -102,20 +102,20 @@ def test_a_picture_of_the_web_is_fetched(web, path):
 )
 def test_what_the_web_does_not_give_whole_is_an_error(web, path, reason):
     with pytest.raises(OSError, match=reason):
-        read_reference(f"{web}{path}", "r.csv")
+        Sources("r.csv").reference(f"{web}{path}")
 
 
 @given(content=st.binary(max_size=100))
 def test_a_data_uri_gives_its_bytes(content):
     in_base64 = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     in_percent = "data:image/png," + "".join(f"%{byte:02x}" for byte in content)
-    assert read_reference(in_base64, "r.csv") == read_reference(in_percent, "r.csv") == content
+    assert Sources("r.csv").reference(in_base64) == Sources("r.csv").reference(in_percent) == content
 
 
 @given(text=st.text(max_size=30))
 def test_any_data_uri_gives_bytes_or_an_error(text):
     try:
-        assert isinstance(read_reference(f"data:{text}", "r.csv"), bytes)
+        assert isinstance(Sources("r.csv").reference(f"data:{text}"), bytes)
     except OSError as error:
         reason = str(error)
     else:
@@ -126,5 +126,5 @@ def test_any_data_uri_gives_bytes_or_an_error(text):
 def test_a_path_is_read_beside_its_table(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"beside")
-    assert read_reference("pictures/a.png", str(tmp_path / "r.csv")) == b"beside"
-    assert read_reference(str(tmp_path / "pictures" / "a.png"), "elsewhere/r.csv") == b"beside"
+    assert Sources(str(tmp_path / "r.csv")).reference("pictures/a.png") == b"beside"
+    assert Sources("elsewhere/r.csv").reference(str(tmp_path / "pictures" / "a.png")) == b"beside"

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ideogram_pipeline.errors import TableError
-from ideogram_pipeline.tables.sources import stamp
+from ideogram_pipeline.tables.sources import Sources
 from ideogram_pipeline.tables.versions import prompts_version, references_version
 
 
@@ -44,12 +44,12 @@ def test_a_references_table_changes_with_the_size_or_the_time_of_a_picture(table
 
 @pytest.mark.parametrize("uri", ["https://example.com/a.png", "data:image/png;base64,AAAA"])
 def test_an_address_or_the_bytes_themselves_need_no_stamp(table, uri):
-    assert stamp(uri, str(table)) == ""
+    assert Sources(str(table)).stamp(uri) == ""
 
 
 @pytest.mark.parametrize("uri", ["nowhere.png", "a\0b.png", "x" * 5000])
 def test_what_is_not_there_is_absent(table, uri):
-    assert stamp(uri, str(table)) == "absent"
+    assert Sources(str(table)).stamp(uri) == "absent"
 
 
 def test_a_missing_table_is_named(tmp_path):
