@@ -228,3 +228,9 @@ def test_no_key_and_no_signed_url_is_told_anywhere(project, bucket, monkeypatch,
             content = file.read_bytes()
             assert SIGNATURE.encode() not in content, file
             assert b"planted-secret" not in content, file
+
+
+def test_what_was_asked_of_the_store_is_told_and_is_less_where_all_is_there(told):
+    first, second = (numbers(told()["generated_images"]) for _ in range(2))
+    assert first["store_requests_per_image"] == first["store_requests"] / 2
+    assert 0 < second["store_requests"] < first["store_requests"]
