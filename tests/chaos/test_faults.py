@@ -52,9 +52,7 @@ def test_each_fault_alone_costs_only_the_rows_it_strikes_and_none_a_second_bill(
     )
     project = project(rows=0, latency_scale=0, faults=faults)
     project.write_rows(
-        (f"{kind}-r{number:02}", kind, f"{kind} scene {number}")
-        for kind in KINDS
-        for number in range(ROWS)
+        (f"{kind}-r{number:02}", kind, f"{kind} scene {number}") for kind in KINDS for number in range(ROWS)
     )
     project.run(IDEOGRAM_MAX_WAIT_S="8")
     for kind, outcomes in check(project).groupby("batch"):
@@ -73,7 +71,7 @@ def test_each_fault_alone_costs_only_the_rows_it_strikes_and_none_a_second_bill(
 
 
 def test_all_faults_together_leave_every_row_in_a_final_state(project):
-    kinds = [kind for kind in FaultKind if kind not in (FaultKind.STUCK, FaultKind.LOCKED_BALANCE)]
+    kinds = [kind for kind in KINDS if kind not in (FaultKind.STUCK, FaultKind.LOCKED_BALANCE)]
     project = project(rows=150, latency_scale=0.2, faults=tuple(Fault(kind, rate=0.05) for kind in kinds))
     project.run()
     project.run()
