@@ -25,7 +25,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
@@ -129,8 +129,7 @@ async def put_letter(store: Store, address: Address, letter: Letter) -> None:
     Raises:
         StoreError: it may not have been written.
     """
-    with suppress(FileNotFoundError):  # it was there, and was read and removed this moment
-        await store.create_async(address.path(letter.request_id), letter.model_dump_json().encode())
+    await store.create_async(address.path(letter.request_id), letter.model_dump_json().encode())
 
 
 async def read_letter(store: Store, path: str) -> Letter | None:
