@@ -261,8 +261,7 @@ class Store:
         import obstore
 
         async def once() -> None:
-            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-            with self._failures("delete", f"{paths[0]}{more}"):
+            with self._failures("delete", paths[0]):
                 try:
                     await obstore.delete_async(self._backend, paths)
                 except FileNotFoundError as error:

@@ -120,9 +120,10 @@ def test_the_preview_of_the_worst_pictures_is_a_data_uri_below_64_kb(work_batch,
         noise = Image.frombytes("RGB", (320, 320), random.Random(number).randbytes(320 * 320 * 3))
         path = Path(store.url) / "images" / "batch=drop" / picture.file_name
         noise.save(path, "PNG")
-    markdown = preview(store, pictures).value
+    markdown = preview(store, pictures, thumbnails=True).value
     assert markdown.startswith("![the first pictures](data:image/webp;base64,")
     assert 30_000 < len(markdown) <= 64_000
+    assert "IDEOGRAM_THUMBNAILS" in preview(store, pictures, thumbnails=False).value
 
 
 @pytest.mark.parametrize(
