@@ -4,7 +4,7 @@ READY := .venv/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install run plan test oracles-install slow chaos daemon ui-test bench lint format ui lock clean
+.PHONY: help install run plan test oracles-install slow chaos daemon cluster ui-test bench lint format ui lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -36,6 +36,9 @@ chaos: $(READY) ## Kill and race real runs, fail their disks and clocks; KILLS=2
 
 daemon: $(READY) ## Let Dagster's daemon and web server run, retry, cancel and backfill batches
 	$(BIN)/pytest -m daemon tests/daemon
+
+cluster: $(READY) ## Spread batches over workers, Postgres, S3 and Kubernetes Jobs on loopback, and kill some
+	$(BIN)/pytest -m cluster tests/cluster
 
 ui-test: $(READY) ## Look at Dagster's UI with a headless Chromium, which has to be there
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[browser]'

@@ -9,6 +9,7 @@ import dagster as dg
 
 from ideogram_pipeline import automation, checks, jobs
 from ideogram_pipeline.assets import catalog, gallery, images, requests, tables
+from ideogram_pipeline.executors import executor
 from ideogram_pipeline.frames import FramesIOManager
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import build_resources
@@ -29,7 +30,8 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
     resources.setdefault("frames", FramesIOManager(store=resources["store"]))
     schedules = automation.schedules(pipeline, settings)  # says which setting a malformed time stands in
     assets = [asset for stage in STAGES for asset in stage.define(pipeline)]
-    own_jobs = jobs.define(pipeline)
+    chosen = executor(settings)
+    own_jobs = jobs.define(pipeline, chosen)
     return dg.Definitions(
         assets=automation.conditioned(pipeline, settings, assets),
         asset_checks=checks.define(pipeline),
@@ -37,7 +39,7 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
         sensors=automation.sensors(pipeline, settings, own_jobs),
         schedules=schedules,
         resources={pipeline.name(name): resource for name, resource in resources.items()},
-        executor=None if pipeline.prefix else dg.in_process_executor,
+        executor=None if pipeline.prefix else chosen,
     )
 
 

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     Job = UnresolvedAssetJobDefinition | dg.JobDefinition
 
 
-def define(pipeline: Pipeline) -> "list[Job]":
-    """Return the jobs. Their steps share a process: starting another costs more than most of them do."""
+def define(pipeline: Pipeline, executor: dg.ExecutorDefinition) -> "list[Job]":
+    """Return the jobs, whose steps the `executor` executes."""
 
     def job(name: str, assets: tuple[str, ...], description: str) -> "UnresolvedAssetJobDefinition":
         return dg.define_asset_job(
             pipeline.name(name),
             dg.AssetSelection.assets(*map(pipeline.key, assets)),
             description=description,
-            executor_def=dg.in_process_executor,
+            executor_def=executor,
         )
 
     return [
@@ -37,11 +37,11 @@ def define(pipeline: Pipeline) -> "list[Job]":
             "Plan one batch and pay for what is new in it.",
         ),
         job("publish", ("image_catalog", "gallery"), "Bring catalog and gallery up to date."),
-        _reconcile_unknown(pipeline),
+        _reconcile_unknown(pipeline, executor),
     ]
 
 
-def _reconcile_unknown(pipeline: Pipeline) -> dg.JobDefinition:
+def _reconcile_unknown(pipeline: Pipeline, executor: dg.ExecutorDefinition) -> dg.JobDefinition:
     name = pipeline.name("reconcile_unknown")
     description = (
         "Look at fal for submits that were never answered. What is found, the batch's next run fetches."
@@ -70,7 +70,7 @@ def _reconcile_unknown(pipeline: Pipeline) -> dg.JobDefinition:
         found = sum(one.found is not None for one in results)
         context.add_output_metadata({"found": found, "unknown": len(results) - found})
 
-    @dg.job(name=name, description=description, executor_def=dg.in_process_executor)
+    @dg.job(name=name, description=description, executor_def=executor)
     def reconcile_unknown() -> None:
         look()
 

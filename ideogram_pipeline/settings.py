@@ -14,6 +14,7 @@ from ideogram_pipeline.errors import ConfigurationError
 
 Backend = Literal["sandbox", "fal"]
 Automation = Literal["off", "sensor", "schedule", "conditions"]
+Executor = Literal["in_process", "multiprocess", "k8s", "celery"]
 
 
 def _members(value: Any) -> Any:
@@ -117,6 +118,18 @@ class Settings(BaseSettings):
     )
     schedule_timezone: Annotated[str, AfterValidator(_time_zone)] = Field(
         default="UTC", description="The time zone of both, such as `Europe/Berlin`."
+    )
+    executor: Executor = Field(
+        default="in_process",
+        description="What executes the steps of a run in Dagster: the run's own process (`in_process`), one for each "
+        "step (`multiprocess`), a Kubernetes Job for each (`k8s`), or Celery's workers (`celery`).",
+    )
+    celery_broker: SecretStr | None = Field(
+        default=None,
+        description="Where Celery's workers are told of steps, as a URL; it may hold a password.",
+    )
+    celery_backend: SecretStr | None = Field(
+        default=None, description="Where they leave how a step ended, likewise."
     )
     thumbnails: bool = Field(
         default=True,

@@ -110,6 +110,7 @@ class Engine:
             thumbnails=thumbnails,
         )
         self._stopped: str | None = None
+        self._beat = ""
 
     @property
     def spent_usd(self) -> Decimal:
@@ -128,7 +129,10 @@ class Engine:
         """
         outcomes = Outcomes(requests, self._books.ledger.entries)
         try:
-            async with beating(self._store, self._run.run_id), self._fetcher.watching():
+            async with (
+                beating(self._store, self._run.run_id) as self._beat,
+                self._fetcher.watching(),
+            ):
                 await self._work_all(self._finish_first(requests), outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
@@ -244,7 +248,7 @@ class Engine:
             case "failed":
                 return Failed(request, entry, reason)
         owner = entry.last.reserved.owner
-        if await is_alive(self._store, owner):
+        if await is_alive(self._store, owner, but=self._beat):
             reason = f"run {owner} is submitting it now; run again to see how it ended"
             return left_to_another_run(request, entry, reason)
         return Unknown(request, entry, _UNANSWERED)

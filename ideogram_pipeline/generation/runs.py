@@ -1,8 +1,11 @@
 """Which runs are alive: a run beats in the store while it works, and others look whether it still does.
 
 Nothing is decided by clocks. On the same machine the process itself is looked for; elsewhere a run is alive if its beat
-changes while it is watched. Being wrong costs a wait or a message, never money: what a run has reserved is not
-submitted again by another one either way.
+changes while it is watched. Two containers count as two machines, on one host too: neither sees the other's processes.
+Being wrong costs a wait or a message, never money: what a run has reserved is not submitted again by another one either
+way.
+
+A step that crashed may be run again in another process of the same run. So each process has a beat of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,19 +29,19 @@ WATCH_S = 4 * BEAT_EVERY_S
 
 
 class RunBeat(BaseModel):
-    """A working run, under `runs/<run id>.json`."""
+    """A process that works a run, under `runs/<run id>/<any name>.json`."""
 
     model_config = ConfigDict(frozen=True)
 
-    machine: str = Field(description="The boot of the machine it runs on.")
+    machine: str = Field(description="The boot of the machine it runs on, and the container.")
     process: str = Field(description="Its process id and when that process started.")
-    beat: int = Field(description="Grows while the run works.")
+    beat: int = Field(description="Grows while the process works.")
 
 
 @asynccontextmanager
-async def beating(store: Store, run_id: str) -> AsyncIterator[None]:
-    """Show that a run works, for as long as the block does."""
-    path = _path(run_id)
+async def beating(store: Store, run_id: str) -> AsyncIterator[str]:
+    """Show that this process works a run, for as long as the block does; hand out where its beat lies."""
+    path = f"{_folder(run_id)}/{uuid4().hex}.json"
 
     async def beat() -> None:
         for count in range(2**31):
@@ -48,7 +52,7 @@ async def beating(store: Store, run_id: str) -> AsyncIterator[None]:
 
     beats = asyncio.create_task(beat())
     try:
-        yield
+        yield path
     finally:
         beats.cancel()
         await asyncio.wait([beats])
@@ -56,37 +60,52 @@ async def beating(store: Store, run_id: str) -> AsyncIterator[None]:
             store.delete(path)
 
 
-async def is_alive(store: Store, run_id: str) -> bool:
-    """Say whether a run still works. Watching one on another machine takes up to `WATCH_S`."""
-    seen = await _beat(store, run_id)
-    if seen is None:
-        return False
-    if seen.machine == _machine():
-        return seen.process == _process(int(seen.process.partition("@")[0]))
+async def is_alive(store: Store, run_id: str, *, but: str = "") -> bool:
+    """Say whether a process still works a run, `but` the one whose beat lies there.
+
+    Watching those on other machines takes up to `WATCH_S`.
+    """
+    seen = await _beats(store, run_id, but)
+    here = [sign for sign in seen.values() if sign.machine == _machine()]
+    if any(sign.process == _process(int(sign.process.partition("@")[0])) for sign in here):
+        return True
+    elsewhere = {path for path, sign in seen.items() if sign.machine != _machine()}
     for _ in range(int(WATCH_S / BEAT_EVERY_S)):
-        await asyncio.sleep(BEAT_EVERY_S)
-        now = await _beat(store, run_id)
-        if now is None:
+        if not elsewhere:
             return False
-        if now.beat != seen.beat:
+        await asyncio.sleep(BEAT_EVERY_S)
+        now = await _beats(store, run_id, but)
+        if any(path in now and now[path].beat != seen[path].beat for path in elsewhere):
             return True
+        elsewhere &= now.keys()
     return False
 
 
-async def _beat(store: Store, run_id: str) -> RunBeat | None:
+async def _beats(store: Store, run_id: str, but: str) -> dict[str, RunBeat]:
+    """Return the beats of a run's processes, by where they lie."""
+    paths = await asyncio.to_thread(lambda: [found.path for found in store.objects(_folder(run_id))])
+    signs = {path: await _beat(store, path) for path in paths if path != but}
+    return {path: sign for path, sign in signs.items() if sign}
+
+
+async def _beat(store: Store, path: str) -> RunBeat | None:
     try:
-        return RunBeat.model_validate_json(await store.get_async(_path(run_id)))
+        return RunBeat.model_validate_json(await store.get_async(path))
     except (FileNotFoundError, ValidationError):
         return None
 
 
-def _path(run_id: str) -> str:
-    return f"runs/{run_id}.json"
+def _folder(run_id: str) -> str:
+    return f"runs/{run_id}"
 
 
 def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return boot.read_text().strip() if boot.exists() else f"{os.uname().nodename}"
+    """Return what processes share that can look for each other."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return os.uname().nodename
 
 
 def _process(pid: int) -> str:

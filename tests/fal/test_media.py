@@ -26,6 +26,14 @@ def test_a_file_comes_whole_with_its_type_and_the_key_stays_here(fake, ask):
     assert fake.key not in str(seen)
 
 
+def test_the_clients_own_log_shows_no_signature(fake, ask, caplog):
+    fake.replies(fake.reply(200, PICTURE))
+    with caplog.at_level("INFO", "httpx2"):  # as Celery's workers have it
+        ask(download(f"{fake.url}/files/x.png?sig=5ecre7"))
+    assert "/files/x.png " in caplog.text
+    assert "5ecre7" not in caplog.text
+
+
 def test_a_short_body_is_fetched_again(fake, ask):
     short = fake.reply(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + PICTURE[:5000])
     fake.replies(short, short, fake.reply(200, PICTURE))

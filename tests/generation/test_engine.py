@@ -91,6 +91,18 @@ def rows(references):
     return make
 
 
+def reserved(request, owner):
+    return Reserved(
+        request=request,
+        sent_sha256="0",
+        attempt=1,
+        owner=owner,
+        reserved_at=datetime.now(UTC),
+        backend="sandbox",
+        code_version="test",
+    )
+
+
 class Watcher:
     """Counts how rows end."""
 
@@ -313,18 +325,9 @@ def test_a_row_that_a_live_run_is_submitting_is_left_to_it(store, sandbox, rows)
     (request,) = rows(1)
 
     async def reserve():
-        reserved = Reserved(
-            request=request,
-            sent_sha256="0",
-            attempt=1,
-            owner="other",
-            reserved_at=datetime.now(UTC),
-            backend="sandbox",
-            code_version="test",
-        )
-        await Ledger(store, BATCH).reserve(reserved)
-        async with beating(store, "other"):
-            while not store.exists("runs/other.json"):
+        await Ledger(store, BATCH).reserve(reserved(request, "other"))
+        async with beating(store, "other") as beat:
+            while not store.exists(beat):
                 await asyncio.sleep(0)
             return await Run(store, sandbox).work([request])
 
@@ -333,6 +336,17 @@ def test_a_row_that_a_live_run_is_submitting_is_left_to_it(store, sandbox, rows)
     assert "other" in outcome.reason
     assert not is_missing(outcome)
     assert isinstance(Run(store, sandbox)([request])[0], Unknown)
+    assert sandbox.stats().submits == 0
+
+
+def test_a_row_that_the_same_run_left_in_doubt_in_a_process_that_died_is_looked_for_at_fal(
+    store, sandbox, rows
+):
+    (request,) = rows(1)
+    asyncio.run(Ledger(store, BATCH).reserve(reserved(request, "run-1")))
+    (outcome,) = Run(store, sandbox, run_id="run-1")([request])
+    assert isinstance(outcome, Unknown)
+    assert "fal's list" in outcome.reason
     assert sandbox.stats().submits == 0
 
 
