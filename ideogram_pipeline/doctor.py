@@ -83,14 +83,16 @@ def _references(settings: Settings) -> str:
 def _store(settings: Settings) -> str:
     store = build_resources(settings)["store"].open()
     probe = f"doctor/{secrets.token_hex(8)}"
-    try:
-        if not store.create(probe, b"1") or store.create(probe, b"2"):
-            raise PipelineError(
-                f"{store.url} does not refuse to create what exists; claims need that. Use another store."
-            )
-    finally:
-        store.delete(probe)
-    return f"{store.where('')}: readable, writable, creates only what is absent"
+    claimed = [store.create(probe, number) for number in (b"1", b"2")]
+    read, listed = store.get(probe), [found.path for found in store.objects("doctor")]
+    store.delete(probe)
+    if claimed != [True, False] or read != b"1" or probe not in listed:
+        raise PipelineError(
+            f"{store.url} does not refuse to create what exists, or does not show at once what was written; claims "
+            "need both. Use another store."
+        )
+    server = f" at {store.endpoint}" if store.endpoint else ""
+    return f"{store.where('')}{server}: readable, writable, creates only what is absent"
 
 
 def _webhooks(settings: Settings, receiver: str) -> str:

@@ -167,6 +167,8 @@ class S3Wire:
                         f"<Error><Code>{fault}</Code><Message>planted-message</Message></Error>".encode()
                     )
                     return self.answer(CODES[fault], {}, content)
+                if fault == "overwrite":
+                    del self.headers["If-None-Match"]
                 connection = HTTPConnection(behind)
                 connection.request(self.command, self.path, body, dict(self.headers))
                 found = connection.getresponse()
@@ -221,8 +223,8 @@ class S3Wire:
     def fail(self, kind: str, method: str = "", target: str = "", *, times: float = 1) -> None:
         """Fail the next requests with this method whose target holds this text.
 
-        `reset` never reaches the server, `lose the answer` does; `hang` does and is never answered; a code of `CODES`
-        is S3's own answer.
+        `reset` never reaches the server, `lose the answer` does; `hang` does and is never answered; `overwrite` makes a
+        conditional write a plain one; a code of `CODES` is S3's own answer.
         """
         self._faults.append([kind, method, target, times])
 

@@ -1,6 +1,5 @@
 """The pictures of a batch: the one stage that pays."""
 
-import hashlib
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -116,21 +115,20 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 reused += isinstance(now, Reused)
                 yield now
 
-        written = files.write_results(
+        results = files.write_results(
             opened,
             batch,
             image_rows(plan, ledger.entries),
             outcome_rows(plan, ended(), ledger.entries),
         )
         ledger.keep_copy()
-        rows, pictures = files.outcomes(opened, batch), files.images(opened, batch)
-        without = (row for row in rows if row.state != "generated")
+        without = (row for row in results.outcomes if row.state != "generated")
         reasons = [
             metadata.shown(f"{row.prompt_id}: {row.state}: {row.reason}") for row in islice(without, REASONS)
         ]
         for reason in reasons:
             context.log.warning(reason)
-        preview = metadata.preview(opened, pictures)
+        preview = metadata.preview(opened, results.images, thumbnails=store.thumbnails)
         context.log.info(f"requests to the store: {metadata.requests(opened)}")
         return dg.MaterializeResult(
             metadata={
@@ -138,15 +136,15 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "reasons": dg.MetadataValue.md(
                     "\n".join(f"- {reason}" for reason in reasons) or "every row is there"
                 ),
-                **metadata.of_pictures(rows, pictures, reused=reused),
+                **metadata.of_pictures(results.outcomes, results.images, reused=reused),
                 "spent_usd": spent_usd,
                 "store_requests": opened.requests.total(),
-                "store_requests_per_image": round(opened.requests.total() / max(len(pictures), 1), 2),
+                "store_requests_per_image": round(opened.requests.total() / max(len(results.images), 1), 2),
                 "backend": fal.backend,
                 "path": dg.MetadataValue.path(opened.where(f"images/batch={batch}")),
                 "outcomes": dg.MetadataValue.path(opened.where(files.outcomes_path(batch))),
             },
-            data_version=dg.DataVersion(hashlib.sha256(written).hexdigest()),
+            data_version=dg.DataVersion(results.digest),
         )
 
     return [generated_images]

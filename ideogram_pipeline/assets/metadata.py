@@ -184,8 +184,13 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def preview(store: Store, pictures: Iterable[ImageRow]) -> dg.MarkdownMetadataValue:
-    """Return a contact sheet as Markdown with the picture inside, so that the UI can show it from anywhere."""
+def preview(store: Store, pictures: Iterable[ImageRow], *, thumbnails: bool) -> dg.MarkdownMetadataValue:
+    """Return a contact sheet as Markdown with the picture inside, so that the UI can show it from anywhere.
+
+    Without thumbnails there is none: it is made of them.
+    """
+    if not thumbnails:
+        return dg.MetadataValue.md("no contact sheet: IDEOGRAM_THUMBNAILS is false")
     from ideogram_pipeline.gallery.pages import fill_in_thumbnails
     from ideogram_pipeline.gallery.sheet import contact_sheet
     from ideogram_pipeline.generation.fetching import thumbnail_path

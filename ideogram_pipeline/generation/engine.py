@@ -129,7 +129,10 @@ class Engine:
         """
         outcomes = Outcomes(requests, self._books.ledger.entries)
         try:
-            async with beating(self._store, self._run.run_id) as self._beat, self._fetcher.watching():
+            async with (
+                beating(self._store, self._run.run_id) as self._beat,
+                self._fetcher.watching(),
+            ):
                 await self._work_all(self._finish_first(requests), outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:

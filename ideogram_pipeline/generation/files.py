@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, References
@@ -103,13 +105,29 @@ def outcomes_path(batch: str) -> str:
     return f"outcomes/batch={batch}/outcomes.parquet"
 
 
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a run leaves of a batch."""
+
+    images: parquet.Rows[ImageRow]
+    """A row a picture."""
+    outcomes: parquet.Rows[OutcomeRow]
+    """A row a prompt row."""
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of all there is to say."""
+        return hashlib.sha256(self.images.content + self.outcomes.content).hexdigest()
+
+
 def write_results(
     store: Store, batch: str, images: Iterable[ImageRow], outcomes: Iterable[OutcomeRow]
-) -> bytes:
-    """Keep a batch's picture rows and outcomes; return the bytes written, which say all that there is to say."""
-    return parquet.write(store, metadata_path(batch), ImageRow, images) + parquet.write(
-        store, outcomes_path(batch), OutcomeRow, outcomes
-    )
+) -> Results:
+    """Keep a batch's picture rows and outcomes, and return them as they lie there."""
+    results = Results(parquet.Rows.of(ImageRow, images), parquet.Rows.of(OutcomeRow, outcomes))
+    store.put(metadata_path(batch), results.images.content)
+    store.put(outcomes_path(batch), results.outcomes.content)
+    return results
 
 
 def batches_with_results(store: Store) -> list[str]:

@@ -25,7 +25,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Self
@@ -129,8 +129,7 @@ async def put_letter(store: Store, address: Address, letter: Letter) -> None:
     Raises:
         StoreError: it may not have been written.
     """
-    with suppress(FileNotFoundError):  # it was there, and was read and removed this moment
-        await store.create_async(address.path(letter.request_id), letter.model_dump_json().encode())
+    await store.create_async(address.path(letter.request_id), letter.model_dump_json().encode())
 
 
 async def read_letter(store: Store, path: str) -> Letter | None:
@@ -172,7 +171,6 @@ class Inbox:
         self._receiver = receiver
         self._secret = Secret.of(store)
         self._letters: Mapping[tuple[str, int], Sequence[str]] = {}
-        self._looked = asyncio.Event()
 
     def url(self, reserved: Reserved) -> str:
         """Return where fal delivers how an attempt ended."""
@@ -209,30 +207,22 @@ class Inbox:
 
     async def wait_for(self, unanswered: Iterable[Reserved], patience_s: float) -> None:
         """Wait until a letter about each of these attempts has come, or that long has passed since it was sent."""
-        now_s, now = asyncio.get_running_loop().time(), datetime.now(UTC)
-        waiting = {
-            (one.request.fingerprint, one.attempt): now_s
+        time_s, now = asyncio.get_running_loop().time(), datetime.now(UTC)
+        until = {
+            (one.request.fingerprint, one.attempt): time_s
             + patience_s
-            - max((now - one.reserved_at).total_seconds(), 0.0)
+            - max((now - one.reserved_at).total_seconds(), 0)
             for one in unanswered
         }
-        while waiting := {
-            attempt: until
-            for attempt, until in waiting.items()
-            if attempt not in self._letters and until > asyncio.get_running_loop().time()
-        }:
-            await self._looked.wait()
+        while any(attempt not in self._letters and time_s < end for attempt, end in until.items()):
+            await asyncio.sleep(LOOK_EVERY_S)
+            time_s = asyncio.get_running_loop().time()
 
     async def _look(self) -> None:
         try:
             self._letters = await letters_about(self._store, self._ledger)
-        except (
-            StoreError,
-            FileNotFoundError,
-        ) as error:  # the latter where another run removes what is being listed
+        except (StoreError, FileNotFoundError) as error:  # another run may remove what is being listed
             _log.warning("the inbox could not be looked at; fal is asked instead: %s", error)
-        self._looked.set()
-        self._looked = asyncio.Event()
 
 
 def _folder(batch: str) -> str:

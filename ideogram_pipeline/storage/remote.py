@@ -80,7 +80,7 @@ def open_s3(url: str) -> S3:
                 "there are no AWS credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, log "
                 "in with `aws sso login`, or give the machine a role"
             )
-        region = session.get_config_variable("region") or os.environ.get("AWS_REGION") or "us-east-1"
+        region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
         configured = ConfiguredEndpointProvider(
             session.full_config, session.get_scoped_config(), "s3"
         ).provide()

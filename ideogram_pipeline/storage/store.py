@@ -11,7 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -250,7 +250,8 @@ class Store:
         async def once() -> list[StoredObject]:
             with self._failures("list", folder):
                 self._check_root()
-                listing = await obstore.list(self._backend, prefix=folder, chunk_size=1000).collect_async()
+                listing = await obstore.list(self._backend, prefix=folder, chunk_size=_PAGE).collect_async()
+                self._count("list", max(len(listing) - 1, 0) // _PAGE)
                 return [StoredObject(meta["path"], meta["size"], meta["e_tag"]) for meta in listing]
 
         return await _repeating(once)
@@ -260,11 +261,12 @@ class Store:
         import obstore
 
         async def once() -> None:
-            with (
-                self._failures("delete", f"{paths[0]} and {len(paths) - 1} more"),
-                suppress(FileNotFoundError),
-            ):
-                await obstore.delete_async(self._backend, paths)
+            with self._failures("delete", paths[0]):
+                try:
+                    await obstore.delete_async(self._backend, paths)
+                except FileNotFoundError as error:
+                    if remote.bucket_is_gone(error):
+                        raise
 
         if paths:
             await _repeating(once)

@@ -120,9 +120,10 @@ def test_the_preview_of_the_worst_pictures_is_a_data_uri_below_64_kb(work_batch,
         noise = Image.frombytes("RGB", (320, 320), random.Random(number).randbytes(320 * 320 * 3))
         path = Path(store.url) / "images" / "batch=drop" / picture.file_name
         noise.save(path, "PNG")
-    markdown = preview(store, pictures).value
+    markdown = preview(store, pictures, thumbnails=True).value
     assert markdown.startswith("![the first pictures](data:image/webp;base64,")
     assert 30_000 < len(markdown) <= 64_000
+    assert "IDEOGRAM_THUMBNAILS" in preview(store, pictures, thumbnails=False).value
 
 
 @pytest.mark.parametrize(
@@ -228,3 +229,9 @@ def test_no_key_and_no_signed_url_is_told_anywhere(project, bucket, monkeypatch,
             content = file.read_bytes()
             assert SIGNATURE.encode() not in content, file
             assert b"planted-secret" not in content, file
+
+
+def test_what_was_asked_of_the_store_is_told_and_is_less_where_all_is_there(told):
+    first, second = (numbers(told()["generated_images"]) for _ in range(2))
+    assert first["store_requests_per_image"] == first["store_requests"] / 2
+    assert 0 < second["store_requests"] < first["store_requests"]

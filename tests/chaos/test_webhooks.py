@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from ideogram_pipeline.sandbox import Fault
+from ideogram_pipeline.storage import Store
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -17,8 +18,8 @@ def receiver(project):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
 
-    def start(of):
-        process = of.start("webhooks", "--port", str(port), IDEOGRAM_BACKEND="sandbox")
+    def start(of, **environment):
+        process = of.start("webhooks", "--port", str(port), IDEOGRAM_BACKEND="sandbox", **environment)
         started.append((of, process))
         assert process.stdout.readline().startswith("Receiver at ")
         return process
@@ -40,6 +41,20 @@ def test_what_is_delivered_costs_two_calls_to_fal_a_picture(project, receiver):
     assert stats.submits == stats.downloads == 60
     assert stats.status_calls + stats.result_calls <= 2
     assert list(project.store.glob("inbox/batch=*/*")) == []
+
+
+def test_in_s3_it_is_the_same(project, receiver, s3):
+    project = project(rows=30, latency_scale=1.0)
+    place = {"IDEOGRAM_STORE": f"s3://{s3.bucket()}/store"}
+    receiver(project, **place)
+    summary = project.run(**receiver.settings, **place)
+    stats = project.sandbox.stats()
+    assert (summary["images"], stats.accepted, stats.downloads) == (30, 30, 30)
+    assert stats.status_calls + stats.result_calls <= 2
+    store = Store.open(place["IDEOGRAM_STORE"])
+    assert list(store.objects("inbox/batch=default")) == []
+    assert [found.path for found in store.objects("") if b"planted-key-secret" in store.get(found.path)] == []
+    project.check_that_the_key_is_nowhere()
 
 
 def test_two_hosts_share_a_store_and_a_receiver_that_is_started_anew_meanwhile(project, receiver):

@@ -195,3 +195,28 @@ def test_refusals_of_a_call(status, body, error):
 )
 def test_numbers_are_finite_or_nothing(value, expected):
     assert number(value) == expected
+
+
+SIGNED = "https://user:password@bucket.s3.amazonaws.com/a.png?X-Amz-Signature=abc&x=1"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (
+            422,
+            {
+                "detail": [
+                    {"type": "file_download_error", "msg": f"can't fetch {SIGNED}, sorry", "loc": ["body"]}
+                ]
+            },
+        ),
+        (400, {"detail": f"can't fetch {SIGNED}, sorry", "error_type": "bad_request"}),
+    ],
+)
+def test_a_url_that_fal_quotes_is_told_without_what_opens_it(status, body):
+    error = ended(status, body)
+    told = f"{error} {error.message} {getattr(error, 'details', '')}"
+    assert "https://…@bucket.s3.amazonaws.com/a.png?…" in told
+    assert "X-Amz" not in told
+    assert "password" not in told

@@ -35,6 +35,7 @@ READS = {
     "exists": lambda store: store.exists("there"),
     "etag": lambda store: store.etag("there"),
     "objects": lambda store: [found.path for found in store.objects("")],
+    "objects_async": lambda store: [found.path for found in asyncio.run(store.objects_async(""))],
     "folders": lambda store: store.folders(""),
 }
 WRITES = {
@@ -43,6 +44,7 @@ WRITES = {
     "create": lambda store: store.create("new", b"1"),
     "create_async": lambda store: asyncio.run(store.create_async("new", b"1")),
     "delete": lambda store: store.delete("there"),
+    "delete_async": lambda store: asyncio.run(store.delete_async(["there"])),
 }
 CALLS = READS | WRITES
 
@@ -173,6 +175,7 @@ def test_the_endpoint_of_s3_counts_before_that_of_all_services(s3, monkeypatch):
 def test_without_an_endpoint_it_is_the_regions_own(s3, monkeypatch, region, endpoint):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_REGION", region)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
     assert Store.open("s3://bucket").endpoint == endpoint
 
 

@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables import sources
 from ideogram_pipeline.tables.sources import Sources
 
 
@@ -128,3 +131,67 @@ def test_a_path_is_read_beside_its_table(tmp_path):
     (tmp_path / "pictures" / "a.png").write_bytes(b"beside")
     assert Sources(str(tmp_path / "r.csv")).reference("pictures/a.png") == b"beside"
     assert Sources("elsewhere/r.csv").reference(str(tmp_path / "pictures" / "a.png")) == b"beside"
+
+
+@pytest.fixture
+def bucket(s3):
+    """A bucket with a table in a folder, and pictures beside it, above it and elsewhere."""
+    bucket = Store.open(f"s3://{s3.bucket()}")
+    for path in ("team/tables/a.png", "team/b c.png", "d.png"):
+        bucket.put(path, path.encode())
+    bucket.put("team/tables/r.csv", b"a table")
+    return bucket
+
+
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("a.png", "team/tables/a.png"),
+        ("../b c.png", "team/b c.png"),
+        ("/d.png", "d.png"),
+        ("{bucket}/d.png", "d.png"),
+    ],
+)
+def test_a_path_in_a_table_in_s3_is_read_beside_it(bucket, uri, path):
+    of_table = Sources(f"{bucket.url}/team/tables/r.csv")
+    assert of_table.table() == b"a table"
+    assert of_table.reference(uri.format(bucket=bucket.url)) == path.encode()
+    assert of_table.stamp(uri.format(bucket=bucket.url)) == bucket.etag(path)
+
+
+def test_a_table_on_disk_may_name_pictures_in_s3(bucket):
+    assert Sources("r.csv").reference(f"{bucket.url}/d.png") == b"d.png"
+
+
+def test_a_bucket_is_opened_once_for_all_that_a_table_names(bucket, monkeypatch):
+    opened, really = [], Store.open
+    monkeypatch.setattr(Store, "open", lambda url: opened.append(url) or really(url))
+    of_table = Sources(f"{bucket.url}/team/tables/r.csv")
+    for uri in ("a.png", "../b c.png", f"{bucket.url}/d.png"):
+        of_table.reference(uri)
+        of_table.stamp(uri)
+    assert opened == [bucket.url]
+
+
+def test_what_is_missing_or_too_large_in_s3_is_named(bucket, monkeypatch):
+    of_table = Sources(f"{bucket.url}/team/tables/r.csv")
+    with pytest.raises(FileNotFoundError, match=f"{bucket.url}/team/tables/nothing.png"):
+        of_table.reference("nothing.png")
+    assert of_table.stamp("nothing.png") == "absent"
+    with pytest.raises(OSError, match="names no object"):
+        of_table.reference(f"{bucket.url}/")
+    bucket.put("d.png", b"x" * (1024 * 1024 + 1))
+    monkeypatch.setattr(sources, "MAX_BYTES", 1024 * 1024)
+    with pytest.raises(StoreError, match=f"{bucket.url}/d.png.*larger than 1 MiB"):
+        of_table.reference("/d.png")
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_a_table_that_is_too_large_is_not_read(bucket, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(sources, "MAX_TABLE_BYTES", 1024 * 1024)
+    large = b"x" * (1024 * 1024 + 1)
+    (tmp_path / "r.csv").write_bytes(large)
+    bucket.put("r.csv", large)
+    table = str(tmp_path / "r.csv") if place == "disk" else f"{bucket.url}/r.csv"
+    with pytest.raises((OSError, StoreError), match="larger than 1 MiB"):
+        Sources(table).table()
