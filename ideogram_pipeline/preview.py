@@ -17,6 +17,7 @@ from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
+from ideogram_pipeline.tables.rows import PromptRow, Rejection
 
 
 class BatchPlanSummary(BaseModel):
@@ -165,11 +166,17 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
             raise ConfigurationError(
                 f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(table.batches) or 'none'}."
             )
+    rows: dict[str, list[PromptRow]] = defaultdict(list)
+    rejections: dict[str, list[Rejection]] = defaultdict(list)
+    for row in table.rows:
+        rows[row.batch].append(row)
+    for rejection in table.rejections:
+        rejections[rejection.batch].append(rejection)
     return [
         plan_batch(
             batch,
-            [row for row in table.rows if row.batch == batch],
-            [rejection for rejection in table.rejections if rejection.batch == batch],
+            rows[batch],
+            rejections[batch],
             references,
             Ledger(store, batch).entries,
             choice=choice,

@@ -35,6 +35,7 @@ from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.reader import RawRow
 from ideogram_pipeline.tables.rows import PromptRow, Rejection, parse_row
 
@@ -61,6 +62,23 @@ def picture() -> Callable[..., bytes]:
         sink = io.BytesIO()
         Image.new("RGB", size, color).convert(mode).save(sink, kind)
         return sink.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def prompts_table() -> Callable[..., PromptsTable]:
+    """Make a prompts table with a row in each of some batches."""
+
+    def make(*batches: str) -> PromptsTable:
+        numbered = enumerate(batches, 2)
+        return PromptsTable(
+            tuple(
+                PromptRow(prompt_id=f"p{number}", batch=batch, row_number=number, prompt="x")
+                for number, batch in numbered
+            ),
+            (),
+        )
 
     return make
 

@@ -69,7 +69,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             batch,
             rows,
             rejections,
-            files.read_references(opened),
+            files.read_references(opened, files.named_by(rows)),
             Ledger(opened, batch).entries,
             choice=Choice(config.regenerate, config.only_failed, config.limit),
             left_without=files.left_without_picture(opened, batch),

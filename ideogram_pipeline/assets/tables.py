@@ -32,7 +32,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         owners=pipeline.owners,
         kinds={"parquet"},
         code_version=PROMPTS_VERSION,
-        metadata=described(pipeline, PromptRow, {}, "tables/prompts.parquet"),
+        metadata=described(pipeline, PromptRow, {}, "tables/prompts"),
         retry_policy=CRASHES,
     )
     @pipeline.with_own_resources

@@ -11,6 +11,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,6 +36,8 @@ class StoredObject:
     """Bytes."""
     etag: str | None
     """Changes whenever the content does."""
+    modified: datetime
+    """UTC, when it was last written, by the store's clock."""
 
 
 class Store:
@@ -97,12 +100,12 @@ class Store:
 
         return await _repeating(once)
 
-    def put(self, path: str, content: bytes) -> None:
-        """Write an object, replacing what was there."""
+    def put(self, path: str, content: bytes) -> str:
+        """Write an object, replacing what was there; return its mark, as a listing shows it until the next write."""
         import obstore
 
         with self._failures("write", path):
-            obstore.put(self._backend, path, content)
+            return obstore.put(self._backend, path, content)["e_tag"] or ""
 
     async def put_async(self, path: str, content: bytes, *, durable: bool = False) -> None:
         """Write an object, replacing what was there; a durable one has survived a power cut when this returns."""
@@ -190,7 +193,7 @@ class Store:
         with self._failures("list", folder):
             for chunk in obstore.list(self._backend, prefix=folder):
                 for meta in chunk:
-                    yield StoredObject(meta["path"], meta["size"], meta["e_tag"])
+                    yield StoredObject(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly below a folder, sorted."""
