@@ -14,6 +14,7 @@ HEAVY = (
     "httpx2",
     "jinja2",
     "obstore",
+    "opentelemetry",
     "pandas",
     "pyarrow",
     "sqlalchemy",

@@ -5,7 +5,7 @@ import hashlib
 import dagster as dg
 from pydantic import Field
 
-from ideogram_pipeline import __version__
+from ideogram_pipeline import __version__, logs
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
@@ -65,6 +65,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.generation.ledger import Ledger
         from ideogram_pipeline.generation.outcomes import NotReached, Outcome, Reused, Unknown, caught_up
         from ideogram_pipeline.generation.records import image_rows, outcome_rows
+        from ideogram_pipeline.telemetry import span
 
         opened = store.open()
         batch = context.partition_key
@@ -93,8 +94,12 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         budget=budget.open(opened, spending_run(context.run), config.max_spend_usd),
                         observer=progress,
                     )
-                    async with interruption.before_leaving(engine.cancel_queued):
-                        return await engine.run(requests), float(engine.spent_usd)
+                    with (
+                        logs.of_run(run_id),
+                        span("generate", batch=batch, run_id=run_id, rows=len(requests)),
+                    ):
+                        async with interruption.before_leaving(engine.cancel_queued):
+                            return await engine.run(requests), float(engine.spent_usd)
 
             outcomes, spent_usd = run_in_thread(work, is_terminated=lambda: terminated(context))
 
@@ -112,7 +117,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         written = files.write_results(opened, batch, pictures, rows)
         reused = sum(isinstance(outcome, Reused) for outcome in outcomes)
         reasons = [
-            metadata.shown(f"{row.prompt_id}: {row.state}: {row.reason}")
+            logs.shown(f"{row.prompt_id}: {row.state}: {row.reason}")
             for row in rows
             if row.state != "generated"
         ]

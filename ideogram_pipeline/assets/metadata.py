@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
+
+from ideogram_pipeline.logs import shown
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.planner import Plan
@@ -27,14 +28,6 @@ MAX_ROWS = 50
 """A table shows so many rows; all of them are in the store."""
 PREVIEWS = 12
 """Pictures on the contact sheet."""
-
-_ACCESS = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'\"]+@")
-_QUERY = re.compile(r"(?P<address>\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#'\"<>]+)[?#][^\s'\"<>]+")
-
-
-def shown(text: str) -> str:
-    """Return a text without the parts of its URLs that may grant access: user, password and query."""
-    return _QUERY.sub(r"\g<address>?…", _ACCESS.sub(r"\g<scheme>…@", text))
 
 
 def table(

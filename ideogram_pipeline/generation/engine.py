@@ -38,6 +38,8 @@ from ideogram_pipeline.generation.outcomes import (
     Reused,
     Unknown,
     left_to_another_run,
+    reason_of,
+    state_of,
 )
 from ideogram_pipeline.generation.polling import Polling, known_work
 from ideogram_pipeline.generation.reconcile import search
@@ -187,6 +189,7 @@ class Engine:
         for position, request in waiting:
             async with self._window.place() as place:
                 outcomes[position] = await self._outcome(request, place)
+            _log_end(outcomes[position])
             if not isinstance(outcomes[position], Unknown):
                 self._observer.ended(outcomes[position], self.spent_usd)
         self._fetcher.nothing_left_to_submit()
@@ -314,3 +317,19 @@ class Engine:
         if unfetched:
             self._references.forget(request)
         await self._books.ended(request, error, again=unfetched)
+
+
+def _log_end(outcome: Outcome) -> None:
+    state, reason = state_of(outcome), reason_of(outcome)
+    last = outcome.entry.last if outcome.entry and outcome.entry.attempts else None
+    _log.info(
+        "%s: %s",
+        outcome.request.prompt_id,
+        f"{state}: {reason}" if reason else state,
+        extra={
+            **outcome.request.ids,
+            "state": state,
+            "request_id": last.submitted.request_id if last and last.submitted else None,
+            "cost_usd": last.cost.usd if last else None,
+        },
+    )

@@ -122,8 +122,8 @@ def test_a_batch_that_left_the_table_asks_for_no_picture_any_more(store, work_ba
         lambda store, path: store.delete(path),
         lambda store, path: store.put(path, b"cut off"),
         lambda store, path: store.put(path, store.get(path)),
-        lambda store, path: store.delete(catalog.INDEX),
-        lambda store, path: store.put(catalog.INDEX, b"{"),
+        lambda store, _: store.delete(catalog.INDEX),
+        lambda store, _: store.put(catalog.INDEX, b"{"),
     ],
     ids=["deleted", "damaged", "written by another", "index deleted", "index damaged"],
 )
