@@ -242,7 +242,9 @@ def _digests(store: "Store") -> dict[str, str]:
     from ideogram_pipeline.generation import files
     from ideogram_pipeline.generation.changes import batch_digests
 
-    return batch_digests(*files.read_all_prompts(store), files.read_references(store))
+    batches = files.prompts_index(store).batches
+    named = {name for short in batches.values() for name in short.named}
+    return batch_digests(batches, files.read_references(store, named))
 
 
 def _look(store: "Store", digests: Mapping[str, str], seen: Mapping[str, str]) -> "Step":
@@ -253,10 +255,10 @@ def _look(store: "Store", digests: Mapping[str, str], seen: Mapping[str, str]) -
     from ideogram_pipeline.generation.planner import plan_batch
 
     until = time.monotonic() + LOOK_FOR_S
-    references = files.read_references(store)
 
     def has_work(batch: str) -> bool:
         rows, rejections = files.read_prompts(store, batch)
+        references = files.read_references(store, files.named_by(rows))
         plan = plan_batch(batch, rows, rejections, references, Ledger(store, batch).entries)
         return plan.has_work or not _is_recorded(store, plan)
 
@@ -291,8 +293,7 @@ def _tables_version(store: "Store") -> str:
     return " ".join(
         store.etag(path)
         for path in (
-            files.PROMPTS,
-            files.REJECTED_PROMPTS,
+            files.BATCHES,
             files.REFERENCES,
             files.REJECTED_REFERENCES,
         )

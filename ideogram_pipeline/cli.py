@@ -154,9 +154,10 @@ def plan(
     """Say what a run would do with every row and what it would cost. Sends and writes nothing."""
     settings = Settings.from_environment()
     from ideogram_pipeline.generation.choice import Choice
-    from ideogram_pipeline.preview import PlanSummary, preview
+    from ideogram_pipeline.preview import PlanSummary, budget_left, preview
 
-    summary = PlanSummary.of(preview(settings, batch or [], Choice(regenerate, only_failed, limit)))
+    plans = preview(settings, batch or [], Choice(regenerate, only_failed, limit))
+    summary = PlanSummary.of(plans, budget_left(settings))
     if json:
         typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))
     else:
@@ -408,6 +409,13 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
             f"advice: {rows} {advice.example}: {advice.text}", highlight=False, soft_wrap=True, markup=False
         )
     _out.print(f"A run would cost {_cost(summary)}{_money_note(settings)}.", highlight=False, soft_wrap=True)
+    if summary.is_stopped_by_budget:
+        _out.print(
+            f"It would stop before that: the budgets leave ${summary.budget_left_usd:.2f}, and what is beyond ends "
+            "not_reached. Raise IDEOGRAM_BUDGET_USD or IDEOGRAM_BUDGET_USD_PER_DAY, or run again later.",
+            highlight=False,
+            soft_wrap=True,
+        )
     if summary.estimated_usd_max > summary.estimated_usd:
         _out.print(
             "The upper end counts the rows that an earlier run submitted or may have: they are not paid for again, "

@@ -7,15 +7,22 @@ import platform
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import httpx2
 
-from ideogram_pipeline import __version__
+from ideogram_pipeline import __version__, telemetry
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import PipelineError
-from ideogram_pipeline.fal import FalError, RequestNotFound
+from ideogram_pipeline.fal import FalClient, FalError, RequestNotFound
 from ideogram_pipeline.generation.inbox import Address, Secret
+from ideogram_pipeline.preview import PlanSummary, budget_left, preview
 from ideogram_pipeline.receiver import NOT_SIGNED
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
@@ -23,6 +30,15 @@ from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
 
+if TYPE_CHECKING:
+    import httpx2
+
+CLOCK_OFF_BY_S = 30.0
+"""A clock that is further off than this is set wrong."""
+_BALANCE = (
+    "it can't be read with a key of the scope API, and no free call tells whether the account is locked: a locked one "
+    "shows at the first submit (403), which costs nothing and stops the run. See fal.ai/dashboard/billing."
+)
 _NOBODYS_REQUEST = "00000000-0000-4000-8000-000000000000"
 
 
@@ -39,16 +55,25 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Check versions, tables, store and fal, one after the other. Sends nothing that costs money."""
-    versions = (
-        f"ideogram_pipeline {__version__}, dagster {dg.__version__}, Python {platform.python_version()}"
-    )
-    yield Finding("versions", True, versions)
+    """Check versions, tables, rows, store and fal, one after the other. Sends nothing that costs money."""
+    yield _check("versions", _versions)
     yield _check("settings", lambda: _settings(settings))
     yield _check("prompts", lambda: _prompts(settings))
     yield _check("references", lambda: _references(settings))
+    yield _check("rows", lambda: _rows(settings))
+    yield _check("budget", lambda: _budget(settings))
     yield _check("store", lambda: _store(settings))
-    yield _check("fal", lambda: _fal(settings))
+    try:
+        with fal_resource(settings).connect(Store.open("memory://")) as make_client:
+            yield _check("fal", lambda: _fal(settings, make_client))
+            hosts = make_client().hosts
+            for name in ("queue", "rest", "api"):
+                yield _check(f"{name} host", partial(_host, getattr(hosts, name), name))
+            yield _check("clock", lambda: _clock(hosts.queue))
+    except (PipelineError, FalError) as error:
+        yield Finding("fal", False, str(error))
+    if settings.backend == "fal":
+        yield Finding("balance", True, _BALANCE)
     if settings.webhook_url:
         yield _check("webhooks", lambda: _webhooks(settings, settings.webhook_url or ""))
 
@@ -115,17 +140,90 @@ def _webhooks(settings: Settings, receiver: str) -> str:
     return f"the receiver at {receiver} is ready, and has this store"
 
 
-def _fal(settings: Settings) -> str:
-    with fal_resource(settings).connect(Store.open("memory://")) as make_client:
+def _versions() -> str:
+    found = f"ideogram_pipeline {__version__}, dagster {dg.__version__}, Python {platform.python_version()}"
+    if not dg.__version__.startswith("1.13."):
+        raise PipelineError(f"{found}: this project is made for dagster 1.13. Install dagster>=1.13,<1.14.")
+    sqlalchemy = tuple(int(part) for part in version("sqlalchemy").split(".")[:2])
+    if find_spec("dagster_postgres") and sqlalchemy >= (2, 1) and not find_spec("psycopg"):
+        raise PipelineError(
+            f"{found}, and dagster-postgres with SQLAlchemy {version('sqlalchemy')}: together they can't open "
+            "postgresql:// URLs. Write postgresql+psycopg2:// in dagster.yaml, or install sqlalchemy<2.1."
+        )
+    if telemetry.is_wanted() and not find_spec("opentelemetry.sdk"):
+        raise PipelineError(
+            f"{found}: an OpenTelemetry endpoint is set and nothing is sent to it. Install "
+            "'ideogram-pipeline[otel]', or set OTEL_SDK_DISABLED=true."
+        )
+    return found
 
-        async def ask() -> None:
-            async with make_client() as client:
-                try:
-                    await client.status(client.attach("fal-ai/ideogram/v3", _NOBODYS_REQUEST))
-                except RequestNotFound:
-                    return
 
-        asyncio.run(ask())
+def _rows(settings: Settings) -> str:
+    """Count every row that can't be sent, for whichever reason, as `plan` does."""
+    plans = preview(settings, [])
+    rejected = [(plan.batch, row) for plan in plans for row in plan.rows if row.decision == "rejected"]
+    rows = sum(len(plan.rows) for plan in plans)
+    if rejected:
+        batch, row = rejected[0]
+        raise PipelineError(
+            f"{len(rejected)} of {rows} rows can't be sent, and a run makes the others. The first: {batch}, row "
+            f"{row.row_number}, {row.prompt_id}: {row.column}: {row.reason}. `ideogram-pipeline plan` lists them."
+        )
+    return f"all of {rows} rows can be sent"
+
+
+def _budget(settings: Settings) -> str:
+    summary = PlanSummary.of(preview(settings, []), budget_left(settings))
+    if summary.is_stopped_by_budget:
+        raise PipelineError(
+            f"A run would cost ${summary.estimated_usd:.2f}, and the budgets leave ${summary.budget_left_usd:.2f}: "
+            "it would stop there. Raise IDEOGRAM_BUDGET_USD or IDEOGRAM_BUDGET_USD_PER_DAY, or run again later."
+        )
+    left = summary.budget_left_usd
+    limit = "there is no budget" if left is None else f"the budgets leave ${left:.2f}"
+    return f"a run would cost ${summary.estimated_usd:.2f}; {limit}"
+
+
+def _fal(settings: Settings, make_client: Callable[[], FalClient]) -> str:
+    async def ask() -> None:
+        async with make_client() as client:
+            try:
+                await client.status(client.attach("fal-ai/ideogram/v3", _NOBODYS_REQUEST))
+            except RequestNotFound:
+                return
+
+    asyncio.run(ask())
     return f"the {settings.backend} backend answers" + (
         " and accepts the key" if settings.backend == "fal" else ""
     )
+
+
+def _host(url: str, name: str) -> str:
+    _answer(url, f"FAL_{name.upper()}_URL")
+    return f"{url} answers"
+
+
+def _clock(url: str) -> str:
+    """Compare this machine's clock with the Date of an answer, which is of whole seconds."""
+    date = _answer(url, "FAL_QUEUE_URL").headers.get("date")
+    if date is None:
+        return "the queue's answer says no time to compare with"
+    off = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
+    if abs(off) > CLOCK_OFF_BY_S:
+        raise PipelineError(
+            f"this machine's clock is {off:+.0f} s off that of {url}. Set it by NTP: webhooks count as forged beyond "
+            "300 s, and the ledger's times are this clock's."
+        )
+    return f"within {CLOCK_OFF_BY_S:.0f} s of that of {url}"
+
+
+def _answer(url: str, variable: str) -> httpx2.Response:
+    """Ask a host for anything, without a key: whatever it answers, it is there."""
+    import httpx2
+
+    try:
+        return httpx2.get(url, timeout=10)
+    except httpx2.HTTPError as error:
+        raise PipelineError(
+            f"{url} can't be reached ({type(error).__name__}). Check the network, its proxy and {variable}."
+        ) from None

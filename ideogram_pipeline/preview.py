@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,10 +15,12 @@ from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.files import left_without_picture
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch
+from ideogram_pipeline.resources import BudgetResource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
+from ideogram_pipeline.tables.rows import PromptRow, Rejection
 
 
 class BatchPlanSummary(BaseModel):
@@ -103,13 +107,16 @@ class PlanSummary(BaseModel):
         description="The same with the re-attached and unknown rows, which may be paid already."
     )
     unpriced: int = Field(description="Rows of these four kinds whose price is not known.")
+    budget_left_usd: float | None = Field(
+        description="Dollars that the budgets of run and day leave a run now; null without any. Beyond them it stops."
+    )
     decisions: tuple[RowSummary, ...] = Field(description="Each row, by batch, in the order of the table.")
     advice: tuple[AdviceSummary, ...] = Field(
         description="Each advice for new and stale rows, the commonest first."
     )
 
     @classmethod
-    def of(cls, plans: Sequence[Plan]) -> PlanSummary:
+    def of(cls, plans: Sequence[Plan], budget_left_usd: float | None) -> PlanSummary:
         """Count plans."""
         batches = tuple(BatchPlanSummary.of(plan) for plan in plans)
         return cls(
@@ -120,6 +127,7 @@ class PlanSummary(BaseModel):
             estimated_usd=round(sum(batch.estimated_usd for batch in batches), 6),
             estimated_usd_max=round(sum(batch.estimated_usd_max for batch in batches), 6),
             unpriced=sum(batch.unpriced for batch in batches),
+            budget_left_usd=budget_left_usd,
             decisions=tuple(
                 RowSummary(
                     batch=plan.batch,
@@ -134,6 +142,11 @@ class PlanSummary(BaseModel):
             ),
             advice=_advice(plans),
         )
+
+    @property
+    def is_stopped_by_budget(self) -> bool:
+        """Whether the budgets don't leave what a run would cost."""
+        return self.budget_left_usd is not None and self.estimated_usd > self.budget_left_usd
 
 
 def _advice(plans: Sequence[Plan]) -> tuple[AdviceSummary, ...]:
@@ -155,8 +168,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     Raises:
         PipelineError: a table can't be used, or a named batch is not in it.
     """
-    absent = "://" not in settings.store and not Path(settings.store).expanduser().exists()
-    store = Store.open("memory://" if absent else settings.store)
+    store = _store(settings)
     table = read_prompts(settings.prompts, settings.defaults)
     pictures = read_references(settings.references, store=None)
     references = References.of(pictures.references, pictures.rejections)
@@ -165,11 +177,17 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
             raise ConfigurationError(
                 f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(table.batches) or 'none'}."
             )
+    rows: dict[str, list[PromptRow]] = defaultdict(list)
+    rejections: dict[str, list[Rejection]] = defaultdict(list)
+    for row in table.rows:
+        rows[row.batch].append(row)
+    for rejection in table.rejections:
+        rejections[rejection.batch].append(rejection)
     return [
         plan_batch(
             batch,
-            [row for row in table.rows if row.batch == batch],
-            [rejection for rejection in table.rejections if rejection.batch == batch],
+            rows[batch],
+            rejections[batch],
             references,
             Ledger(store, batch).entries,
             choice=choice,
@@ -177,3 +195,26 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
         )
         for batch in batches or table.batches
     ]
+
+
+def budget_left(settings: Settings) -> float | None:
+    """Return the dollars that the budgets leave a run that begins now; None without any. Writes nothing.
+
+    Raises:
+        PipelineError: the store is at fault.
+    """
+    budget = BudgetResource(
+        per_run_usd=_number(settings.budget_usd), per_day_usd=_number(settings.budget_usd_per_day)
+    )
+    left = asyncio.run(budget.open(_store(settings), "not begun").look())
+    return _number(left)
+
+
+def _number(usd: Decimal | None) -> float | None:
+    return None if usd is None else float(usd)
+
+
+def _store(settings: Settings) -> Store:
+    """Open the store, or an empty one where there is none yet: a preview makes no folder."""
+    absent = "://" not in settings.store and not Path(settings.store).expanduser().exists()
+    return Store.open("memory://" if absent else settings.store)

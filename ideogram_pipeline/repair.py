@@ -80,10 +80,10 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
     """
     store = build_resources(settings)["store"].open()
     rebuilt = [rebuild_batch(store, batch) for batch in batches_with_ledger(store)]
-    _refresh_overviews(store, settings)
+    _refresh_overviews(store, settings, anew=True)
     return rebuilt
 
 
-def _refresh_overviews(store: Store, settings: Settings) -> None:
-    catalog.refresh(store)
-    write_gallery(store, thumbnails=settings.thumbnails)
+def _refresh_overviews(store: Store, settings: Settings, *, anew: bool = False) -> None:
+    catalog.refresh(store, anew=anew)
+    write_gallery(store, thumbnails=settings.thumbnails, anew=anew)

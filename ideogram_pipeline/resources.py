@@ -147,9 +147,10 @@ class FalResource(dg.ConfigurableResource[Any]):
         import stamina
 
         from ideogram_pipeline.fal import FalClient, FalHosts
+        from ideogram_pipeline.telemetry import retried
 
         self.check()
-        stamina.instrumentation.set_on_retry_hooks([])  # what was repeated and helped is nobody's concern
+        stamina.instrumentation.set_on_retry_hooks([retried])
         connections = self.max_in_flight + 8
         if self.backend == "sandbox" and not self.queue_url:
             with embedded_sandbox(store) as url:

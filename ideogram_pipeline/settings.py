@@ -11,6 +11,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Secre
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.logs import LogFormat
 
 Backend = Literal["sandbox", "fal"]
 Automation = Literal["off", "sensor", "schedule", "conditions"]
@@ -66,6 +67,11 @@ class Settings(BaseSettings):
         default=None,
         gt=0,
         description="Dollars that all runs on the store may spend in one UTC day, likewise.",
+    )
+    log_format: LogFormat = Field(
+        default="off",
+        description="Lines on stderr for each submit and each ended row, as `text` or `json`; `off`: as `logging` is "
+        "set up elsewhere.",
     )
     max_failed_fraction: float = Field(
         default=0,

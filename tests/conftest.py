@@ -47,6 +47,7 @@ from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.reader import RawRow
 from ideogram_pipeline.tables.rows import PromptRow, Rejection, parse_row
 
@@ -265,6 +266,23 @@ def s3_wire(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Wire]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
     yield wire
     wire.close()
+
+
+@pytest.fixture
+def prompts_table() -> Callable[..., PromptsTable]:
+    """Make a prompts table with a row in each of some batches."""
+
+    def make(*batches: str) -> PromptsTable:
+        numbered = enumerate(batches, 2)
+        return PromptsTable(
+            tuple(
+                PromptRow(prompt_id=f"p{number}", batch=batch, row_number=number, prompt="x")
+                for number, batch in numbered
+            ),
+            (),
+        )
+
+    return make
 
 
 class BillingDesk:

@@ -235,6 +235,29 @@ def test_the_doctor_finds_a_healthy_project_healthy_and_names_what_is_not(projec
     assert "missing.csv" in out
 
 
+def test_plan_and_doctor_say_that_a_budget_would_stop_the_run(project):
+    code, out, _err = project("plan", IDEOGRAM_BUDGET_USD="0.01")
+    assert code == 0
+    assert "It would stop before that: the budgets leave $0.01" in out
+    code, out, _err = project("doctor", IDEOGRAM_BUDGET_USD="0.01")
+    assert code == 2
+    assert "Raise IDEOGRAM_BUDGET_USD" in out
+    _code, out, _err = project("plan", IDEOGRAM_BUDGET_USD="1000")
+    assert "would stop" not in out
+
+
+def test_the_doctor_counts_rows_that_only_the_plan_rejects_and_names_hosts_that_are_away(project):
+    project.write([{"prompt_id": "a", "prompt": "x", "style": "NO_SUCH_STYLE"}])
+    code, out, _err = project("doctor")
+    assert code == 2
+    assert "1 of 1 rows can't be sent" in out
+    assert "queue host" in out
+    assert "clock: within" in out
+    code, out, _err = project("doctor", FAL_QUEUE_URL="http://127.0.0.1:9")
+    assert code == 2
+    assert "http://127.0.0.1:9 can't be reached" in out
+
+
 def test_the_sample_data_is_valid_and_has_two_characters_in_three_batches():
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("IDEOGRAM_", "FAL_"))

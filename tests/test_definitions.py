@@ -16,6 +16,7 @@ HEAVY = (
     "jinja2",
     "kubernetes",
     "obstore",
+    "opentelemetry",
     "pandas",
     "pyarrow",
     "sqlalchemy",

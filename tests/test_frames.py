@@ -130,14 +130,16 @@ def test_rows_from_before_a_column_was_added_are_loaded_with_the_others(load, st
     older = pa.BufferOutputStream()
     import pyarrow.parquet as pq
 
-    pq.write_table(pq.read_table(store.folder / "catalog" / "one.parquet").drop_columns(["take"]), older)
-    store.put("catalog/one.parquet", older.getvalue().to_pybytes())
+    path = catalog.path("one")
+    pq.write_table(pq.read_table(store.where(path)).drop_columns(["take"]), older)
+    store.put(path, older.getvalue().to_pybytes())
     assert load(all_pictures)["take"].isna().sum() == 2
 
 
 def test_the_store_may_be_anywhere_and_have_a_prefix(settings):
     """A store in memory: nothing is read past it, from a disk."""
-    MEMORY.put("catalog/one.parquet", (Path(settings.store) / "catalog" / "one.parquet").read_bytes())
+    path = catalog.path("one")
+    MEMORY.put(path, (Path(settings.store) / path).read_bytes())
     resources = {"acme_frames": FramesIOManager(store=InMemory(url="memory://", backend="sandbox"))}
     upstream = dg.AssetSpec(["acme", "image_catalog"]).with_io_manager_key("acme_frames")
 

@@ -57,7 +57,7 @@ def plan(*arguments):
 
 @pytest.mark.usefixtures("half_done")
 def test_the_plan_counts_what_is_paid_for_and_what_may_be_paid_already():
-    summary = PlanSummary.of(preview(Settings.from_environment(), []))
+    summary = PlanSummary.of(preview(Settings.from_environment(), []), None)
     drop, later = summary.batches
     assert (drop.rows, drop.new, drop.stale, drop.reused, drop.unknown) == (4, 1, 1, 1, 1)
     assert (later.rows, later.new, later.rejected) == (2, 1, 1)

@@ -34,7 +34,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     @pipeline.with_own_resources
     @retried_after_crashes
     def image_catalog(store: StoreResource) -> dg.MaterializeResult[None]:
-        """Every picture of every batch: `catalog/*.parquet`, one file a batch, opened at once by DuckDB and pandas."""
+        """Every picture of every batch: `catalog/*.parquet`, at most 256 files, opened at once by DuckDB and pandas."""
         from ideogram_pipeline.generation import catalog
 
         opened = store.open()
@@ -44,7 +44,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "dagster/row_count": summary.images,
                 "bytes": summary.bytes,
                 "batches": summary.batches,
-                "batches_rewritten": summary.rewritten,
+                "files_rewritten": summary.rewritten,
                 "cost_usd": summary.cost_usd,
                 "path": dg.MetadataValue.path(opened.where(catalog.FOLDER)),
             },

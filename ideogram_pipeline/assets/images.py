@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from ideogram_pipeline import __version__
+from ideogram_pipeline import __version__, logs
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
@@ -72,6 +72,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.generation.ledger import Ledger
         from ideogram_pipeline.generation.outcomes import NotReached, Reused, Unknown, caught_up
         from ideogram_pipeline.generation.records import image_rows, outcome_rows
+        from ideogram_pipeline.telemetry import span
 
         opened = store.open()
         batch = context.partition_key
@@ -100,8 +101,12 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         observer=progress,
                         webhook_url=fal.webhook_url,
                     )
-                    async with interruption.before_leaving(engine.cancel_queued):
-                        return await engine.run(plan.requests), float(engine.spent_usd)
+                    with (
+                        logs.of_run(run_id),
+                        span("generate", batch=batch, run_id=run_id, rows=len(plan.requests)),
+                    ):
+                        async with interruption.before_leaving(engine.cancel_queued):
+                            return await engine.run(plan.requests), float(engine.spent_usd)
 
             outcomes, spent_usd = run_in_thread(work, is_terminated=lambda: terminated(context))
 
@@ -124,7 +129,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         ledger.keep_copy()
         without = (row for row in results.outcomes if row.state != "generated")
         reasons = [
-            metadata.shown(f"{row.prompt_id}: {row.state}: {row.reason}") for row in islice(without, REASONS)
+            logs.shown(f"{row.prompt_id}: {row.state}: {row.reason}") for row in islice(without, REASONS)
         ]
         for reason in reasons:
             context.log.warning(reason)

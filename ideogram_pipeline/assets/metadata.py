@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from ideogram_pipeline.logs import shown
+
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.planner import Plan
     from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow
@@ -27,13 +29,6 @@ MAX_ROWS = 50
 """A table shows so many rows; all of them are in the store."""
 PREVIEWS = 12
 """Pictures on the contact sheet."""
-
-
-def shown(text: str) -> str:
-    """Return a text without the parts of its URLs that may grant access: user, password and query."""
-    from ideogram_pipeline.fal.errors import without_access
-
-    return without_access(text)
 
 
 def table(

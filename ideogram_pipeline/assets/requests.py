@@ -60,21 +60,23 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.generation.choice import Choice, Decisions
         from ideogram_pipeline.generation.ledger import Ledger
         from ideogram_pipeline.generation.planner import plan_batch
+        from ideogram_pipeline.telemetry import span
 
         opened = store.open()
         batch = context.partition_key
         rows, rejections = files.read_prompts(opened, batch)
         root_run_id = context.run.root_run_id or context.run.run_id
-        plan = plan_batch(
-            batch,
-            rows,
-            rejections,
-            files.read_references(opened),
-            Ledger(opened, batch).entries,
-            choice=Choice(config.regenerate, config.only_failed, config.limit),
-            left_without=files.left_without_picture(opened, batch),
-            decisions=Decisions(opened, batch, root_run_id),
-        )
+        with span("plan", batch=batch, run_id=context.run.run_id, rows=len(rows)):
+            plan = plan_batch(
+                batch,
+                rows,
+                rejections,
+                files.read_references(opened, files.named_by(rows)),
+                Ledger(opened, batch).entries,
+                choice=Choice(config.regenerate, config.only_failed, config.limit),
+                left_without=files.left_without_picture(opened, batch),
+                decisions=Decisions(opened, batch, root_run_id),
+            )
         files.write_plan(opened, plan, root_run_id=root_run_id)
         return dg.MaterializeResult(
             metadata={

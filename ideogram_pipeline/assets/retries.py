@@ -44,8 +44,11 @@ def retried_after_crashes(asset: Callable[Arguments, Result]) -> Callable[Argume
 
     @wraps(asset)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        from ideogram_pipeline.telemetry import exported
+
         try:
-            return asset(*args, **kwargs)
+            with exported():
+                return asset(*args, **kwargs)
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as interrupt:
             raise _interrupted(dg.AssetExecutionContext.get()) from interrupt
         except PipelineError as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import dagster as dg
 from pydantic import BaseModel
 
+from ideogram_pipeline import logs
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
@@ -32,7 +33,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         owners=pipeline.owners,
         kinds={"parquet"},
         code_version=PROMPTS_VERSION,
-        metadata=described(pipeline, PromptRow, {}, "tables/prompts.parquet"),
+        metadata=described(pipeline, PromptRow, {}, "tables/prompts"),
         retry_policy=CRASHES,
     )
     @pipeline.with_own_resources
@@ -51,7 +52,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         files.write_prompts(opened, table)
         register(context.instance, pipeline.batches, table.batches)
         for rejection in table.rejections[:20]:
-            context.log.warning(metadata.shown(str(rejection)))
+            context.log.warning(logs.shown(str(rejection)))
         return dg.MaterializeResult(
             metadata={
                 "rows": len(table.rows),
@@ -93,7 +94,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         table = read_references(tables.references, opened)
         files.write_references(opened, table)
         for rejection in table.rejections[:20]:
-            context.log.warning(metadata.shown(str(rejection)))
+            context.log.warning(logs.shown(str(rejection)))
         return dg.MaterializeResult(
             metadata={
                 "rows": len(table.references),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ideogram_pipeline.assets.metadata import shown, table
+from ideogram_pipeline.assets.metadata import table
+from ideogram_pipeline.logs import shown
 
 if TYPE_CHECKING:
     from ideogram_pipeline.storage import Store

@@ -1,4 +1,7 @@
-"""The gallery: an index and a page per batch, static, with small pictures and without a server."""
+"""The gallery: an index and a page per batch, static, with small pictures and without a server.
+
+A page is made when its batch's results were written since it was last made; `gallery/index.json` remembers when.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE, thumbnail_path
@@ -17,7 +22,13 @@ from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
 from ideogram_pipeline.pictures import BadPicture, thumbnail
 from ideogram_pipeline.storage import Store
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 INDEX = "gallery/index.html"
+REMEMBERED = "gallery/index.json"
+STRIP = 8
+"""So many of a batch's pictures stand in the index."""
 _REFERENCE_SIDE = 96
 
 
@@ -39,24 +50,28 @@ class Card:
     """Names and small pictures of the references."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchPage:
-    """One batch as the index shows it."""
+class BatchPage(BaseModel):
+    """One batch as the index shows it, and what its page was made of."""
 
-    batch: str
-    """The partition."""
-    href: str
-    """Link to its page."""
-    cards: tuple[Card, ...]
-    """Its rows."""
-    states: tuple[tuple[str, int], ...]
-    """Rows by state, those that occur."""
-    images: int
-    """Pictures."""
-    cost_usd: float
-    """US dollars whose amount is known."""
-    sandbox: bool
-    """Whether the local stand-in drew any of it."""
+    model_config = ConfigDict(frozen=True)
+
+    batch: str = Field(description="The partition.")
+    mark: str = Field(description="Of the results that the page shows, and of the way it shows them.")
+    href: str = Field(description="Link to the page.")
+    states: tuple[tuple[str, int], ...] = Field(description="Rows by state, those that occur.")
+    images: int = Field(description="Pictures.")
+    cost_usd: float = Field(description="US dollars whose amount is known.")
+    sandbox: bool = Field(description="Whether the local stand-in drew any of it.")
+    strip: tuple[tuple[str, str], ...] = Field(description="The first pictures: links and words.")
+    sha256: str = Field(default="", description="Hex digest of the page.")
+
+
+class GalleryIndex(BaseModel):
+    """The pages that were made."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pages: tuple[BatchPage, ...] = Field(default=(), description="In the order of the index.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +90,8 @@ class GallerySummary:
     """Changes when, and only when, a page does."""
 
 
-def write_gallery(store: Store, *, thumbnails: bool = True) -> GallerySummary:
-    """Write every page anew from what the batches' runs left; make the small pictures that are missing.
+def write_gallery(store: Store, *, thumbnails: bool = True, anew: bool = False) -> GallerySummary:
+    """Write the pages of batches whose results have changed, or of all `anew`, with the small pictures they lack.
 
     Without thumbnails the pages show the pictures themselves.
     """
@@ -88,52 +103,79 @@ def write_gallery(store: Store, *, thumbnails: bool = True) -> GallerySummary:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    whole = hashlib.sha256()
+    before = GalleryIndex() if anew else _remembered(store)
+    known = {page.batch: page for page in before.pages}
     asked_for = files.batches(store)
+    look = _look(templates, thumbnails)
     references = _References(store)
-    pages = [
-        _page(store, batch, references, thumbnails)
-        for batch in files.batches_with_results(store)
-        if batch in asked_for
-    ]
-    for page in pages:
-        html = templates.get_template("batch.html.j2").render(page=page, side=THUMBNAIL_SIDE).encode()
-        store.put(f"gallery/batch={page.batch}/index.html", html)
-        whole.update(html)
-    html = templates.get_template("index.html.j2").render(pages=pages).encode()
-    store.put(INDEX, html)
-    whole.update(html)
+    pages = []
+    for batch, results in files.results(store).items():
+        if batch not in asked_for:
+            continue
+        mark = f"{results} {look}"
+        if batch not in known or known[batch].mark != mark:
+            page, cards = _page(store, batch, mark, references, thumbnails=thumbnails)
+            html = templates.get_template("batch.html.j2").render(page=page, cards=cards, side=THUMBNAIL_SIDE)
+            store.put(f"gallery/batch={batch}/index.html", html.encode())
+            known[batch] = page.model_copy(update={"sha256": hashlib.sha256(html.encode()).hexdigest()})
+        pages.append(known[batch])
+    html = templates.get_template("index.html.j2").render(pages=pages)
+    after = GalleryIndex(pages=tuple(pages))
+    if after != before or not store.exists(INDEX):
+        store.put(INDEX, html.encode())
+        store.put(REMEMBERED, after.model_dump_json().encode())
+    whole = "".join([*(page.sha256 for page in pages), html])
     return GallerySummary(
         index=INDEX,
         batches=len(pages),
         rows=sum(sum(count for _, count in page.states) for page in pages),
         images=sum(page.images for page in pages),
-        digest=whole.hexdigest(),
+        digest=hashlib.sha256(whole.encode()).hexdigest(),
     )
 
 
-def _page(store: Store, batch: str, references: _References, thumbnails: bool) -> BatchPage:
+def _remembered(store: Store) -> GalleryIndex:
+    try:
+        return GalleryIndex.model_validate_json(store.get(REMEMBERED))
+    except (FileNotFoundError, ValueError):
+        return GalleryIndex()
+
+
+def _look(templates: Environment, thumbnails: bool) -> str:
+    """Return what changes with the way pages look."""
+    loader = templates.loader
+    assert loader is not None
+    sources = [loader.get_source(templates, name)[0] for name in sorted(loader.list_templates())]
+    return hashlib.sha256("".join([*sources, str(thumbnails)]).encode()).hexdigest()[:16]
+
+
+def _page(
+    store: Store, batch: str, mark: str, references: _References, *, thumbnails: bool
+) -> tuple[BatchPage, list[Card]]:
     outcomes = files.read_outcomes(store, batch)
     images = [row for row in files.read_images(store, batch) if row.current]
     images = fill_in_thumbnails(store, images) if thumbnails else _there(store, batch, images)
-    cards = tuple(_cards(files.read_plan(store, batch), outcomes, images, references, thumbnails))
+    cards = _cards(references, files.read_plan(store, batch), outcomes, images, thumbnails)
     counted = Counter[str](outcome.state for outcome in outcomes)
-    return BatchPage(
+    first = [card for card in cards if card.image][:STRIP]
+    page = BatchPage(
         batch=batch,
+        mark=mark,
         href=quote(f"batch={batch}/index.html"),
-        cards=cards,
         states=tuple((state, counted[state]) for state in get_args(OutcomeState) if counted[state]),
         images=len(images),
         cost_usd=sum(outcome.cost_usd or 0.0 for outcome in outcomes),
         sandbox=any(image.backend == "sandbox" for image in images),
+        strip=tuple((card.thumbnail.replace("../../gallery/", "", 1), card.prompt) for card in first),
     )
+    return page, cards
 
 
 def _cards(
+    shown: _References,
     plan: Plan,
     outcomes: Sequence[OutcomeRow],
     images: Sequence[ImageRow],
-    references: _References,
     thumbnails: bool,
 ) -> list[Card]:
     requests = {row.prompt_id: row.request for row in plan.rows}
@@ -143,15 +185,15 @@ def _cards(
     cards = []
     for outcome in outcomes:
         request = requests.get(outcome.prompt_id)
-        shown = tuple((use.reference_id, references.link(use)) for use in request.pictures) if request else ()
+        references = tuple((use.reference_id, shown.link(use)) for use in request.pictures) if request else ()
         prompt = str(request.arguments.get("prompt", "")) if request else ""
         if outcome.fingerprint not in pictures:
-            cards.append(Card(outcome, None, prompt, "", "", shown))
+            cards.append(Card(outcome, None, prompt, "", "", references))
         for image in pictures.get(outcome.fingerprint, []):
             path = f"images/batch={image.batch}/{image.file_name}"
             href = quote(f"../../{path}")
             small = quote(f"../../{thumbnail_path(path)}") if thumbnails else href
-            cards.append(Card(outcome, image, prompt, href, small, shown))
+            cards.append(Card(outcome, image, prompt, href, small, references))
     return cards
 
 
@@ -185,7 +227,7 @@ class _References:
         self._links: dict[str, str] = {}
 
     def link(self, use: PictureUse) -> str:
-        """Return the link to a reference's small picture, which is made if there is none; empty if it can't be."""
+        """Return the link from a batch's page, making the small picture if need be; empty if there is none."""
         if use.sha256 not in self._links:
             self._links[use.sha256] = self._made(use)
         return self._links[use.sha256]

@@ -29,6 +29,7 @@ from ideogram_pipeline.generation.ledger import (
 )
 from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.telemetry import PICTURES, RETRIES, SETTLED, SPENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Books:
         except AlreadyWritten:
             await self._return_money(request, Decimal(0))
             raise
+        RETRIES.add(reserved.attempt > 1, {"of": "request"})
 
     async def release(self, request: GenerationRequest, reason: str) -> None:
         """Record that the attempt's POST was never accepted."""
@@ -178,6 +180,9 @@ class Books:
         except AlreadyWritten:
             return  # another run fetched it too; what it recorded stands
         await self._return_money(request, settled.cost_usd)
+        SETTLED.add(1, {"endpoint": request.endpoint, "state": settled.state})
+        PICTURES.add(len(settled.images), {"endpoint": request.endpoint})
+        SPENT.add(float(settled.cost_usd or 0), {"endpoint": request.endpoint, "source": settled.cost_source})
         self.spent_usd += settled.cost_usd or Decimal(0)
 
     async def _return_money(self, request: GenerationRequest, cost: Decimal | None) -> None:

@@ -1,16 +1,35 @@
-"""The catalog: the picture rows of all batches in one folder, a file a batch, each rewritten only when it changes."""
+"""The catalog: the picture rows of all batches as one dataset, in buckets, each written anew only when it changes.
+
+    catalog/<bucket>.parquet    the rows: all of it is what `catalog/*.parquet` holds, at any moment
+    catalog.json                what each file was made of, so that one listing tells which are out of date
+
+A file counts as up to date only while it is the very one that the index speaks of and its batches' results are those
+it was made of. So whatever is deleted, edited, cut off by a crash or written by two at once is made anew by the next
+refresh, or by the one that lost.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation.buckets import bucket
 from ideogram_pipeline.generation.rows import CatalogRow
 from ideogram_pipeline.storage import Store, parquet
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 FOLDER = "catalog"
+INDEX = "catalog.json"
+_LOOKS = 5
+"""Runs that end meanwhile are taken in as well, unless they never cease to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +39,7 @@ class CatalogSummary:
     images: int
     """Pictures."""
     batches: int
-    """Batches, one file each."""
+    """Batches."""
     rewritten: int
     """Files that had changed."""
     cost_usd: float
@@ -31,42 +50,201 @@ class CatalogSummary:
     """Changes when, and only when, a row does."""
 
 
+class Source(BaseModel):
+    """The state of a batch that its rows in the catalog were made of."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mark: str = Field(description="Of its results, as `files.results` has it.")
+    asked_for: bool = Field(description="Whether the prompts table has the batch.")
+
+
+class BatchInCatalog(BaseModel):
+    """What the catalog holds of one batch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: Source = Field(description="What it was made of.")
+    images: int = Field(description="Pictures.")
+    cost_usd: float = Field(description="US dollars of those whose cost is known.")
+    bytes: int = Field(description="Length of the picture files.")
+    backends: tuple[str, ...] = Field(description="Who made them.")
+
+
+class CatalogFile(BaseModel):
+    """One file of the catalog."""
+
+    model_config = ConfigDict(frozen=True)
+
+    etag: str = Field(description="The store's mark of the file.")
+    sha256: str = Field(description="Hex digest of the file.")
+    batches: Mapping[str, BatchInCatalog] = Field(description="Its batches.")
+
+    def is_of(self, sources: Mapping[str, Source]) -> bool:
+        """Say whether it was made of these."""
+        return {batch: known.source for batch, known in self.batches.items()} == sources
+
+
+class CatalogIndex(BaseModel):
+    """What the catalog's files were made of."""
+
+    model_config = ConfigDict(frozen=True)
+
+    files: Mapping[str, CatalogFile] = Field(default={}, description="By path.")
+    refreshed: tuple[str, ...] = Field(default=(), description="Batches that the last refresh had to read.")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How the catalog lies in the store, beside what it should be made of."""
+
+    index: CatalogIndex
+    """What the last refresh knew."""
+    sources: Mapping[str, Mapping[str, Source]]
+    """What each file should be made of, by batch."""
+    there: Mapping[str, str | None]
+    """The files in the folder, each with its mark."""
+
+    @classmethod
+    def of(cls, store: Store, index: CatalogIndex) -> State:
+        """Look at the store: two listings and the index of the prompts table, and no rows."""
+        asked_for = files.batches(store)
+        sources: dict[str, dict[str, Source]] = defaultdict(dict)
+        for batch, mark in files.results(store).items():
+            sources[path(batch)][batch] = Source(mark=mark, asked_for=batch in asked_for)
+        there = {found.path: found.etag for found in store.objects(FOLDER)}
+        return cls(index, dict(sorted(sources.items())), there)
+
+    @property
+    def outdated(self) -> list[str]:
+        """The files that are missing, not as they were made, or made of something else."""
+        return [
+            file
+            for file, sources in self.sources.items()
+            if (known := self.index.files.get(file)) is None
+            or known.etag != self.there.get(file)
+            or not known.is_of(sources)
+        ]
+
+    @property
+    def strays(self) -> list[str]:
+        """The files that no batch belongs to."""
+        return sorted(self.there.keys() - self.sources.keys())
+
+
 def path(batch: str) -> str:
-    """Return where a batch's part of the catalog lies."""
-    return f"{FOLDER}/{batch}.parquet"
+    """Return in which file of the catalog a batch's rows lie."""
+    return f"{FOLDER}/{bucket(batch)}.parquet"
 
 
-def read(store: Store, batch: str) -> list[CatalogRow]:
-    """Return a batch's part of the catalog as it is."""
-    return list(parquet.read(store, path(batch), CatalogRow))
+def read(store: Store, file: str, batches: Iterable[str] | None = None) -> list[CatalogRow]:
+    """Return the rows of a file of the catalog as they are: of some batches, or all."""
+    return list(parquet.read(store, file, CatalogRow, where=("batch", list(batches)) if batches else None))
 
 
-def batch_rows(store: Store, batch: str, asked_for: Container[str]) -> list[CatalogRow]:
-    """Return a batch's part of the catalog as it should be; `asked_for`: the batches of the prompts table."""
-    folder = files.metadata_path(batch).rpartition("/")[0]
+def batch_rows(store: Store, batch: str, *, asked_for: bool) -> list[CatalogRow]:
+    """Return a batch's rows in the catalog as they should be; `asked_for`: the prompts table has the batch."""
+    folder = _folder(batch)
     return [
         CatalogRow(
             **row.model_dump(exclude={"current"}),
-            current=row.current and batch in asked_for,
+            current=row.current and asked_for,
             path=f"{folder}/{row.file_name}",
         )
         for row in files.read_images(store, batch)
     ]
 
 
-def refresh(store: Store) -> CatalogSummary:
-    """Bring the catalog up to date with the batches' metadata."""
-    images, rewritten, cost, size = 0, 0, 0.0, 0
-    whole = hashlib.sha256()
-    batches, asked_for = files.batches_with_results(store), files.batches(store)
-    for batch in batches:
-        rows = batch_rows(store, batch, asked_for)
-        content = parquet.encode(CatalogRow, rows)
-        if not store.exists(path(batch)) or store.get(path(batch)) != content:
-            store.put(path(batch), content)
-            rewritten += 1
-        whole.update(content)
-        images += len(rows)
-        cost += sum(row.cost_usd or 0.0 for row in rows)
-        size += sum(row.bytes for row in rows)
-    return CatalogSummary(images, len(batches), rewritten, round(cost, 6), size, whole.hexdigest())
+def read_index(store: Store) -> CatalogIndex:
+    """Return what the last refresh knew; nothing before the first, or where it can't be read."""
+    try:
+        return CatalogIndex.model_validate_json(store.get(INDEX))
+    except (FileNotFoundError, ValueError):
+        return CatalogIndex()
+
+
+def refresh(store: Store, *, anew: bool = False) -> CatalogSummary:
+    """Bring the catalog up to date with the batches' results: read and write only what changed, or all of it `anew`."""
+    index = CatalogIndex() if anew else read_index(store)
+    made = dict(index.files)
+    refreshed: set[str] = set()
+    rewritten: set[str] = set()
+    for _ in range(_LOOKS):
+        state = State.of(store, CatalogIndex(files=made))
+        for file in state.strays:
+            store.delete(file)
+            made.pop(file, None)
+        if not state.outdated:
+            break
+        for file in state.outdated:
+            sources, known = state.sources[file], made.get(file)
+            refreshed |= {
+                batch
+                for batch, source in sources.items()
+                if not known or batch not in known.batches or known.batches[batch].source != source
+            }
+            content, batches = _encoded(store, sources)
+            sha256 = hashlib.sha256(content).hexdigest()
+            etag = state.there.get(file)
+            if not known or etag is None or (etag, sha256) != (known.etag, known.sha256):
+                etag = store.put(file, content)
+                rewritten.add(file)
+            made[file] = CatalogFile(etag=etag, sha256=sha256, batches=batches)
+    made = {file: made[file] for file in state.sources if file in made}
+    new = CatalogIndex(files=made, refreshed=tuple(sorted(refreshed)))
+    if new != index:
+        store.put(INDEX, new.model_dump_json().encode())
+    return _summary(made, len(rewritten))
+
+
+def _summary(made: Mapping[str, CatalogFile], rewritten: int) -> CatalogSummary:
+    batches = [known for file in made.values() for known in file.batches.values()]
+    whole = hashlib.sha256("".join(file.sha256 for file in made.values()).encode())
+    return CatalogSummary(
+        images=sum(known.images for known in batches),
+        batches=len(batches),
+        rewritten=rewritten,
+        cost_usd=round(sum(known.cost_usd for known in batches), 6),
+        bytes=sum(known.bytes for known in batches),
+        digest=whole.hexdigest(),
+    )
+
+
+def _encoded(store: Store, sources: Mapping[str, Source]) -> tuple[bytes, dict[str, BatchInCatalog]]:
+    """Return the file of these batches, and what is in it of each."""
+    tables: list[pa.Table] = []
+    batches: dict[str, BatchInCatalog] = {}
+    for batch, source in sources.items():
+        table = _table(store, batch, asked_for=source.asked_for)
+        tables.append(table)
+        batches[batch] = BatchInCatalog(
+            source=source,
+            images=table.num_rows,
+            cost_usd=sum(cost or 0.0 for cost in table["cost_usd"].to_pylist()),
+            bytes=sum(table["bytes"].to_pylist()),
+            backends=tuple(sorted(set(table["backend"].to_pylist()))),
+        )
+    return parquet.encode_tables(parquet.arrow_schema(CatalogRow), tables), batches
+
+
+def _table(store: Store, batch: str, *, asked_for: bool) -> pa.Table:
+    """Return a batch's rows as the catalog has them, in Arrow alone: a file holds many rows that did not change."""
+    import pyarrow as pa
+
+    rows = parquet.read_table(store, files.metadata_path(batch))
+    none = pa.array([False] * rows.num_rows)
+    rows = rows if asked_for else rows.set_column(rows.schema.get_field_index("current"), "current", none)
+    folder = _folder(batch)
+    rows = rows.append_column(
+        "path", pa.array([f"{folder}/{name}" for name in rows["file_name"].to_pylist()])
+    )
+    schema = parquet.arrow_schema(CatalogRow)
+    for field in schema:
+        if field.name not in rows.column_names:  # added since the batch was last run
+            default = CatalogRow.model_fields[field.name].get_default()
+            rows = rows.append_column(field, pa.array([default] * rows.num_rows, field.type))
+    return rows.select(schema.names).cast(schema)
+
+
+def _folder(batch: str) -> str:
+    return files.metadata_path(batch).rpartition("/")[0]

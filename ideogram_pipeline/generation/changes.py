@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ideogram_pipeline.generation.files import BatchInTable
 from ideogram_pipeline.generation.planner import References
-from ideogram_pipeline.tables.rows import PromptRow, Rejection
 
 
-def batch_digests(
-    rows: Iterable[PromptRow], rejections: Iterable[Rejection], references: References
-) -> dict[str, str]:
+def batch_digests(batches: Mapping[str, BatchInTable], references: References) -> dict[str, str]:
     """Return a hex digest of each batch: of its rows and of the bytes of the references they name.
 
     Where in the table a row stands doesn't count.
     """
-    lines: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        named = (
-            *row.reference_ids,
-            *row.reference_mask_ids,
-            *row.style_reference_ids,
-            *filter(None, (row.image_id, row.mask_id)),
-        )
-        pictures = " ".join(_bytes_of(reference_id, references) for reference_id in named)
-        lines[row.batch].append(f"{row.model_dump_json(exclude={'row_number'})} {pictures}")
-    for rejection in rejections:
-        lines[rejection.batch].append(f"rejected {rejection.row_id} {rejection.column} {rejection.reason}")
-    return {
-        batch: hashlib.sha256("\n".join(sorted(content)).encode()).hexdigest()
-        for batch, content in lines.items()
+    known = {reference_id: usable.sha256 for reference_id, usable in references.usable.items()}
+    known |= {
+        reference_id: f"rejected: {found.reason}" for reference_id, found in references.rejected.items()
     }
-
-
-def _bytes_of(reference_id: str, references: References) -> str:
-    if usable := references.usable.get(reference_id):
-        return usable.sha256
-    rejected = references.rejected.get(reference_id)
-    return f"rejected: {rejected.reason}" if rejected else "absent"
+    digests = {}
+    for batch, short in batches.items():
+        lines = [short.digest, *(f"{name} {known.get(name, 'absent')}" for name in short.named)]
+        digests[batch] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return digests
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ from ideogram_pipeline.generation.outcomes import (
     Reused,
     Unknown,
     left_to_another_run,
+    reason_of,
+    state_of,
 )
 from ideogram_pipeline.generation.polling import Polling, known_work
 from ideogram_pipeline.generation.reconcile import Search, search
@@ -205,6 +207,7 @@ class Engine:
             async with self._window.place() as place:
                 outcome = await self._outcome(request, place)
             outcomes.add(outcome)
+            _log_end(outcome)
             if not isinstance(outcome, Unknown):
                 self._observer.ended(outcome, self.spent_usd)
         self._fetcher.nothing_left_to_submit()
@@ -334,3 +337,19 @@ class Engine:
         if unfetched:
             self._references.forget(request)
         await self._books.ended(request, error, again=unfetched)
+
+
+def _log_end(outcome: Outcome) -> None:
+    state, reason = state_of(outcome), reason_of(outcome)
+    last = outcome.entry.last if outcome.entry and outcome.entry.attempts else None
+    _log.info(
+        "%s: %s",
+        outcome.request.prompt_id,
+        f"{state}: {reason}" if reason else state,
+        extra={
+            **outcome.request.ids,
+            "state": state,
+            "request_id": last.submitted.request_id if last and last.submitted else None,
+            "cost_usd": last.cost.usd if last else None,
+        },
+    )

@@ -23,6 +23,7 @@ from ideogram_pipeline.generation.window import Place
 from ideogram_pipeline.ideogram.endpoints import File, Output
 from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, verify
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.telemetry import POLLS, RETRIES, span
 
 MAX_PICTURE_BYTES = 50 * 1024 * 1024
 """No answer's picture is downloaded beyond this."""
@@ -103,7 +104,8 @@ class Fetcher:
         request = reserved.request
         begin = self._polling.submitted if submitted_here else self._polling.attached
         begin(queued.request_id, Kind.of(request), _now())
-        completed = await self._completed(reserved, queued)
+        with span("wait", **request.ids, request_id=queued.request_id):
+            completed = await self._completed(reserved, queued)
         place.give_back()
         async with self._finishing:
             output = Output.model_validate(await self._payload(reserved, queued))
@@ -147,6 +149,7 @@ class Fetcher:
                     self._polling.delivered(queued.request_id, _now())
                     return Completed()
                 status = await self._fal.status(queued)
+                POLLS.add(1)
                 if isinstance(status, Completed):
                     self._polling.completed(queued.request_id, status.inference_s, _now())
                     return status
@@ -190,21 +193,24 @@ class Fetcher:
 
     async def _store_image(self, request: GenerationRequest, index: int, file: File) -> StoredImage:
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
-            downloaded = await self._fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
+            with span("download", **request.ids, image_index=index):
+                downloaded = await self._fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
             try:
                 picture, thumbnail = await asyncio.get_running_loop().run_in_executor(
                     self._decoding, partial(verify, downloaded.content, thumbnail_side=self._thumbnail_side)
                 )
                 break
             except BadPicture as problem:
+                RETRIES.add(attempt < DOWNLOAD_ATTEMPTS, {"of": "download"})
                 if attempt == DOWNLOAD_ATTEMPTS:
                     reason = f"picture {index} arrives damaged: {problem}; it is paid for and fetched again next run"
                     raise LeftOpen(Failed, reason) from None
         name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
         path = f"images/batch={request.batch}/{name}.{EXTENSIONS[picture.kind]}"
-        await self._store.put_async(path, downloaded.content, durable=True)
-        if thumbnail:
-            await self._store.put_async(thumbnail_path(path), thumbnail)
+        with span("store", **request.ids, image_index=index, bytes=picture.bytes):
+            await self._store.put_async(path, downloaded.content, durable=True)
+            if thumbnail:
+                await self._store.put_async(thumbnail_path(path), thumbnail)
         return StoredImage(
             index=index,
             path=path,

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, TypeVar
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from ideogram_pipeline.generation.buckets import bucket
 from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, References
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
@@ -15,16 +21,107 @@ from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection
 
-PROMPTS = "tables/prompts.parquet"
-REJECTED_PROMPTS = "tables/rejected_prompts.parquet"
+PROMPTS = "tables/prompts"
+REJECTED_PROMPTS = "tables/rejected_prompts"
+BATCHES = "tables/batches.json"
 REFERENCES = "tables/references.parquet"
 REJECTED_REFERENCES = "tables/rejected_references.parquet"
 
+KEEP_RUN_PLANS = timedelta(days=7)
+"""A run that is retried or executed again later than this takes the batch's newest plan for its own."""
+
+_OUTCOMES = re.compile(r"outcomes/batch=([^/]+)/outcomes\.parquet")
+
+Row = TypeVar("Row", bound=BaseModel)
+
+
+class BatchInTable(BaseModel):
+    """What the prompts table asks for in one batch, in short."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: int = Field(description="Pictures that its rows ask for.")
+    digest: str = Field(description="Changes with its rows and rejections, wherever in the table they stand.")
+    named: tuple[str, ...] = Field(description="The references that its rows name, sorted.")
+
+
+class _Written(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    etag: str
+
+
+class PromptsIndex(BaseModel):
+    """The prompts table as it lies in the store: what is known of it without reading its rows."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batches: Mapping[str, BatchInTable] = Field(default={}, description="Every batch, sorted by name.")
+    files: Mapping[str, _Written] = Field(default={}, description="The files of rows and rejections.")
+
 
 def write_prompts(store: Store, table: PromptsTable) -> None:
-    """Keep the prompts table, by batch, so that one batch can be read without the others."""
-    parquet.write(store, PROMPTS, PromptRow, sorted(table.rows, key=lambda row: row.batch))
-    parquet.write(store, REJECTED_PROMPTS, Rejection, table.rejections)
+    """Keep the prompts table in buckets of batches, so that one batch can be read without the others.
+
+    A file that would be as it is isn't written. The index comes last: a batch's own rows are always whole.
+    """
+    before = prompts_index(store).files if store.exists(BATCHES) else {}
+    there = {found.path: found.etag for found in store.objects("tables")}
+    files: dict[str, _Written] = {}
+
+    def keep(path: str, content: bytes) -> None:
+        sha256, known = hashlib.sha256(content).hexdigest(), before.get(path)
+        if known and known.sha256 == sha256 and known.etag == there.get(path):
+            files[path] = known
+        else:
+            files[path] = _Written(sha256=sha256, etag=store.put(path, content))
+
+    rows: dict[str, list[PromptRow]] = defaultdict(list)
+    rejections: dict[str, list[Rejection]] = defaultdict(list)
+    for row in table.rows:
+        rows[bucket(row.batch)].append(row)
+    for rejection in table.rejections:
+        rejections[bucket(rejection.batch)].append(rejection)
+    for name, members in rows.items():
+        ordered = sorted(members, key=lambda row: row.batch)
+        keep(f"{PROMPTS}/{name}.parquet", parquet.encode(PromptRow, ordered))
+    for name, refused in rejections.items():
+        keep(f"{REJECTED_PROMPTS}/{name}.parquet", parquet.encode(Rejection, refused))
+    index = PromptsIndex(batches=_in_short(table), files=files)
+    store.put(BATCHES, index.model_dump_json().encode())
+    for path in there:
+        if path.startswith((f"{PROMPTS}/", f"{REJECTED_PROMPTS}/")) and path not in files:
+            store.delete(path)
+
+
+def _in_short(table: PromptsTable) -> dict[str, BatchInTable]:
+    lines: dict[str, list[str]] = defaultdict(list)
+    named: dict[str, set[str]] = defaultdict(set)
+    images: dict[str, int] = defaultdict(int)
+    for row in table.rows:
+        lines[row.batch].append(row.model_dump_json(exclude={"row_number"}))
+        named[row.batch].update(row.named)
+        images[row.batch] += row.num_images or 1
+    for rejection in table.rejections:
+        lines[rejection.batch].append(f"rejected {rejection.row_id} {rejection.column} {rejection.reason}")
+    return {
+        batch: BatchInTable(
+            images=images[batch],
+            digest=hashlib.sha256("\n".join(sorted(lines[batch])).encode()).hexdigest(),
+            named=tuple(sorted(named[batch])),
+        )
+        for batch in sorted(lines)
+    }
+
+
+def prompts_index(store: Store) -> PromptsIndex:
+    """Return what is known of the prompts table without reading its rows.
+
+    Raises:
+        FileNotFoundError: the table was never read into this store.
+    """
+    return PromptsIndex.model_validate_json(store.get(BATCHES))
 
 
 def batches(store: Store) -> dict[str, int]:
@@ -32,27 +129,28 @@ def batches(store: Store) -> dict[str, int]:
 
     Where the table was never read into this store, these are the batches that were run.
     """
-    asked: dict[str, int] = {}
     try:
-        for row in parquet.read(store, PROMPTS, PromptRow):
-            asked[row.batch] = asked.get(row.batch, 0) + (row.num_images or 1)
+        return {batch: short.images for batch, short in prompts_index(store).batches.items()}
     except FileNotFoundError:
         return dict.fromkeys(batches_with_results(store), 0)
-    for rejection in parquet.read(store, REJECTED_PROMPTS, Rejection):
-        asked.setdefault(rejection.batch, 0)
-    return asked
 
 
 def read_prompts(store: Store, batch: str) -> tuple[list[PromptRow], list[Rejection]]:
-    """Return a batch's rows and its rejected records."""
-    rows = list(parquet.read(store, PROMPTS, PromptRow, where=("batch", batch)))
-    return rows, list(parquet.read(store, REJECTED_PROMPTS, Rejection, where=("batch", batch)))
+    """Return a batch's rows and its rejected records.
 
+    Raises:
+        FileNotFoundError: the table was never read into this store.
+    """
+    store.etag(BATCHES)
 
-def read_all_prompts(store: Store) -> tuple[list[PromptRow], list[Rejection]]:
-    """Return the rows and rejected records of all batches, batch by batch."""
-    rows = list(parquet.read(store, PROMPTS, PromptRow))
-    return rows, list(parquet.read(store, REJECTED_PROMPTS, Rejection))
+    def of_batch(folder: str, model: type[Row]) -> list[Row]:
+        path = f"{folder}/{bucket(batch)}.parquet"
+        try:
+            return list(parquet.read(store, path, model, where=("batch", [batch])))
+        except FileNotFoundError:
+            return []
+
+    return of_batch(PROMPTS, PromptRow), of_batch(REJECTED_PROMPTS, Rejection)
 
 
 def write_references(store: Store, table: ReferencesTable) -> None:
@@ -61,11 +159,17 @@ def write_references(store: Store, table: ReferencesTable) -> None:
     parquet.write(store, REJECTED_REFERENCES, Rejection, table.rejections)
 
 
-def read_references(store: Store) -> References:
-    """Return the references table."""
+def read_references(store: Store, named: Collection[str]) -> References:
+    """Return the references of these names, as far as the table has them."""
     return References.of(
-        parquet.read(store, REFERENCES, Reference), parquet.read(store, REJECTED_REFERENCES, Rejection)
+        parquet.read(store, REFERENCES, Reference, where=("reference_id", named)),
+        parquet.read(store, REJECTED_REFERENCES, Rejection, where=("row_id", named)),
     )
+
+
+def named_by(rows: Iterable[PromptRow]) -> set[str]:
+    """Return the ids of all references that rows name."""
+    return {name for row in rows for name in row.named}
 
 
 def plan_path(batch: str) -> str:
@@ -79,9 +183,17 @@ def run_plan_path(batch: str, root_run_id: str) -> str:
 
 
 def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> None:
-    """Keep a batch's plan; with the id of a run's first attempt also as what that run was asked for."""
-    for path in (plan_path(plan.batch), *([run_plan_path(plan.batch, root_run_id)] if root_run_id else [])):
-        store.put(path, plan.rows.content)
+    """Keep a batch's plan; with the id of a run's first attempt also as what that run was asked for.
+
+    What runs of the batch were asked for more than `KEEP_RUN_PLANS` ago goes.
+    """
+    store.put(plan_path(plan.batch), plan.rows.content)
+    if root_run_id:
+        own = run_plan_path(plan.batch, root_run_id)
+        store.put(own, plan.rows.content)
+        for found in store.objects(own.rpartition("/")[0]):
+            if found.path != own and datetime.now(UTC) - found.modified > KEEP_RUN_PLANS:
+                store.delete(found.path)
 
 
 def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Plan:
@@ -130,9 +242,19 @@ def write_results(
     return results
 
 
+def results(store: Store) -> dict[str, str]:
+    """Return the batches that were run, sorted, each with a mark that every writing of its results changes."""
+    marks = {
+        name[1]: f"{found.etag} {found.modified.isoformat()}"
+        for found in store.objects("outcomes")
+        if (name := _OUTCOMES.fullmatch(found.path))
+    }
+    return dict(sorted(marks.items()))
+
+
 def batches_with_results(store: Store) -> list[str]:
     """Return the batches that were run, sorted."""
-    return [folder.removeprefix("batch=") for folder in store.folders("outcomes")]
+    return list(results(store))
 
 
 class PictureFacts(NamedTuple):

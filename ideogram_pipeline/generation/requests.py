@@ -69,6 +69,16 @@ class GenerationRequest(BaseModel):
         """The seed asked for."""
         return int(str(self.arguments["seed"]))
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """What logs and spans say of it."""
+        return {
+            "batch": self.batch,
+            "prompt_id": self.prompt_id,
+            "fingerprint": self.fingerprint,
+            "endpoint": self.endpoint,
+        }
+
     def takes(self) -> Iterator[GenerationRequest]:
         """Yield this request, which is the row's take 0, and then its takes 1, 2, 3 ... without end.
 

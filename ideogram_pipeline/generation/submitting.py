@@ -7,6 +7,7 @@ nothing may be cut off: bytes that left are money that may be owed.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from pydantic import JsonValue
 
@@ -26,6 +27,9 @@ from ideogram_pipeline.generation.outcomes import LeftOpen, NotReached, Unknown,
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.uploads import ReferenceUrls
 from ideogram_pipeline.generation.window import Window
+from ideogram_pipeline.telemetry import SUBMITS, span
+
+_log = logging.getLogger(__name__)
 
 PATIENCE_S = 3600.0
 """If fal has taken no submit for so many seconds because they come too often, the run stops."""
@@ -102,11 +106,16 @@ class Submitter:
         options = SubmitOptions(webhook_url=self._inbox.url(reserved) if self._inbox else None)
         sent_at = asyncio.get_running_loop().time()
         try:
-            queued = await self._fal.submit(request.endpoint_id, arguments, options)
-        except RequestEnded:
+            with span("submit", **request.ids) as sent:
+                queued = await self._fal.submit(request.endpoint_id, arguments, options)
+                sent.set_attribute("ideogram.request_id", queued.request_id)
+        except RequestEnded as error:
+            _count(request, type(error).__name__)
             raise
         except FalError as error:
+            _count(request, type(error).__name__)
             if error.may_be_billed:
+                _log.warning("%s: its submit was not answered", request.prompt_id, extra=request.ids)
                 raise LeftOpen(Unknown, str(error)) from None
             await self._books.release(request, error.message)
             if isinstance(error, TooManyRequests) and self._window.limited(sent_at) < PATIENCE_S:
@@ -114,6 +123,17 @@ class Submitter:
             if isinstance(error, AccessRefused | ConnectionFailed | TooManyRequests):
                 raise StopSubmitting(str(error)) from None
             raise LeftOpen(NotReached, str(error)) from None
+        _count(request, "accepted")
+        _log.info(
+            "%s: submitted as %s",
+            request.prompt_id,
+            queued.request_id,
+            extra={**request.ids, "request_id": queued.request_id},
+        )
         self._window.accepted(sent_at)
         self.queued[request.fingerprint] = queued
         await self._books.submitted(request, queued)
+
+
+def _count(request: GenerationRequest, answer: str) -> None:
+    SUBMITS.add(1, {"endpoint": request.endpoint, "answer": answer})

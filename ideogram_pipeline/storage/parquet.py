@@ -90,15 +90,26 @@ def arrow_schema(model: type[BaseModel]) -> pa.Schema:
 
 def encode(model: type[Row], rows: Iterable[Row], *, row_group_size: int = 2_000) -> bytes:
     """Return the rows as one Parquet file. Numbers have to be finite: others leave a cell empty."""
+
+    schema = arrow_schema(model)
+    waiting = iter(rows)
+
+    def groups() -> Iterator[pa.Table]:
+        while group := [row.model_dump_json() for row in islice(waiting, row_group_size)]:
+            yield _table("\n".join(group).encode(), schema)
+
+    return encode_tables(schema, groups())
+
+
+def encode_tables(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
+    """Return tables of one schema as one Parquet file, a row group each."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = arrow_schema(model)
     sink = pa.BufferOutputStream()
-    waiting = iter(rows)
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        while group := [row.model_dump_json() for row in islice(waiting, row_group_size)]:
-            writer.write_table(_table("\n".join(group).encode(), schema))
+        for table in tables:
+            writer.write_table(table)
     return sink.getvalue().to_pybytes()
 
 
@@ -177,27 +188,33 @@ def view(store: Store, path: str, kind: type[View]) -> list[View]:
     return [kind._make(row) for row in cells]
 
 
-def read(store: Store, path: str, model: type[Row], *, where: tuple[str, str] | None = None) -> Iterator[Row]:
+def read(
+    store: Store, path: str, model: type[Row], *, where: tuple[str, Collection[str]] | None = None
+) -> Iterator[Row]:
     """Yield the rows of a Parquet file that was written from `model`.
 
-    `where` keeps the rows whose column equals a value; row groups that can't hold it are skipped.
+    `where` keeps the rows whose column has one of some values; row groups that can't hold any are skipped.
     """
+    for batch in read_table(store, path, where=where).to_batches(max_chunksize=2_000):
+        for row in batch.to_pylist():
+            yield model.model_validate(row)
+
+
+def read_table(store: Store, path: str, *, where: tuple[str, Collection[str]] | None = None) -> pa.Table:
+    """Return a Parquet file as an Arrow table; `where` as in `read`."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    filters = pc.field(where[0]) == where[1] if where else None
+    filters = pc.field(where[0]).isin(pa.array(sorted(where[1]), pa.string())) if where else None
     # Without threads: one that still runs when the process ends aborts it, and these files are small.
-    table = pq.read_table(
+    return pq.read_table(
         pa.BufferReader(store.get(path)),
         filters=filters,
         partitioning=None,
         use_threads=False,
         pre_buffer=False,
     )
-    for batch in table.to_batches(max_chunksize=2_000):
-        for row in batch.to_pylist():
-            yield model.model_validate(row)
 
 
 _TYPES: dict[Any, str] = {

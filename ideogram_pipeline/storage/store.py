@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -41,6 +42,8 @@ class StoredObject:
     """Bytes."""
     etag: str | None
     """Changes whenever the content does."""
+    modified: datetime
+    """UTC, when it was last written, by the store's clock."""
 
 
 class Store:
@@ -137,12 +140,15 @@ class Store:
 
         return await _repeating(once)
 
-    def put(self, path: str, content: bytes) -> None:
-        """Write an object, replacing what was there; what is large goes to an object store in parts."""
+    def put(self, path: str, content: bytes) -> str:
+        """Write an object, replacing what was there; return its mark, as a listing shows it until the next write.
+
+        What is large goes to an object store in parts.
+        """
         import obstore
 
         with self._failures("write", path, _requests_of(content)):
-            obstore.put(self._backend, path, content)
+            return obstore.put(self._backend, path, content)["e_tag"] or ""
 
     async def put_async(self, path: str, content: bytes, *, durable: bool = False) -> None:
         """Write an object, replacing what was there; a durable one has survived a power cut when this returns."""
@@ -241,7 +247,7 @@ class Store:
                 if page:
                     self._count("list")
                 for meta in chunk:
-                    yield StoredObject(meta["path"], meta["size"], meta["e_tag"])
+                    yield StoredObject(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
 
     async def objects_async(self, folder: str) -> list[StoredObject]:
         """Return every object below a folder, in no order."""
@@ -252,7 +258,10 @@ class Store:
                 self._check_root()
                 listing = await obstore.list(self._backend, prefix=folder, chunk_size=_PAGE).collect_async()
                 self._count("list", max(len(listing) - 1, 0) // _PAGE)
-                return [StoredObject(meta["path"], meta["size"], meta["e_tag"]) for meta in listing]
+                return [
+                    StoredObject(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+                    for meta in listing
+                ]
 
         return await _repeating(once)
 

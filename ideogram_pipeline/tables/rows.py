@@ -118,6 +118,16 @@ class PromptRow(_Row):
     seed: Whole | None = Field(default=None, description="Random seed; derived from the prompt id if empty.")
     extra: str = Field(default="{}", description="The table's other columns, as a JSON object.")
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The ids of all references that the row names."""
+        return (
+            *self.reference_ids,
+            *self.reference_mask_ids,
+            *self.style_reference_ids,
+            *filter(None, (self.image_id, self.mask_id)),
+        )
+
 
 class ReferenceRow(_Row):
     """One row of the references table, before its picture was opened."""

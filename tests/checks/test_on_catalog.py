@@ -15,7 +15,7 @@ def published(project):
 
 
 def edit(project, change):
-    rows = catalog.read(project.store, "default")
+    rows = catalog.read(project.store, catalog.path("default"))
     parquet.write(project.store, catalog.path("default"), catalog.CatalogRow, change(rows))
 
 
@@ -61,7 +61,7 @@ def test_a_catalog_that_was_not_made_for_a_batch_is_an_error(published):
 
 
 def test_a_file_of_the_catalog_without_a_batch_is_named(published, rows_of):
-    published.store.put(catalog.path("ghost"), published.store.get(catalog.path("default")))
+    published.store.put("catalog/ghost.parquet", published.store.get(catalog.path("default")))
     found = published.check_again("image_catalog")["catalog_complete"]
     assert rows_of(found) == [("catalog/ghost.parquet", "belongs to no batch that was run")]
 
@@ -73,3 +73,15 @@ def test_a_picture_of_another_backend_is_an_error(published, evaluations, rows_o
     found = evaluations(published.run("publish"))["one_backend"]
     assert not found.passed
     assert rows_of(found) == [(f"images/batch=default/{rows[0].file_name}", "is of the backend fal")]
+
+
+def test_only_what_changed_is_compared_row_by_row(published, evaluations):
+    assert published.check_again("image_catalog")["catalog_complete"].metadata["compared"].value == 2
+    found = evaluations(published.run("publish"))["catalog_complete"]
+    assert (found.metadata["pictures"].value, found.metadata["compared"].value) == (2, 0)
+
+
+def test_rows_that_stand_twice_in_a_file_are_an_error(published, rows_of):
+    edit(published, lambda rows: [*rows, rows[0]])
+    found = published.check_again("image_catalog")["catalog_complete"]
+    assert rows_of(found) == [(catalog.path("default"), "has rows twice")]

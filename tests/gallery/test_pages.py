@@ -157,7 +157,7 @@ def test_missing_thumbnails_are_made(store, work_batch):
     write_gallery(store)
     [small] = store.objects("gallery/batch=drop/thumbnails")
     store.delete(small.path)
-    write_gallery(store)
+    write_gallery(store, anew=True)
     assert store.exists(small.path)
 
 
@@ -176,6 +176,33 @@ def test_the_digest_changes_when_and_only_when_a_page_does(store, work_batch):
     assert write_gallery(store).digest == first
     work_batch([{"prompt_id": "a", "prompt": "y"}])
     assert write_gallery(store).digest != first
+
+
+def test_only_pages_of_batches_that_were_run_since_are_made(store, work_batch):
+    for batch in ("one", "two"):
+        work_batch([{"prompt_id": "a", "prompt": batch}], batch=batch)
+    write_gallery(store)
+    pages = {batch: f"gallery/batch={batch}/index.html" for batch in ("one", "two")}
+    before = {batch: store.etag(path) for batch, path in pages.items()}
+    work_batch([{"prompt_id": "a", "prompt": "three"}], batch="two")
+    summary = write_gallery(store)
+    assert [batch for batch, path in pages.items() if store.etag(path) != before[batch]] == ["two"]
+    assert (summary.batches, summary.rows, summary.images) == (2, 2, 2)
+    alternatives = [found for found in page(store, INDEX).tags if found == "img"]
+    assert len(alternatives) == 2
+
+
+def test_other_thumbnails_or_a_lost_memory_make_every_page_anew(store, work_batch):
+    work_batch([{"prompt_id": "a", "prompt": "x"}])
+    write_gallery(store)
+    path = "gallery/batch=drop/index.html"
+    small = page(store, path).links
+    write_gallery(store, thumbnails=False)
+    assert page(store, path).links != small
+    for found in list(store.objects("gallery")):
+        store.delete(found.path)
+    write_gallery(store)
+    assert page(store, path).links == small
 
 
 def test_a_store_without_pictures_has_an_index(store):

@@ -1,6 +1,13 @@
 """What lies in the store comes back as it was written, batch by batch."""
 
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
 from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation.buckets import bucket
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection
@@ -38,6 +45,65 @@ def test_batches_are_counted_in_pictures_and_include_those_with_rejections_only(
     assert files.batches(store) == {"a": 3, "b": 2, "c": 0}
 
 
+def test_a_table_that_was_never_read_is_no_empty_one(store):
+    with pytest.raises(FileNotFoundError, match=r"batches\.json"):
+        files.read_prompts(store, "a")
+
+
+def test_only_the_files_of_batches_that_changed_are_written(store):
+    files.write_prompts(store, TABLE)
+    before = {found.path: found.etag for found in store.objects("tables")}
+    edited = (TABLE.rows[0].model_copy(update={"prompt": "y"}), *TABLE.rows[1:])
+    files.write_prompts(store, replace(TABLE, rows=edited))
+    after = {found.path: found.etag for found in store.objects("tables")}
+    assert {path for path in after if after[path] != before[path]} == {
+        f"{files.PROMPTS}/{bucket('b')}.parquet",
+        files.BATCHES,
+    }
+    assert files.read_prompts(store, "b")[0][0].prompt == "y"
+
+
+def test_a_file_that_a_crash_left_beside_an_older_index_is_not_taken_for_what_it_was(store):
+    files.write_prompts(store, TABLE)
+    index = store.get(files.BATCHES)
+    files.write_prompts(store, replace(TABLE, rows=TABLE.rows[1:]))
+    store.put(files.BATCHES, index)
+    files.write_prompts(store, TABLE)
+    assert files.read_prompts(store, "b")[0] == [TABLE.rows[0], TABLE.rows[2]]
+
+
+def test_a_batch_that_left_the_table_leaves_no_rows(store, prompts_table):
+    files.write_prompts(store, TABLE)
+    files.write_prompts(store, prompts_table("b"))
+    assert list(files.batches(store)) == ["b"]
+    assert files.read_prompts(store, "a") == ([], [])
+    assert {found.path for found in store.objects("tables")} == {
+        files.BATCHES,
+        f"{files.PROMPTS}/{bucket('b')}.parquet",
+    }
+
+
+def test_a_run_has_its_own_plan_and_its_retries_too(store, work_batch):
+    mine = work_batch([{"prompt_id": "a", "prompt": "x"}]).plan
+    files.write_plan(store, mine, root_run_id="mine")
+    files.write_plan(store, replace(mine, rows=()), root_run_id="another")
+    assert files.read_plan(store, "drop", root_run_id="mine") == mine
+    assert files.read_plan(store, "drop").rows == ()
+
+
+def test_plans_of_runs_that_are_long_over_go(store, work_batch):
+    plan = work_batch([{"prompt_id": "a", "prompt": "x"}]).plan
+    for run in ("old", "new"):
+        files.write_plan(store, plan, root_run_id=run)
+    past = time.time() - files.KEEP_RUN_PLANS.total_seconds() - 60
+    for run in ("old", "mine"):
+        store.put(files.run_plan_path("drop", run), b"x")
+        os.utime(store.where(files.run_plan_path("drop", run)), (past, past))
+    files.write_plan(store, plan, root_run_id="mine")
+    left = sorted(found.path for found in store.objects("run_plans"))
+    assert left == [files.run_plan_path("drop", run) for run in ("mine", "new")]
+
+
 def test_references_come_back_by_id(store):
     face = Reference(
         reference_id="face",
@@ -50,7 +116,8 @@ def test_references_come_back_by_id(store):
         bytes=100,
     )
     files.write_references(store, ReferencesTable((face,), (rejection(3),)))
-    assert files.read_references(store) == ({"face": face}, {"p3": rejection(3)})
+    assert files.read_references(store, ["face", "p3", "nobody"]) == ({"face": face}, {"p3": rejection(3)})
+    assert files.read_references(store, []) == ({}, {})
 
 
 def test_a_plan_comes_back_with_its_requests(store, work_batch):

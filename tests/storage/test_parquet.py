@@ -82,7 +82,7 @@ def test_the_same_rows_make_the_same_file(rows):
 def test_where_keeps_the_rows_that_hold_the_value(rows):
     store = Store.open("memory://")
     parquet.write(store, "rows.parquet", Sample, rows)
-    kept = list(parquet.read(store, "rows.parquet", Sample, where=("state", "open")))
+    kept = list(parquet.read(store, "rows.parquet", Sample, where=("state", ["open"])))
     assert kept == [row for row in rows if row.state == "open"]
 
 
