@@ -145,15 +145,15 @@ def _versions() -> str:
     if not dg.__version__.startswith("1.13."):
         raise PipelineError(f"{found}: this project is made for dagster 1.13. Install dagster>=1.13,<1.14.")
     sqlalchemy = tuple(int(part) for part in version("sqlalchemy").split(".")[:2])
-    if find_spec("dagster_postgres") and sqlalchemy >= (2, 1) and not find_spec("psycopg"):
-        raise PipelineError(
-            f"{found}, and dagster-postgres with SQLAlchemy {version('sqlalchemy')}: together they can't open "
-            "postgresql:// URLs. Write postgresql+psycopg2:// in dagster.yaml, or install sqlalchemy<2.1."
-        )
     if telemetry.is_wanted() and not find_spec("opentelemetry.sdk"):
         raise PipelineError(
             f"{found}: an OpenTelemetry endpoint is set and nothing is sent to it. Install "
             "'ideogram-pipeline[otel]', or set OTEL_SDK_DISABLED=true."
+        )
+    if find_spec("dagster_postgres") and sqlalchemy >= (2, 1) and not find_spec("psycopg"):
+        return (
+            f"{found}; with SQLAlchemy {version('sqlalchemy')} dagster-postgres needs postgresql+psycopg2 as the scheme "
+            "in dagster.yaml, as deploy/dagster.yaml has it"
         )
     return found
 

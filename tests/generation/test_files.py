@@ -8,6 +8,8 @@ import pytest
 
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.buckets import bucket
+from ideogram_pipeline.generation.rows import PlannedRow
+from ideogram_pipeline.storage.parquet import Rows
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection
@@ -86,9 +88,9 @@ def test_a_batch_that_left_the_table_leaves_no_rows(store, prompts_table):
 def test_a_run_has_its_own_plan_and_its_retries_too(store, work_batch):
     mine = work_batch([{"prompt_id": "a", "prompt": "x"}]).plan
     files.write_plan(store, mine, root_run_id="mine")
-    files.write_plan(store, replace(mine, rows=()), root_run_id="another")
+    files.write_plan(store, replace(mine, rows=Rows.of(PlannedRow, [])), root_run_id="another")
     assert files.read_plan(store, "drop", root_run_id="mine") == mine
-    assert files.read_plan(store, "drop").rows == ()
+    assert len(files.read_plan(store, "drop").rows) == 0
 
 
 def test_plans_of_runs_that_are_long_over_go(store, work_batch):

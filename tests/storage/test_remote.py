@@ -39,7 +39,7 @@ READS = {
     "folders": lambda store: store.folders(""),
 }
 WRITES = {
-    "put": lambda store: store.put("new", b"1"),
+    "put": lambda store: bool(store.put("new", b"1")),
     "put_async": lambda store: asyncio.run(store.put_async("new", b"1")),
     "create": lambda store: store.create("new", b"1"),
     "create_async": lambda store: asyncio.run(store.create_async("new", b"1")),
