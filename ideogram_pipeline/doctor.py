@@ -152,7 +152,7 @@ def _versions() -> str:
         )
     if find_spec("dagster_postgres") and sqlalchemy >= (2, 1) and not find_spec("psycopg"):
         return (
-            f"{found}; with SQLAlchemy {version('sqlalchemy')} dagster-postgres needs postgresql+psycopg2 as the scheme "
+            f"{found}; with SQLAlchemy {version('sqlalchemy')} dagster-postgres needs the scheme postgresql+psycopg2 "
             "in dagster.yaml, as deploy/dagster.yaml has it"
         )
     return found
