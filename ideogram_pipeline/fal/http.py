@@ -34,7 +34,7 @@ from ideogram_pipeline.fal.errors import (
     UnsafeUrl,
 )
 from ideogram_pipeline.fal.keys import FalKey
-from ideogram_pipeline.fal.urls import FalHosts, is_public, shown
+from ideogram_pipeline.fal.urls import FalHosts, is_public, parsed, shown
 
 T = TypeVar("T")
 
@@ -188,7 +188,7 @@ class Http:
         )
         request = client.build_request(
             call.method,
-            call.url,
+            parsed(call.url),
             headers={"User-Agent": "ideogram-pipeline", **call.headers, **authorization},
             content=call.content,
             timeout=waiting,

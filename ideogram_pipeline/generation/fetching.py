@@ -31,6 +31,8 @@ DOWNLOAD_ATTEMPTS = 3
 """A picture that arrives damaged is fetched again this often in all."""
 THUMBNAIL_SIDE = 320
 """Pixels of a thumbnail's longer side."""
+NEWS_EVERY_S = 0.25
+"""Those who wait are told at most so often that what they wait by has changed: each look of so many costs time."""
 FINISHING = 16
 """So many requests at a time are fetched and stored, which bounds the pictures in memory."""
 
@@ -75,6 +77,7 @@ class Fetcher:
         self._polling = waiting
         self._told = waiting.revision
         self._news = asyncio.Event()
+        self._waking: asyncio.TimerHandle | None = None
         # Decoding keeps a core busy; in asyncio's own threads it would keep the ledger's writes waiting.
         self._decoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self._there = _pictures_there(store, entries)
@@ -182,12 +185,16 @@ class Fetcher:
         return (await self._fal.result(queued)).payload
 
     def _tell_news(self) -> None:
-        """Let everybody who waits for a turn look again, if it may have come nearer."""
+        """Have everybody who waits for a turn look again in a moment, if it may have come nearer."""
         if self._told != self._polling.revision:
             self._told = self._polling.revision
-            self._wake()
+            if self._waking is None:
+                self._waking = asyncio.get_running_loop().call_later(NEWS_EVERY_S, self._wake)
 
     def _wake(self) -> None:
+        if self._waking:
+            self._waking.cancel()
+            self._waking = None
         self._news.set()
         self._news = asyncio.Event()
 
