@@ -9,16 +9,17 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE, thumbnail_path
+from ideogram_pipeline.generation.files import ShownPicture, ShownRow
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.generation.requests import PictureUse
-from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
+from ideogram_pipeline.generation.rows import ImageRow, OutcomeState
 from ideogram_pipeline.pictures import BadPicture, thumbnail
 from ideogram_pipeline.storage import Store
 
@@ -31,14 +32,16 @@ STRIP = 8
 """So many of a batch's pictures stand in the index."""
 _REFERENCE_SIDE = 96
 
+Picture = TypeVar("Picture", ImageRow, ShownPicture)
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
     """One row of the prompts table as the page shows it: with a picture, or with the reason there is none."""
 
-    outcome: OutcomeRow
+    outcome: ShownRow
     """How the row ended."""
-    image: ImageRow | None
+    image: ShownPicture | None
     """The picture, if there is one."""
     prompt: str
     """As the plan has it."""
@@ -152,8 +155,8 @@ def _look(templates: Environment, thumbnails: bool) -> str:
 def _page(
     store: Store, batch: str, mark: str, references: _References, *, thumbnails: bool
 ) -> tuple[BatchPage, list[Card]]:
-    outcomes = files.read_outcomes(store, batch)
-    images = [row for row in files.read_images(store, batch) if row.current]
+    outcomes = files.shown_rows(store, batch)
+    images = [row for row in files.shown_pictures(store, batch) if row.current]
     images = fill_in_thumbnails(store, images) if thumbnails else _there(store, batch, images)
     cards = _cards(references, files.read_plan(store, batch), outcomes, images, thumbnails)
     counted = Counter[str](outcome.state for outcome in outcomes)
@@ -174,19 +177,21 @@ def _page(
 def _cards(
     shown: _References,
     plan: Plan,
-    outcomes: Sequence[OutcomeRow],
-    images: Sequence[ImageRow],
+    outcomes: Sequence[ShownRow],
+    images: Sequence[ShownPicture],
     thumbnails: bool,
 ) -> list[Card]:
-    requests = {row.prompt_id: row.request for row in plan.rows}
-    pictures: dict[str | None, list[ImageRow]] = defaultdict(list)
+    asked: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {}
+    for row in plan.rows:
+        if request := row.request:
+            references = tuple((use.reference_id, shown.link(use)) for use in request.pictures)
+            asked[row.prompt_id] = str(request.arguments.get("prompt", "")), references
+    pictures: dict[str | None, list[ShownPicture]] = defaultdict(list)
     for image in images:
         pictures[image.fingerprint].append(image)
     cards = []
     for outcome in outcomes:
-        request = requests.get(outcome.prompt_id)
-        references = tuple((use.reference_id, shown.link(use)) for use in request.pictures) if request else ()
-        prompt = str(request.arguments.get("prompt", "")) if request else ""
+        prompt, references = asked.get(outcome.prompt_id, ("", ()))
         if outcome.fingerprint not in pictures:
             cards.append(Card(outcome, None, prompt, "", "", references))
         for image in pictures.get(outcome.fingerprint, []):
@@ -197,12 +202,12 @@ def _cards(
     return cards
 
 
-def _there(store: Store, batch: str, images: Sequence[ImageRow]) -> list[ImageRow]:
+def _there(store: Store, batch: str, images: Sequence[ShownPicture]) -> list[ShownPicture]:
     there = {found.path for found in store.objects(f"images/batch={batch}")}
     return [image for image in images if f"images/batch={batch}/{image.file_name}" in there]
 
 
-def fill_in_thumbnails(store: Store, images: Sequence[ImageRow]) -> list[ImageRow]:
+def fill_in_thumbnails(store: Store, images: Sequence[Picture]) -> list[Picture]:
     """Make the small pictures that are missing; return the rows whose picture is there and can be shown."""
     batches = {image.batch for image in images}
     there = {found.path for batch in batches for found in store.objects(f"gallery/batch={batch}/thumbnails")}

@@ -135,7 +135,7 @@ def batches(store: Store) -> dict[str, int]:
         return dict.fromkeys(batches_with_results(store), 0)
 
 
-def read_prompts(store: Store, batch: str) -> tuple[list[PromptRow], list[Rejection]]:
+def read_prompts(store: Store, batch: str) -> tuple[parquet.Rows[PromptRow], parquet.Rows[Rejection]]:
     """Return a batch's rows and its rejected records.
 
     Raises:
@@ -143,12 +143,12 @@ def read_prompts(store: Store, batch: str) -> tuple[list[PromptRow], list[Reject
     """
     store.etag(BATCHES)
 
-    def of_batch(folder: str, model: type[Row]) -> list[Row]:
+    def of_batch(folder: str, model: type[Row]) -> parquet.Rows[Row]:
         path = f"{folder}/{bucket(batch)}.parquet"
         try:
-            return list(parquet.read(store, path, model, where=("batch", [batch])))
+            return parquet.rows(store, path, model, where=("batch", [batch]))
         except FileNotFoundError:
-            return []
+            return parquet.Rows.of(model, [])
 
     return of_batch(PROMPTS, PromptRow), of_batch(REJECTED_PROMPTS, Rejection)
 
@@ -280,6 +280,43 @@ class RowEnd(NamedTuple):
     due: bool
     fingerprint: str | None
     images: int
+
+
+class ShownPicture(NamedTuple):
+    """What the gallery shows of a picture, likewise."""
+
+    batch: str
+    file_name: str
+    image_index: int
+    fingerprint: str
+    current: bool
+    rendering_speed: str | None
+    seed: int
+    width: int
+    height: int
+    cost_usd: float | None
+    backend: str
+
+
+class ShownRow(NamedTuple):
+    """What the gallery shows of a row, likewise."""
+
+    prompt_id: str
+    state: OutcomeState
+    reason: str
+    fingerprint: str | None
+    endpoint: str | None
+    cost_usd: float | None
+
+
+def shown_pictures(store: Store, batch: str) -> list[ShownPicture]:
+    """Return what the gallery shows of a batch's pictures."""
+    return parquet.view(store, metadata_path(batch), ShownPicture)
+
+
+def shown_rows(store: Store, batch: str) -> list[ShownRow]:
+    """Return what the gallery shows of a batch's rows."""
+    return parquet.view(store, outcomes_path(batch), ShownRow)
 
 
 def picture_facts(store: Store, batch: str) -> list[PictureFacts]:

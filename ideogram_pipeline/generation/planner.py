@@ -192,8 +192,7 @@ def plan_batch(
     A `choice` of only failed rows needs the rows that the last run `left_without` a picture, by prompt id, with the
     fingerprint of what they asked for. Without `decisions` nothing is written, and every call decides for itself.
     """
-    in_order = sorted(rows, key=lambda row: row.row_number)
-    drafts = _Drafts(in_order, references, entries)
+    drafts = _Drafts(_in_order(rows), references, entries)
     chosen = _Chosen(drafts, choice or Choice(), left_without or {}, decisions)
     earlier = _newest_requests(entries)
     planned = (
@@ -211,6 +210,12 @@ def plan_batch(
         for rejection in sorted(rejections, key=lambda rejection: rejection.row_number)
     )
     return Plan(batch, Rows.of(PlannedRow, merge(planned, rejected, key=lambda row: row.row_number)))
+
+
+def _in_order(rows: Collection[PromptRow]) -> Collection[PromptRow]:
+    """Return rows in the order of the table, which most come in, without holding those that come from a file."""
+    numbers = [row.row_number for row in rows]
+    return rows if numbers == sorted(numbers) else sorted(rows, key=lambda row: row.row_number)
 
 
 class _Draft:

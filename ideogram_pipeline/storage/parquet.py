@@ -171,9 +171,13 @@ class Rows(Collection[Row]):
         return pq.ParquetFile(pa.BufferReader(self.content), pre_buffer=False)
 
 
-def rows(store: Store, path: str, model: type[Row]) -> Rows[Row]:
-    """Return the rows of a Parquet file that was written from `model`."""
-    return Rows(store.get(path), model)
+def rows(
+    store: Store, path: str, model: type[Row], *, where: tuple[str, Collection[str]] | None = None
+) -> Rows[Row]:
+    """Return the rows of a Parquet file that was written from `model`; `where` as in `read`."""
+    if where is None:
+        return Rows(store.get(path), model)
+    return Rows(encode_tables(arrow_schema(model), [read_table(store, path, where=where)]), model)
 
 
 def view(store: Store, path: str, kind: type[View]) -> list[View]:
