@@ -12,13 +12,11 @@ import csv
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import ClassVar
 
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation import catalog, files
@@ -44,33 +42,14 @@ BATCH = 1_000
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
-class Counting(Store):
-    """A store that counts its operations."""
-
-    operations: ClassVar[Counter[str]] = Counter()
-
-    def get(self, path: str) -> bytes:
-        self.operations["get"] += 1
-        return super().get(path)
-
-    def put(self, path: str, content: bytes) -> str:
-        self.operations["put"] += 1
-        return super().put(path, content)
-
-    def objects(self, folder: str) -> Iterator:
-        self.operations["list"] += 1
-        return super().objects(folder)
-
-
 @contextmanager
-def measured(told: list[str], rows: int) -> Iterator[None]:
+def measured(store: Store, told: list[str], rows: int) -> Iterator[None]:
     """Note the CPU time a row and the operations of a step."""
-    Counting.operations.clear()
+    store.requests.clear()
     cpu, wall = time.process_time(), time.monotonic()
     yield
     cpu, wall = time.process_time() - cpu, time.monotonic() - wall
-    operations = sum(Counting.operations.values())
-    told.append(f"{1000 * cpu / rows:.2f} / {1000 * wall / rows:.2f} ({operations})")
+    told.append(f"{1000 * cpu / rows:.2f} / {1000 * wall / rows:.2f} ({store.requests.total()})")
 
 
 def entry(request: GenerationRequest) -> Entry:
@@ -132,11 +111,9 @@ def planned(store: Store, batch: str) -> Plan:
 
 def record(store: Store, plan: Plan, entries: dict[str, Entry]) -> None:
     """Write what a run leaves of a batch."""
-    outcomes = [
-        Generated(request, entries[request.fingerprint]) for row in plan.rows if (request := row.request)
-    ]
+    outcomes = (Generated(request, entries[request.fingerprint]) for request in plan.requests)
     files.write_plan(store, plan, root_run_id="bench")
-    files.write_results(store, plan.batch, image_rows(plan, entries), outcome_rows(plan, outcomes))
+    files.write_results(store, plan.batch, image_rows(plan, entries), outcome_rows(plan, outcomes, entries))
 
 
 def publish(store: Store) -> None:
@@ -159,9 +136,9 @@ def measure(history: int, folder: Path) -> Sequence[str]:
         for number in range(history + BATCH):
             writer.writerow([f"row-{number:07}", f"drop-{number // BATCH:05}", f"portrait number {number}"])
     (folder / "references.csv").write_text("reference_id,uri\n")
-    store = Counting.open(str(folder / "store"))
+    store = Store.open(str(folder / "store"))
     told: list[str] = []
-    with measured(told, history + BATCH):
+    with measured(store, told, history + BATCH):
         files.write_prompts(store, read_prompts(str(table)))
     files.write_references(store, ReferencesTable((), ()))
     for number in range(history // BATCH):
@@ -172,17 +149,17 @@ def measure(history: int, folder: Path) -> Sequence[str]:
     publish(store)
     print(f"  {history} rows are there", file=sys.stderr)
     newest = f"drop-{history // BATCH:05}"
-    with measured(told, BATCH):
+    with measured(store, told, BATCH):
         plan = planned(store, newest)
     entries = made(plan)
     keep(store, newest, entries)
-    with measured(told, BATCH):
+    with measured(store, told, BATCH):
         plan = planned(store, newest)
-    with measured(told, BATCH):
+    with measured(store, told, BATCH):
         record(store, plan, entries)
-    with measured(told, BATCH):
+    with measured(store, told, BATCH):
         publish(store)
-    with measured(told, BATCH):
+    with measured(store, told, BATCH):
         publish(store)
     return told
 
