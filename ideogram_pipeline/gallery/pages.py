@@ -118,9 +118,13 @@ def write_gallery(store: Store, *, thumbnails: bool = True, anew: bool = False) 
         mark = f"{results} {look}"
         if batch not in known or known[batch].mark != mark:
             page, cards = _page(store, batch, mark, references, thumbnails=thumbnails)
-            html = templates.get_template("batch.html.j2").render(page=page, cards=cards, side=THUMBNAIL_SIDE)
-            store.put(f"gallery/batch={batch}/index.html", html.encode())
-            known[batch] = page.model_copy(update={"sha256": hashlib.sha256(html.encode()).hexdigest()})
+            parts = templates.get_template("batch.html.j2").stream(
+                page=page, cards=cards, side=THUMBNAIL_SIDE
+            )
+            parts.enable_buffering(1_000)
+            content = b"".join(part.encode() for part in parts)
+            store.put(f"gallery/batch={batch}/index.html", content)
+            known[batch] = page.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
         pages.append(known[batch])
     html = templates.get_template("index.html.j2").render(pages=pages)
     after = GalleryIndex(pages=tuple(pages))

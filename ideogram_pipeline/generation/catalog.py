@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -212,38 +212,41 @@ def _summary(made: Mapping[str, CatalogFile], rewritten: int) -> CatalogSummary:
 
 def _encoded(store: Store, sources: Mapping[str, Source]) -> tuple[bytes, dict[str, BatchInCatalog]]:
     """Return the file of these batches, and what is in it of each."""
-    tables: list[pa.Table] = []
     batches: dict[str, BatchInCatalog] = {}
-    for batch, source in sources.items():
-        table = _table(store, batch, asked_for=source.asked_for)
-        tables.append(table)
-        batches[batch] = BatchInCatalog(
-            source=source,
-            images=table.num_rows,
-            cost_usd=sum(cost or 0.0 for cost in table["cost_usd"].to_pylist()),
-            bytes=sum(table["bytes"].to_pylist()),
-            backends=tuple(sorted(set(table["backend"].to_pylist()))),
-        )
-    return parquet.encode_tables(parquet.arrow_schema(CatalogRow), tables), batches
+
+    def tables() -> Iterator[pa.Table]:
+        for batch, source in sources.items():
+            images, size, cost, backends = 0, 0, 0.0, set[str]()
+            for table in _tables(store, batch, asked_for=source.asked_for):
+                images += table.num_rows
+                size += sum(length or 0 for length in table["bytes"].to_pylist())
+                cost += sum(usd or 0.0 for usd in table["cost_usd"].to_pylist())
+                backends |= {str(backend) for backend in table["backend"].to_pylist()}
+                yield table
+            batches[batch] = BatchInCatalog(
+                source=source, images=images, cost_usd=cost, bytes=size, backends=tuple(sorted(backends))
+            )
+
+    return parquet.encode_tables(parquet.arrow_schema(CatalogRow), tables()), batches
 
 
-def _table(store: Store, batch: str, *, asked_for: bool) -> pa.Table:
-    """Return a batch's rows as the catalog has them, in Arrow alone: a file holds many rows that did not change."""
+def _tables(store: Store, batch: str, *, asked_for: bool) -> Iterator[pa.Table]:
+    """Yield a batch's rows as the catalog has them, in Arrow alone: a file holds many rows that did not change."""
     import pyarrow as pa
 
-    rows = parquet.read_table(store, files.metadata_path(batch))
-    none = pa.array([False] * rows.num_rows)
-    rows = rows if asked_for else rows.set_column(rows.schema.get_field_index("current"), "current", none)
-    folder = _folder(batch)
-    rows = rows.append_column(
-        "path", pa.array([f"{folder}/{name}" for name in rows["file_name"].to_pylist()])
-    )
-    schema = parquet.arrow_schema(CatalogRow)
-    for field in schema:
-        if field.name not in rows.column_names:  # added since the batch was last run
-            default = CatalogRow.model_fields[field.name].get_default()
-            rows = rows.append_column(field, pa.array([default] * rows.num_rows, field.type))
-    return rows.select(schema.names).cast(schema)
+    schema, folder = parquet.arrow_schema(CatalogRow), _folder(batch)
+    for part in parquet.tables(store, files.metadata_path(batch)):
+        rows = part
+        if not asked_for:
+            none = pa.array([False] * rows.num_rows)
+            rows = rows.set_column(rows.schema.get_field_index("current"), "current", none)
+        paths = [f"{folder}/{name}" for name in rows["file_name"].to_pylist()]
+        rows = rows.append_column("path", pa.array(paths, pa.string()))
+        for field in schema:
+            if field.name not in rows.column_names:  # added since the batch was last run
+                default = CatalogRow.model_fields[field.name].get_default()
+                rows = rows.append_column(field, pa.array([default] * rows.num_rows, field.type))
+        yield rows.select(schema.names).cast(schema)
 
 
 def _folder(batch: str) -> str:

@@ -6,6 +6,7 @@ A model's fields give the columns: names, types, nullability and, as column meta
 from __future__ import annotations
 
 import io
+import os
 import types
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ from ideogram_pipeline.storage.store import Store
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+# What a large batch's tables took, the system gets back; Arrow's own pools keep it. Read when pyarrow is imported.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 Row = TypeVar("Row", bound=BaseModel)
 
@@ -202,6 +206,16 @@ def read(
     for batch in read_table(store, path, where=where).to_batches(max_chunksize=2_000):
         for row in batch.to_pylist():
             yield model.model_validate(row)
+
+
+def tables(store: Store, path: str) -> Iterator[pa.Table]:
+    """Yield a Parquet file as Arrow tables of some rows each."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(pa.BufferReader(store.get(path)), pre_buffer=False)
+    for part in file.iter_batches(batch_size=2_000, use_threads=False):
+        yield pa.Table.from_batches([part])
 
 
 def read_table(store: Store, path: str, *, where: tuple[str, Collection[str]] | None = None) -> pa.Table:
