@@ -137,22 +137,20 @@ def path(batch: str) -> str:
     return f"{FOLDER}/{bucket(batch)}.parquet"
 
 
-def read(store: Store, file: str, batches: Iterable[str] | None = None) -> list[CatalogRow]:
-    """Return the rows of a file of the catalog as they are: of some batches, or all."""
-    return list(parquet.read(store, file, CatalogRow, where=("batch", list(batches)) if batches else None))
+def read(store: Store, file: str, batches: Iterable[str] | None = None) -> Iterator[CatalogRow]:
+    """Yield the rows of a file of the catalog as they are: of some batches, or all."""
+    return parquet.read(store, file, CatalogRow, where=("batch", list(batches)) if batches else None)
 
 
-def batch_rows(store: Store, batch: str, *, asked_for: bool) -> list[CatalogRow]:
-    """Return a batch's rows in the catalog as they should be; `asked_for`: the prompts table has the batch."""
+def batch_rows(store: Store, batch: str, *, asked_for: bool) -> Iterator[CatalogRow]:
+    """Yield a batch's rows in the catalog as they should be; `asked_for`: the prompts table has the batch."""
     folder = _folder(batch)
-    return [
-        CatalogRow(
+    for row in files.images(store, batch):
+        yield CatalogRow(
             **row.model_dump(exclude={"current"}),
             current=row.current and asked_for,
             path=f"{folder}/{row.file_name}",
         )
-        for row in files.read_images(store, batch)
-    ]
 
 
 def read_index(store: Store) -> CatalogIndex:

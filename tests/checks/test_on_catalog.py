@@ -15,7 +15,7 @@ def published(project):
 
 
 def edit(project, change):
-    rows = catalog.read(project.store, catalog.path("default"))
+    rows = list(catalog.read(project.store, catalog.path("default")))
     parquet.write(project.store, catalog.path("default"), catalog.CatalogRow, change(rows))
 
 

@@ -49,7 +49,7 @@ def test_every_picture_is_found_from_the_root(store, work_batch):
 def test_the_rows_are_those_of_their_batch_with_their_types(store, work_batch):
     work_batch([LIGHTHOUSE | {"extra": "{}"}], batch="one")
     catalog.refresh(store)
-    assert catalog.read(store, catalog.path("one")) == [
+    assert list(catalog.read(store, catalog.path("one"))) == [
         CatalogRow(**row.model_dump(), path=f"images/batch=one/{row.file_name}")
         for row in files.read_images(store, "one")
     ]
@@ -110,10 +110,10 @@ def test_a_batch_that_left_the_table_asks_for_no_picture_any_more(store, work_ba
     work_batch([LIGHTHOUSE], batch="one")
     files.write_prompts(store, prompts_table("one", "two"))
     catalog.refresh(store)
-    assert catalog.read(store, catalog.path("one"))[0].current
+    assert next(catalog.read(store, catalog.path("one"))).current
     files.write_prompts(store, prompts_table("two"))
     catalog.refresh(store)
-    assert not catalog.read(store, catalog.path("one"))[0].current
+    assert not next(catalog.read(store, catalog.path("one"))).current
 
 
 @pytest.mark.parametrize(
