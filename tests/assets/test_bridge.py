@@ -22,11 +22,20 @@ class Work:
 
     async def __call__(self, interruption):
         async with interruption.before_leaving(self.cancel):
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             try:
-                await asyncio.Event().wait()
+                while True:  # an interrupt that comes in a finalizer is lost
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    await asyncio.sleep(5)
             finally:
                 self.let_go = True
+
+
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Have Ctrl-C raise `KeyboardInterrupt`, whatever a server in this process had made of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_result_of_the_work_is_returned():
