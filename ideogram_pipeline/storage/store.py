@@ -11,7 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -276,6 +276,10 @@ class Store:
                 except FileNotFoundError as error:
                     if remote.bucket_is_gone(error):
                         raise
+                    # A missing object ends the call where the medium deletes one by one; the rest is still to do.
+                    for path in paths:
+                        with suppress(FileNotFoundError):
+                            await obstore.delete_async(self._backend, path)
 
         if paths:
             await _repeating(once)
