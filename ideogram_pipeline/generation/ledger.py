@@ -19,21 +19,21 @@ import asyncio
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from gzip import GzipFile
 from io import BytesIO
-from itertools import chain, groupby
+from itertools import groupby, islice
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.storage import Store, StoredObject
+from ideogram_pipeline.storage import Store
 
 MAX_ATTEMPTS = 3
 """A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
@@ -211,6 +211,7 @@ class AlreadyWritten(Exception):
 
 _READ_AT_ONCE = 1_000
 """Files that are read side by side, which bounds what reading takes beside what is kept."""
+_READ_BYTES = 1 << 16
 _NAME = re.compile(
     r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>\d+)-(?P<step>reserved|released|submitted|settled|billed)\.json"
 )
@@ -224,52 +225,63 @@ _STEPS: Mapping[str, type[_Record]] = {
 
 
 class Entries(Mapping[str, Entry]):
-    """The entries of one batch by fingerprint, kept as the text of their files.
+    """The entries of one batch by fingerprint, kept as the packed text of their files.
 
-    As objects they take five times the memory, and a large batch holds thousands that nobody looks at before the end.
+    As objects they take twenty times the memory, and a large batch holds thousands that nobody looks at before the end.
     So an entry is made when it is asked for, and kept only while its request is being worked on.
     """
 
     def __init__(self) -> None:
-        self._files: dict[str, bytes] = {}
-        self._at_work: dict[str, Entry] = {}
+        self._packed: dict[str, bytes] = {}
+        self._at_work: dict[str, tuple[bytes, Entry]] = {}
+        self._likeness = b""
 
     def __getitem__(self, fingerprint: str) -> Entry:
         """Return what is known of a fingerprint."""
-        at_work = self._at_work.get(fingerprint)
-        return at_work or _entry(self._files[fingerprint])
+        if at_work := self._at_work.get(fingerprint):
+            return at_work[1]
+        return _entry(self._unpacked(self._packed[fingerprint]))
 
     def __contains__(self, fingerprint: object) -> bool:
         """Say whether anything is known of a fingerprint."""
-        return fingerprint in self._files
+        return fingerprint in self._packed
 
     def __iter__(self) -> Iterator[str]:
         """Yield the fingerprints."""
-        return iter(self._files)
+        return iter(self._packed)
 
     def __len__(self) -> int:
         """Return how many fingerprints are known."""
-        return len(self._files)
+        return len(self._packed)
 
-    def file(self, fingerprint: str, name: str) -> bytes:
-        """Return the bytes of one file of a fingerprint, such as `1-reserved`; nothing where it isn't known."""
-        for line in self._files.get(fingerprint, b"").split(b"\n"):
-            if line.startswith(name.encode() + b" "):
-                return line.partition(b" ")[2]
-        return b""
+    def files(self, fingerprint: str) -> bytes:
+        """Return the files of a fingerprint, one a line after its name, such as `1-reserved`."""
+        if at_work := self._at_work.get(fingerprint):
+            return at_work[0]
+        return self._unpacked(self._packed.get(fingerprint, b""))
 
     def found(self, fingerprint: str, files: bytes) -> None:
         """Take what the store has of a fingerprint, one file a line, in place of what was known."""
+        self._packed[fingerprint] = self._pack(files)
         self._at_work.pop(fingerprint, None)
-        self._files[fingerprint] = files
 
     def wrote(self, fingerprint: str, line: bytes, entry: Entry) -> None:
         """Take a file that was just written, and the entry with it."""
-        self._files[fingerprint] = self._files.get(fingerprint, b"") + line
+        files = self.files(fingerprint) + line
         if entry.state in ("reserved", "submitted"):
-            self._at_work[fingerprint] = entry
+            self._at_work[fingerprint] = files, entry
+            self._packed.setdefault(fingerprint, b"")
         else:
-            self._at_work.pop(fingerprint, None)
+            self.found(fingerprint, files)
+
+    def _pack(self, files: bytes) -> bytes:
+        """Return files without what they share with the first ones that were packed: a quarter of them."""
+        self._likeness = self._likeness or files
+        packing = zlib.compressobj(1, zdict=self._likeness)
+        return packing.compress(files) + packing.flush()
+
+    def _unpacked(self, packed: bytes) -> bytes:
+        return zlib.decompressobj(zdict=self._likeness).decompress(packed) if packed else b""
 
 
 class Ledger:
@@ -347,56 +359,40 @@ class Ledger:
             return
         packed = zlib.compressobj(1, wbits=_GZIP)
         parts = []
-        for found in self._store.objects(self._folder):
-            name = _NAME.search(found.path)
-            content = (
-                self.entries.file(name["fingerprint"], f"{name['attempt']}-{name['step']}") if name else b""
-            )
-            if content and len(content) == found.size:
-                parts.append(packed.compress(b"%s %s\n" % (self._mark(found), content)))
+        for fingerprint, files in groupby(self._listed(self._folder), key=_fingerprint):
+            known = {
+                (attempt, step): content for attempt, step, content in _lines(self.entries.files(fingerprint))
+            }
+            for file in files:
+                _, attempt, step = _named(file)
+                content = known.get((attempt, step), b"")
+                if len(content) == int(file.split(b":")[1]):
+                    parts.append(packed.compress(b"%s %s\n" % (file, content)))
         self._store.put(self._copy, b"".join([*parts, packed.flush()]))
         self._not_copied = 0
 
-    def _copied(self, there: Sequence[StoredObject]) -> dict[str, bytes]:
-        """Return the bytes that the copy has of files as they are there, by path."""
-        if len(there) <= NOT_COPIED:
-            return {}
-        paths = {self._mark(found): found.path for found in there}
-        copied = {}
-        try:
-            with GzipFile(fileobj=BytesIO(self._store.get(self._copy))) as lines:
-                for line in lines:
-                    mark, _, file = line.rstrip(b"\n").partition(b" ")
-                    if mark in paths:
-                        copied[paths[mark]] = file
-        except (OSError, EOFError, zlib.error):  # there is none, or it is damaged
-            return {}
-        return copied
-
-    def _mark(self, found: StoredObject) -> bytes:
-        """Return a word that no other file has, nor the same one with another content."""
-        name = found.path.removeprefix(f"{self._folder}/")
-        return f"{name}:{found.size}:{found.etag}".replace(" ", "").encode()
-
     def _read(self, folder: str) -> None:
-        there = [found for found in self._store.objects(folder) if _NAME.search(found.path)]
-        copied = self._copied(there) if folder == self._folder else {}
-        self._not_copied += len(there) - len(copied)
-        paths = sorted(found.path for found in there)
+        files = self._listed(folder)
+        use_copy = folder == self._folder and len(files) > NOT_COPIED
+        joined = _joined(files, self._copied() if use_copy else iter(()))
 
-        def read(path: str) -> bytes:
-            return copied.pop(path, b"") or self._content(path)
+        def read(known: tuple[bytes, bytes]) -> bytes:
+            file, copied = known
+            return copied or self._content(f"{self._folder}/{file.partition(b':')[0].decode()}")
+
+        def contents(threads: ThreadPoolExecutor) -> Iterator[tuple[bytes, bytes]]:
+            while part := list(islice(joined, _READ_AT_ONCE)):
+                self._not_copied += sum(not copied for _, copied in part)
+                yield from zip((file for file, _ in part), threads.map(read, part), strict=True)
 
         with ThreadPoolExecutor(max_workers=16) as threads:
-            parts = (paths[start : start + _READ_AT_ONCE] for start in range(0, len(paths), _READ_AT_ONCE))
-            contents = chain.from_iterable(threads.map(read, part) for part in parts)
-            for fingerprint, files in groupby(zip(paths, contents, strict=True), key=_fingerprint):
-                self._found(fingerprint, [file for file in files if file[1]])
+            for fingerprint, found in groupby(contents(threads), key=lambda one: _fingerprint(one[0])):
+                self._found(fingerprint, [file for file in found if file[1]])
 
-    def _found(self, fingerprint: str, files: list[tuple[str, bytes]]) -> None:
+    def _found(self, fingerprint: str, files: list[tuple[bytes, bytes]]) -> None:
         steps = {}
-        for path, content in files:
-            _, attempt, step = _named(path)
+        for file, content in files:
+            _, attempt, step = _named(file)
             steps[attempt, step] = content
         for attempt, _ in steps:
             if (attempt, "reserved") not in steps:
@@ -408,6 +404,32 @@ class Ledger:
             lines = [_line(*step, content) for step, content in sorted(steps.items())]
             self.entries.found(fingerprint, b"".join(lines))
 
+    def _listed(self, folder: str) -> list[bytes]:
+        """Return the ledger's files below a folder, sorted: each as a word that no other has, nor it with other bytes.
+
+        The word is the file's name below the ledger's folder, its size and the store's mark, with colons between.
+        """
+        below = len(self._folder) + 1
+        return sorted(
+            f"{found.path[below:]}:{found.size}:{found.etag}".replace(" ", "").encode()
+            for found in self._store.objects(folder)
+            if _NAME.search(found.path)
+        )
+
+    def _copied(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the files that the copy has and their bytes, sorted; none if there is no copy, or it is damaged."""
+        try:
+            packed = self._store.get(self._copy)
+            with GzipFile(fileobj=BytesIO(packed)) as whole:  # its checksum stands at its end
+                while whole.read(_READ_BYTES):
+                    pass
+        except (OSError, EOFError, zlib.error):
+            return
+        with GzipFile(fileobj=BytesIO(packed)) as lines:
+            for line in lines:
+                file, _, content = line.rstrip(b"\n").partition(b" ")
+                yield file, content
+
     def _content(self, path: str) -> bytes:
         """Return a ledger file's bytes, which can be read; nothing of one that a power cut left empty."""
         content = self._store.get(path)
@@ -416,7 +438,7 @@ class Ledger:
             self._store.delete(path)
             return content
         try:
-            _STEPS[_named(path)[2]].model_validate_json(content)
+            _STEPS[_named(path.removeprefix(f"{self._folder}/").encode())[2]].model_validate_json(content)
         except ValueError as error:
             raise StoreError(f"The ledger file {self._store.where(path)!r} can't be read: {error}") from None
         return content
@@ -427,25 +449,40 @@ def batches(store: Store) -> list[str]:
     return [folder.removeprefix("batch=") for folder in store.folders("ledger")]
 
 
-def _named(path: str) -> tuple[str, int, str]:
-    """Return the fingerprint, attempt and step that a ledger file's path names."""
-    name = _NAME.search(path)
+def _joined(files: Iterable[bytes], copied: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each of the files with its bytes in the copy, nothing where it has none; both are sorted."""
+    name, content = next(copied, (b"", b""))
+    for file in files:
+        while name and name < file:
+            name, content = next(copied, (b"", b""))
+        yield file, content if name == file else b""
+
+
+def _named(file: bytes) -> tuple[str, int, str]:
+    """Return the fingerprint, attempt and step that a ledger file's name tells."""
+    name = _NAME.match(file.decode())
     assert name is not None
     return name["fingerprint"], int(name["attempt"]), name["step"]
 
 
-def _fingerprint(file: tuple[str, bytes]) -> str:
-    return _named(file[0])[0]
+def _fingerprint(file: bytes) -> str:
+    return _named(file)[0]
 
 
 def _line(attempt: int, step: str, content: bytes) -> bytes:
     return b"%d-%s %s\n" % (attempt, step.encode(), content.replace(b"\n", b" "))
 
 
-def _entry(lines: bytes) -> Entry:
-    attempts: dict[int, dict[str, _Record]] = defaultdict(dict)
-    for line in lines.split(b"\n")[:-1]:
+def _lines(files: bytes) -> Iterator[tuple[int, str, bytes]]:
+    """Yield the attempt, step and content of each line."""
+    for line in files.split(b"\n")[:-1]:
         name, _, content = line.partition(b" ")
-        number, _, step = name.decode().partition("-")
-        attempts[int(number)][step] = _STEPS[step].model_validate_json(content)
+        attempt, _, step = name.decode().partition("-")
+        yield int(attempt), step, content
+
+
+def _entry(files: bytes) -> Entry:
+    attempts: dict[int, dict[str, _Record]] = defaultdict(dict)
+    for attempt, step, content in _lines(files):
+        attempts[attempt][step] = _STEPS[step].model_validate_json(content)
     return Entry(tuple(Attempt(**steps) for steps in attempts.values()))  # type: ignore[arg-type]  # each step was parsed as its own type

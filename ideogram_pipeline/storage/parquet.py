@@ -92,7 +92,7 @@ def arrow_schema(model: type[BaseModel]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def encode(model: type[Row], rows: Iterable[Row], *, row_group_size: int = 2_000) -> bytes:
+def encode(model: type[Row], rows: Iterable[Row], *, row_group_size: int = 500) -> bytes:
     """Return the rows as one Parquet file. Numbers have to be finite: others leave a cell empty."""
 
     schema = arrow_schema(model)
