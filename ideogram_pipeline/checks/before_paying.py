@@ -7,7 +7,6 @@ of a budget a run makes what fits.
 
 from collections.abc import Iterator
 from decimal import Decimal
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -72,19 +71,22 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
 
 def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verdict:
     """Compare what a plan costs with what the lines leave; None: there is no line."""
-    to_pay = _to_pay(plan)
-    withheld = [row for row in to_pay if row.price_usd is None and not allow_unknown]
-    sendable = [row for row in to_pay if row.price_usd is not None or allow_unknown]
-    prices = [Decimal(str(row.price_usd or 0)) for row in sendable]
-    beyond = [
-        row
-        for row, total in zip(sendable, accumulate(prices), strict=True)
-        if left_usd is not None and total > left_usd
-    ]
-    something_fits = any(left_usd is None or price <= left_usd for price in prices)
-    found = [(row.prompt_id, "its price is not known") for row in withheld]
-    found += [(row.prompt_id, f"${row.price_usd} is beyond what is left") for row in beyond]
-    advice = [f"{len(to_pay) - len(found)} of {len(to_pay)} rows to pay for fit."]
+    withheld: list[tuple[str, str]] = []
+    beyond: list[tuple[str, str]] = []
+    to_pay, total, unpriced, something_fits = 0, Decimal(0), 0, False
+    for row in _to_pay(plan):
+        to_pay += 1
+        unpriced += row.price_usd is None
+        if row.price_usd is None and not allow_unknown:
+            withheld.append((row.prompt_id, "its price is not known"))
+            continue
+        price = Decimal(str(row.price_usd or 0))
+        total += price
+        something_fits = something_fits or left_usd is None or price <= left_usd
+        if left_usd is not None and total > left_usd:
+            beyond.append((row.prompt_id, f"${row.price_usd} is beyond what is left"))
+    found = [*withheld, *beyond]
+    advice = [f"{to_pay - len(found)} of {to_pay} rows to pay for fit."]
     if beyond:
         advice.append(
             f"They cost ${plan.cost_usd:.2f} in all, and ${left_usd:.2f} is left: raise IDEOGRAM_BUDGET_USD or "
@@ -100,9 +102,9 @@ def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verd
         " ".join(advice),
         _severity(blocks=not something_fits and _nothing_else_to_do(plan)),
         {
-            "rows_to_pay": len(to_pay),
+            "rows_to_pay": to_pay,
             "cost_usd": plan.cost_usd,
-            "unpriced": sum(row.price_usd is None for row in to_pay),
+            "unpriced": unpriced,
             **({} if left_usd is None else {"left_usd": float(left_usd)}),
         },
     )
@@ -133,8 +135,9 @@ def references(plan: "Plan", store: "Store") -> Verdict:
     """Look for the references of the rows to pay for. Those on the web are fetched by fal from there."""
     users: dict[str, list[str]] = {}
     expected: dict[str, tuple[str, str]] = {}
-    to_pay = _to_pay(plan)
-    for row in to_pay:
+    to_pay = 0
+    for row in _to_pay(plan):
+        to_pay += 1
         for use in row.request.pictures if row.request else ():
             if not use.uri.startswith("https://"):
                 users.setdefault(use.path, []).append(row.prompt_id)
@@ -154,22 +157,22 @@ def references(plan: "Plan", store: "Store") -> Verdict:
         found,
         f"{len(without)} rows are not sent for want of them. Delete the damaged files from the store and materialize "
         "`references` again.",
-        _severity(blocks=len(without) == len(to_pay) and _nothing_else_to_do(plan)),
+        _severity(blocks=len(without) == to_pay and _nothing_else_to_do(plan)),
         {"references": len(expected), "hashed": len(hashed), "rows_without_references": len(without)},
     )
 
 
-def _to_pay(plan: "Plan") -> "list[PlannedRow]":
+def _to_pay(plan: "Plan") -> "Iterator[PlannedRow]":
     from ideogram_pipeline.generation.planner import TO_PAY
 
-    return [row for row in plan.rows if row.decision in TO_PAY]
+    return (row for row in plan.rows if row.decision in TO_PAY)
 
 
 def _nothing_else_to_do(plan: "Plan") -> bool:
     """Say whether a run that pays for nothing has nothing to fetch, to look for or to keep in order either."""
     from ideogram_pipeline.generation.planner import PERHAPS_PAID
 
-    return not any(row.decision in ("reused", *PERHAPS_PAID) for row in plan.rows)
+    return not any(plan.count(decision) for decision in ("reused", *PERHAPS_PAID))
 
 
 def _severity(*, blocks: bool) -> dg.AssetCheckSeverity:
