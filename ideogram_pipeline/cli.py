@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.launch import RunSummary
     from ideogram_pipeline.preview import BatchPlanSummary, PlanSummary
+    from ideogram_pipeline.provenance.verifying import Verified
 
 EXIT_INCOMPLETE = 3
 EXIT_USAGE = 2
@@ -289,6 +290,42 @@ def webhooks(
         raise ConfigurationError(
             f"The receiver can't listen on {host}:{port}: {error.strerror or error}."
         ) from None
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.", metavar="PATH...")],
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file.")] = False,
+) -> None:
+    """Say what pictures tell of themselves: what made them, from which request. Needs no store and no network.
+
+    Exit codes: 0 every file is a whole picture and says where it comes from; 3 some don't; 2 a file can't be read.
+    """
+    from ideogram_pipeline.provenance.verifying import verified
+
+    looked_at = wrong = 0
+    for file in verified(paths):
+        looked_at += 1
+        wrong += not file.is_marked
+        if json:
+            typer.echo(file.model_dump_json())
+        else:
+            _print_verified(file)
+    _err.print(f"{looked_at} pictures, {wrong} of them damaged or without marks.", highlight=False)
+    raise typer.Exit(EXIT_INCOMPLETE if wrong else 0)
+
+
+def _print_verified(file: Verified) -> None:
+    says = file.problem or ("" if file.is_marked else "it says nothing of where it comes from")
+    _out.print(f"{file.path}: {says or 'whole'}", highlight=False, markup=False, soft_wrap=True)
+    if file.marks:
+        for name, value in file.marks.model_dump(exclude_none=True).items():
+            _out.print(
+                f"  {name.replace('_', ' '):>14}  {value}", highlight=False, markup=False, soft_wrap=True
+            )
+    if file.has_credentials:
+        _out.print("     credentials  C2PA, not validated here", highlight=False, markup=False)
 
 
 @app.command()

@@ -42,7 +42,9 @@ class StoreResource(dg.ConfigurableResource[Any]):
     thumbnails: bool = Field(
         default=True, description="Make a small picture of each; without, a PNG is never decoded."
     )
-
+    mark_prompts: bool = Field(
+        default=False, description="Put the prompt's text into each picture's marks, beside its digest."
+    )
     pipeline: str = Field(
         default="", description="Key prefix of the pipeline it belongs to; a store has one pipeline."
     )
@@ -292,6 +294,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             url=settings.store,
             backend=settings.backend,
             thumbnails=settings.thumbnails,
+            mark_prompts=settings.mark_prompt,
             pipeline=settings.key_prefix,
         ),
         "tables": TablesResource(

@@ -142,6 +142,11 @@ class Settings(BaseSettings):
         description="Make a small picture of each for the gallery. Without, the gallery shows the pictures "
         "themselves, and a PNG is proven by its checksums and never decoded, which takes a third of the CPU time.",
     )
+    mark_prompt: bool = Field(
+        default=False,
+        description="Put the prompt's text into each picture's own metadata (XMP), for whoever gets the file; its "
+        "digest always stands there.",
+    )
     fal_key: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("FAL_KEY", "fal_key"), description="fal's API key."
     )

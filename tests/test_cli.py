@@ -88,8 +88,10 @@ def test_every_option_stands_in_the_readme():
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `ideogram-")]
     for name, command in typer.main.get_command(app).commands.items():
         (row,) = [row for row in rows if row.startswith(f"| `ideogram-pipeline {name}")]
-        options = [option for parameter in command.params for option in parameter.opts if option != "--help"]
-        assert [option for option in options if option not in row] == [], name
+        options = [
+            option for parameter in command.params for option in parameter.opts if option.startswith("--")
+        ]
+        assert [option for option in options if option != "--help" and option not in row] == [], name
         assert all(parameter.help for parameter in command.params)
 
 

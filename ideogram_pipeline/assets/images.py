@@ -22,7 +22,7 @@ REASONS = 20
 """Rows without a picture whose reason the log and the metadata name."""
 RUN_TAG = "ideogram_pipeline/run"
 """Names the command that several Dagster runs belong to, so that they share one budget."""
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 """Changes with the columns of the pictures' rows or the way pictures are made."""
 
 
@@ -100,6 +100,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         budget=budget.open(opened, spending_run(context.run), config.max_spend_usd),
                         observer=progress,
                         webhook_url=fal.webhook_url,
+                        mark_prompts=store.mark_prompts,
                     )
                     with (
                         logs.of_run(run_id),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import dagster as dg
 
@@ -15,6 +15,8 @@ from ideogram_pipeline.logs import shown
 
 if TYPE_CHECKING:
     from ideogram_pipeline.storage import Store
+
+Seen = TypeVar("Seen")
 
 MAX_ROWS = 20
 """So many of the rows concerned are shown."""
@@ -62,12 +64,17 @@ def sampled(paths: Sequence[str]) -> list[str]:
 
 def digests(store: Store, paths: Sequence[str]) -> dict[str, str | None]:
     """Return the hex SHA-256 of each file's bytes; None where there is no such file."""
+    return looked_at(store, paths, lambda content: hashlib.sha256(content).hexdigest())
 
-    def digest(path: str) -> str | None:
+
+def looked_at(store: Store, paths: Sequence[str], look: Callable[[bytes], Seen]) -> dict[str, Seen | None]:
+    """Return what a look at each file's bytes shows; None where there is no such file."""
+
+    def seen(path: str) -> Seen | None:
         try:
-            return hashlib.sha256(store.get(path)).hexdigest()
+            return look(store.get(path))
         except FileNotFoundError:
             return None
 
     with ThreadPoolExecutor(max_workers=8) as threads:
-        return dict(zip(paths, threads.map(digest, paths), strict=True))
+        return dict(zip(paths, threads.map(seen, paths), strict=True))

@@ -1,13 +1,15 @@
 """On the pictures of a batch: are they there, whole, as asked for, each a picture of its own and paid for once?"""
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
 from ideogram_pipeline.assets.retries import RUN_RETRIES_TAG
-from ideogram_pipeline.checks.findings import Verdict, digests, sampled
+from ideogram_pipeline.checks.findings import Verdict, looked_at, sampled
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import LimitsResource, StoreResource
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from ideogram_pipeline.generation.files import PictureFacts, RowEnd
     from ideogram_pipeline.generation.ledger import Entry
     from ideogram_pipeline.ideogram.sizes import Size
+    from ideogram_pipeline.marks import Marks
     from ideogram_pipeline.storage import Store
 
 REASONS = 5
@@ -28,6 +31,9 @@ CHECKS = {
     "`ideogram-pipeline reconcile` looks for the others at fal.",
     "pictures_in_the_store": "Every generated row has its files, with the size and bytes they had when they came. Run "
     "the batch again: a missing file is fetched again without paying, as long as fal has it.",
+    "marks_in_the_pictures": "The files say of themselves what made them, and lead back to their request: the XMP of "
+    "a sample is read back from the store. A picture that brought Content Credentials has those instead, and one that "
+    "was stored by an older version has none. Delete what is damaged and run the batch again.",
     "sizes_as_asked": "Pictures are as wide and high as asked for: exactly so, or the nearest resolution that Ideogram "
     "renders. Rows that follow their source picture are left out. Choose a size that Ideogram renders.",
     "no_duplicate_pictures": "No two rows have the very same picture. Rows with the same prompt and seed do: give them "
@@ -68,7 +74,9 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         rows = files.row_ends(opened, batch)
         pictures = [picture for picture in files.picture_facts(opened, batch) if picture.current]
         yield unanswered(rows).of(asset)
-        yield stored(rows, pictures, opened, f"images/batch={batch}").of(asset)
+        there = Stored.of(opened, f"images/batch={batch}", pictures)
+        yield stored(rows, pictures, there).of(asset)
+        yield marked(pictures, there).of(asset)
         yield sizes(pictures).of(asset)
         yield duplicates(pictures).of(asset)
         yield paid_once(rows, Ledger(opened, batch).entries).of(asset)
@@ -110,12 +118,42 @@ def unanswered(rows: "Sequence[RowEnd]") -> Verdict:
     )
 
 
-def stored(
-    rows: "Sequence[RowEnd]", pictures: "Sequence[PictureFacts]", store: "Store", folder: str
-) -> Verdict:
+class Seen(NamedTuple):
+    """What the bytes of a picture show."""
+
+    sha256: str
+    """Hex digest."""
+    marks: "Marks | None"
+    """What it says of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What lies in a batch's folder."""
+
+    sizes: Mapping[str, int]
+    """Bytes of every file, by name."""
+    sample: "Mapping[str, Seen | None]"
+    """Some of the pictures that are there at their full length, by name."""
+
+    @classmethod
+    def of(cls, store: "Store", folder: str, pictures: "Sequence[PictureFacts]") -> "Stored":
+        """Look at a folder, and at the bytes of a sample of the pictures that should lie there."""
+        from ideogram_pipeline import marks
+
+        below = len(folder) + 1
+        sizes = {found.path[below:]: found.size for found in store.objects(folder)}
+        whole = [one.file_name for one in pictures if sizes.get(one.file_name) == one.bytes]
+        seen = looked_at(
+            store,
+            [f"{folder}/{name}" for name in sampled(whole)],
+            lambda content: Seen(hashlib.sha256(content).hexdigest(), marks.read(content)),
+        )
+        return cls(sizes, {path[below:]: one for path, one in seen.items()})
+
+
+def stored(rows: "Sequence[RowEnd]", pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
     """Look for every generated row's files: all by a listing, the bytes of a sample."""
-    there = {found.path: found.size for found in store.objects(folder)}
-    by_path = {f"{folder}/{picture.file_name}": picture for picture in pictures}
     counted: dict[str, int] = defaultdict(int)
     for picture in pictures:
         counted[picture.fingerprint] += 1
@@ -124,16 +162,16 @@ def stored(
         for row in rows
         if row.state == "generated" and counted[row.fingerprint or ""] != max(row.images, 1)
     ]
-    for path, picture in by_path.items():
-        if path not in there:
-            found.append((picture.prompt_id, f"{path} is missing"))
-        elif there[path] != picture.bytes:
-            found.append((picture.prompt_id, f"{path} has {there[path]} bytes instead of {picture.bytes}"))
-    whole = [path for path, picture in by_path.items() if there.get(path) == picture.bytes]
-    hashed = digests(store, sampled(whole))
-    for path, digest in hashed.items():
-        if digest != by_path[path].sha256:
-            found.append((by_path[path].prompt_id, f"{path} has other bytes than when it came"))
+    for picture in pictures:
+        size = there.sizes.get(picture.file_name)
+        if size is None:
+            found.append((picture.prompt_id, f"{picture.file_name} is missing"))
+        elif size != picture.bytes:
+            found.append(
+                (picture.prompt_id, f"{picture.file_name} has {size} bytes instead of {picture.bytes}")
+            )
+        elif (seen := there.sample.get(picture.file_name)) and seen.sha256 != picture.sha256:
+            found.append((picture.prompt_id, f"{picture.file_name} has other bytes than when it came"))
     return Verdict(
         "pictures_in_the_store",
         found,
@@ -142,8 +180,33 @@ def stored(
         dg.AssetCheckSeverity.ERROR,
         {
             "pictures": len(pictures),
-            "hashed": len(hashed),
-            "bytes": sum(there.get(path, 0) for path in by_path),
+            "hashed": len(there.sample),
+            "bytes": sum(there.sizes.get(picture.file_name, 0) for picture in pictures),
+        },
+    )
+
+
+def marked(pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
+    """Compare what a sample of the files say of themselves with what is known of them."""
+    found, read = [], 0
+    for picture in pictures:
+        seen = there.sample.get(picture.file_name)
+        if seen is None or picture.sha256_received == picture.sha256:
+            continue
+        read += 1
+        if seen.marks is None:
+            found.append((picture.prompt_id, f"{picture.file_name} has no marks"))
+        elif seen.marks.fingerprint != picture.fingerprint:
+            found.append((picture.prompt_id, f"{picture.file_name} says it is another request's"))
+    return Verdict(
+        "marks_in_the_pictures",
+        found,
+        "Something has rewritten the files. Delete them and run the batch again: they are fetched and marked again "
+        "without paying, as long as fal has them.",
+        counts={
+            "read": read,
+            "marked": sum(picture.sha256_received != picture.sha256 for picture in pictures),
+            "pictures": len(pictures),
         },
     )
 
@@ -183,7 +246,7 @@ def duplicates(pictures: "Sequence[PictureFacts]") -> Verdict:
     """Look for the same bytes under different requests."""
     by_digest: dict[str, dict[str, str]] = defaultdict(dict)
     for picture in pictures:
-        by_digest[picture.sha256][picture.fingerprint] = picture.prompt_id
+        by_digest[picture.sha256_received][picture.fingerprint] = picture.prompt_id
     same = [list(rows.values()) for rows in by_digest.values() if len(rows) > 1]
     found = [(rows[0], f"has the same picture as {', '.join(rows[1:4])}") for rows in same]
     return Verdict(

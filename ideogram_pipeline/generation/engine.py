@@ -88,8 +88,12 @@ class Engine:
         budget: Budget,
         observer: Observer,
         webhook_url: str | None = None,
+        mark_prompts: bool = False,
     ) -> None:
-        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one."""
+        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one.
+
+        Pictures are marked with what made them; with the prompt's text only where `mark_prompts` says so.
+        """
         self._fal = fal
         self._store = store
         self._run = run
@@ -110,6 +114,7 @@ class Engine:
             inbox=self._inbox,
             max_wait_s=max_wait_s,
             thumbnails=thumbnails,
+            mark_prompts=mark_prompts,
         )
         self._stopped: str | None = None
         self._beat = ""
@@ -309,7 +314,8 @@ class Engine:
         queued, _ = self._queued(request)
         lost = f"{missing[0].path}, paid for as {queued.request_id}, is gone from the store and can't be had again"
         try:
-            restored = await self._fetcher.fetch_again(request, queued, missing)
+            reserved = self._books.entry(request).last.reserved
+            restored = await self._fetcher.fetch_again(reserved, queued, missing)
         except (FalError, ValidationError, IndexError) as error:
             reason = f"{lost} ({type(error).__name__}); a new take of the row (--regenerate) is paid for"
             raise LeftOpen(Failed, reason) from None

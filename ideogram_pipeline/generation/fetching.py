@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import PurePosixPath
 
 from pydantic import JsonValue
@@ -16,12 +16,14 @@ from pydantic import JsonValue
 from ideogram_pipeline.fal import Completed, FalClient, InQueue, QueuedRequest
 from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import Entry, Reserved, StoredImage
+from ideogram_pipeline.generation.marking import marks_of
 from ideogram_pipeline.generation.outcomes import Failed, LeftOpen, NotReached
 from ideogram_pipeline.generation.polling import Kind, Polling
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.window import Place
 from ideogram_pipeline.ideogram.endpoints import File, Output
-from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, verify
+from ideogram_pipeline.marks import Marks, written
+from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Picture, verify
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.telemetry import POLLS, RETRIES, span
 
@@ -62,8 +64,11 @@ class Fetcher:
         inbox: Inbox | None,
         max_wait_s: float,
         thumbnails: bool,
+        mark_prompts: bool,
     ) -> None:
         """Begin with the pictures that lie in the store for `entries`; `thumbnails` says whether to make any.
+
+        The pictures' marks tell their prompt where `mark_prompts` says so.
 
         A request that isn't done after `max_wait_s` seconds is left for the next run to fetch. Without an inbox fal is
         asked how requests end.
@@ -71,6 +76,7 @@ class Fetcher:
         self._fal = fal
         self._store = store
         self._thumbnail_side = THUMBNAIL_SIDE if thumbnails else None
+        self._mark_prompts = mark_prompts
         self._max_wait_s = max_wait_s
         self._finishing = asyncio.Semaphore(FINISHING)
         self._inbox = inbox
@@ -112,8 +118,19 @@ class Fetcher:
         place.give_back()
         async with self._finishing:
             output = Output.model_validate(await self._payload(reserved, queued))
-            files = enumerate(output.images)
-            images = await asyncio.gather(*(self._store_image(request, index, file) for index, file in files))
+            images = await asyncio.gather(
+                *(
+                    self._store_image(
+                        request,
+                        file,
+                        marks_of(
+                            reserved, queued.request_id, output.seed, index, with_prompt=self._mark_prompts
+                        ),
+                        index=index,
+                    )
+                    for index, file in enumerate(output.images)
+                )
+            )
         return Fetched(completed, output.seed, tuple(images))
 
     def is_missing(self, image: StoredImage) -> bool:
@@ -121,18 +138,31 @@ class Fetcher:
         return image.path not in self._there
 
     async def fetch_again(
-        self, request: GenerationRequest, queued: QueuedRequest, missing: Iterable[StoredImage]
+        self, reserved: Reserved, queued: QueuedRequest, missing: Iterable[StoredImage]
     ) -> list[StoredImage]:
         """Fetch pictures of a settled request that are no longer in the store, as far as fal still has them.
+
+        They are marked as they were then, or not at all.
 
         Raises:
             FalError, ValidationError, IndexError: fal has them no longer.
         """
         result = await self._fal.result(queued)
         output = Output.model_validate(result.payload)
-        return [
-            await self._store_image(request, image.index, output.images[image.index]) for image in missing
-        ]
+        restored = []
+        for image in missing:
+            marks = marks_of(
+                reserved, queued.request_id, output.seed, image.index, with_prompt=image.prompt_marked
+            )
+            restored.append(
+                await self._store_image(
+                    reserved.request,
+                    output.images[image.index],
+                    marks if image.sha256_received else None,
+                    index=image.index,
+                )
+            )
+        return restored
 
     def nothing_left_to_submit(self) -> None:
         """Ask in a hurry for what is still open: nobody else waits for a place."""
@@ -198,13 +228,15 @@ class Fetcher:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def _store_image(self, request: GenerationRequest, index: int, file: File) -> StoredImage:
+    async def _store_image(
+        self, request: GenerationRequest, file: File, marks: Marks | None, *, index: int
+    ) -> StoredImage:
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
             with span("download", **request.ids, image_index=index):
                 downloaded = await self._fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
             try:
-                picture, thumbnail = await asyncio.get_running_loop().run_in_executor(
-                    self._decoding, partial(verify, downloaded.content, thumbnail_side=self._thumbnail_side)
+                made = await asyncio.get_running_loop().run_in_executor(
+                    self._decoding, _made, downloaded.content, marks, self._thumbnail_side
                 )
                 break
             except BadPicture as problem:
@@ -213,20 +245,46 @@ class Fetcher:
                     reason = f"picture {index} arrives damaged: {problem}; it is paid for and fetched again next run"
                     raise LeftOpen(Failed, reason) from None
         name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
-        path = f"images/batch={request.batch}/{name}.{EXTENSIONS[picture.kind]}"
-        with span("store", **request.ids, image_index=index, bytes=picture.bytes):
-            await self._store.put_async(path, downloaded.content, durable=True)
-            if thumbnail:
-                await self._store.put_async(thumbnail_path(path), thumbnail)
+        path = f"images/batch={request.batch}/{name}.{EXTENSIONS[made.received.kind]}"
+        with span("store", **request.ids, image_index=index, bytes=len(made.content)):
+            await self._store.put_async(path, made.content, durable=True)
+            if made.thumbnail:
+                await self._store.put_async(thumbnail_path(path), made.thumbnail)
         return StoredImage(
             index=index,
             path=path,
-            sha256=picture.sha256,
-            bytes=picture.bytes,
-            width=picture.width,
-            height=picture.height,
-            format=picture.kind,
+            sha256=made.sha256,
+            sha256_received=made.received.sha256 if made.is_marked else None,
+            prompt_marked=made.is_marked and marks is not None and marks.prompt is not None,
+            bytes=len(made.content),
+            width=made.received.width,
+            height=made.received.height,
+            format=made.received.kind,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What becomes of a picture that has arrived whole."""
+
+    received: Picture
+    """What fal sent."""
+    content: bytes
+    """The file to store."""
+    sha256: str
+    """Its hex digest."""
+    is_marked: bool
+    """Whether it is another file than the one fal sent."""
+    thumbnail: bytes | None
+    """The small picture, if there is to be one."""
+
+
+def _made(content: bytes, marks: Marks | None, thumbnail_side: int | None) -> _Made:
+    received, thumbnail = verify(content, thumbnail_side=thumbnail_side)
+    marked = written(content, marks) if marks else None
+    if marked is None:
+        return _Made(received, content, received.sha256, is_marked=False, thumbnail=thumbnail)
+    return _Made(received, marked, hashlib.sha256(marked).hexdigest(), is_marked=True, thumbnail=thumbnail)
 
 
 def _pictures_there(store: Store, entries: Iterable[Entry]) -> frozenset[str]:

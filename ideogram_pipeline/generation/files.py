@@ -265,6 +265,7 @@ class PictureFacts(NamedTuple):
     fingerprint: str
     current: bool
     sha256: str
+    sha256_received: str
     bytes: int
     width: int
     height: int

@@ -88,6 +88,10 @@ class StoredImage(_Record):
     index: int = Field(description="Position in fal's answer, from 0.")
     path: str = Field(description="Path in the store.")
     sha256: str = Field(description="Hex digest of the file.")
+    sha256_received: str | None = Field(
+        default=None, description="Hex digest of what fal sent, where marks were put into it."
+    )
+    prompt_marked: bool = Field(default=False, description="Whether the marks were to tell the prompt.")
     bytes: int = Field(description="Length of the file.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")

@@ -99,6 +99,9 @@ class ImageRow(BaseModel):
     format: str = Field(description="`png`, `jpeg` or `webp`, from the bytes.")
     bytes: int = Field(description="Length of the file.")
     sha256: str = Field(description="Hex digest of the file.")
+    sha256_received: str = Field(
+        description="Hex digest of what fal sent: the same picture before marks were put into the file."
+    )
     submitted_at: datetime | None = Field(description="When fal's answer to the submit had arrived.")
     started_at: datetime | None = Field(
         description="completed_at less inference_s: fal doesn't tell the start."

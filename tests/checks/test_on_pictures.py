@@ -121,6 +121,24 @@ def test_two_rows_with_the_very_same_picture_warn(project, evaluations, rows_of)
     assert (found.metadata["pictures"].value, found.metadata["different"].value) == (4, 2)
 
 
+@pytest.mark.parametrize(
+    ("what", "instead", "says"),
+    [
+        (b"XML:com.adobe.xmp", b"XML:com.adobe.old", "has no marks"),
+        (b'ideogram:Fingerprint="', b'ideogram:Fingerprint="0', "says it is another request's"),
+    ],
+)
+def test_marks_that_somebody_has_changed_warn(worked, rows_of, what, instead, says):
+    first = pictures(worked)[0]
+    content = first.read_bytes()
+    start = content.index(what)
+    first.write_bytes(content[:start] + instead + content[start + len(instead) :])
+    found = worked.check_again("generated_images")["marks_in_the_pictures"]
+    assert (found.passed, found.severity) == (False, WARN)
+    assert rows_of(found) == [("p1", f"{first.name} {says}")]
+    assert (found.metadata["read"].value, found.metadata["marked"].value) == (2, 2)
+
+
 def attempts(project):
     """The ledger's files of the first row's first attempt."""
     return [path for path in (project.folder / "store" / "ledger").rglob("1-*.json") if "p1" in owner(path)]

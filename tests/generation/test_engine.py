@@ -1,15 +1,20 @@
 """The engine against the sandbox over loopback HTTP: what is paid, what is stored, what a later run does."""
 
 import asyncio
+import hashlib
+import io
+import json
 from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 import stamina
 from PIL import Image
 
+from ideogram_pipeline import marks
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
 from ideogram_pipeline.generation import inbox, polling, uploads
@@ -814,3 +819,62 @@ def test_a_request_whose_end_never_comes_is_left_with_fal_in_time(store, sandbox
     sandbox.change(Change(faults=(Fault("stuck", match="scene 3"),)))
     outcomes = Run(store, sandbox, webhook_url=receiver, max_wait_s=1.0)(rows())
     assert kinds(outcomes) == {Generated: 7, NotReached: 1}
+
+
+def test_pictures_say_what_made_them_and_both_digests_are_kept(store, sandbox, rows):
+    (outcome,) = Run(store, sandbox)(rows(1))
+    last, request = outcome.entry.last, outcome.request
+    (image,) = last.settled.images
+    content = store.get(image.path)
+    said = marks.read(content)
+    assert said == marks.Marks(
+        source_type=marks.ALGORITHM,
+        system="ideogram_pipeline sandbox: a drawing, not a model's picture",
+        system_version=f"test, for {request.endpoint_id}",
+        prompt_sha256=hashlib.sha256(request.arguments["prompt"].encode()).hexdigest(),
+        prompt_id=request.prompt_id,
+        fingerprint=request.fingerprint,
+        request_id=last.submitted.request_id,
+        seed=last.settled.seed,
+        image_index=0,
+        backend="sandbox",
+    )
+    assert hashlib.sha256(content).hexdigest() == image.sha256
+    url = result_of(sandbox, request, last.submitted)["images"][0]["url"]
+    received = httpx2.get(url).content
+    assert hashlib.sha256(received).hexdigest() == image.sha256_received
+    with Image.open(io.BytesIO(content)) as ours, Image.open(io.BytesIO(received)) as theirs:
+        assert ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_lost_picture_comes_back_with_the_marks_it_had(store, sandbox, rows, told):
+    (outcome,) = Run(store, sandbox, mark_prompts=told)(rows(1))
+    (image,) = outcome.entry.last.settled.images
+    before = store.get(image.path)
+    assert (marks.read(before).prompt == outcome.request.arguments["prompt"]) is told
+    store.delete(image.path)
+    (again,) = Run(store, sandbox, mark_prompts=not told)(rows(1))
+    assert isinstance(again, Reused)
+    assert store.get(image.path) == before
+    assert sandbox.stats().accepted == 1
+
+
+def test_a_picture_that_was_stored_without_marks_comes_back_without(store, sandbox, rows):
+    (outcome,) = Run(store, sandbox)(rows(1))
+    settled = store.folder / f"ledger/batch={BATCH}/{outcome.request.fingerprint}/1-settled.json"
+    entry = json.loads(settled.read_text())
+    (image,) = entry["images"]
+    image["sha256"] = image.pop("sha256_received")
+    url = result_of(sandbox, outcome.request, outcome.entry.last.submitted)["images"][0]["url"]
+    image["bytes"] = len(received := httpx2.get(url).content)
+    settled.write_text(json.dumps(entry))
+    store.delete(image["path"])
+    (again,) = Run(store, sandbox)(rows(1))
+    assert isinstance(again, Reused)
+    assert store.get(image["path"]) == received
+
+
+def result_of(sandbox, request, submitted):
+    """What the sandbox's queue has of a request."""
+    return httpx2.get(submitted.response_url, headers={"Authorization": "Key key:secret"}).json()

@@ -50,6 +50,7 @@ height int64
 format string
 bytes int64
 sha256 string
+sha256_received string
 submitted_at timestamp[us, tz=UTC]?
 started_at timestamp[us, tz=UTC]?
 completed_at timestamp[us, tz=UTC]

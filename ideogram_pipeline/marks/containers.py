@@ -1,0 +1,160 @@
+"""Where XMP stands in JPEG, PNG and WebP files, and how it is put there without touching a pixel.
+
+JPEG: an APP1 segment (XMP part 3, 1.1.3); PNG: an iTXt chunk (1.1.5); WebP: an `XMP ` chunk, announced in `VP8X`
+(https://developers.google.com/speed/webp/docs/riff_container). All functions take whole, valid files.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ITXT = b"XML:com.adobe.xmp\0"
+_APP1 = b"http://ns.adobe.com/xap/1.0/\0"
+_SEGMENT = 65_535
+"""Bytes of a JPEG segment at most, its length included and its marker not."""
+_XMP_FLAG, _ALPHA_FLAG = 0x04, 0x10
+
+Part = tuple[bytes, int, int]
+"""A part of a file: its name, and where it begins and ends."""
+
+
+class UnknownContainer(ValueError):
+    """The bytes are no JPEG, PNG or WebP."""
+
+
+def xmp_of(content: bytes) -> bytes | None:
+    """Return a picture's XMP packet, if it has one; None also for bytes that are no picture."""
+    try:
+        return next((found for part in _parts(content) if (found := _xmp(content, part))), None)
+    except UnknownContainer:
+        return None
+
+
+def has_credentials(content: bytes) -> bool:
+    """Say whether a picture brings Content Credentials, valid or not (C2PA specification 2.2, section 11.3)."""
+    try:
+        return any(
+            name in (b"caBX", b"C2PA")
+            or (name == b"\xeb" and b"c2pa" in content[start : min(end, start + 128)])
+            for name, start, end in _parts(content)
+        )
+    except UnknownContainer:
+        return False
+
+
+def with_xmp(content: bytes, packet: bytes) -> bytes | None:
+    """Return a picture with this packet and no other; None where a JPEG has no room for so long a one.
+
+    Raises:
+        UnknownContainer: the bytes are no JPEG, PNG or WebP.
+    """
+    parts = [part for part in _parts(content) if _xmp(content, part) is None]
+    if content.startswith(_PNG):
+        body = b"iTXt" + _ITXT + b"\0\0\0\0" + packet
+        length = (len(body) - 4).to_bytes(4, "big")
+        own = length + body + zlib.crc32(body).to_bytes(4, "big")
+        return _joined(content, _PNG, parts, own, after=1)
+    if content.startswith(b"\xff\xd8"):
+        size = 2 + len(_APP1) + len(packet)
+        if size > _SEGMENT:
+            return None
+        own = b"\xff\xe1" + size.to_bytes(2, "big") + _APP1 + packet
+        first = parts[0][0] if parts else b""
+        return _joined(content, b"\xff\xd8", parts, own, after=1 if first == b"\xe0" else 0)
+    return _webp(content, parts, packet)
+
+
+def _webp(content: bytes, parts: list[Part], packet: bytes) -> bytes:
+    name, start, end = parts[0]
+    if name == b"VP8X":
+        head = bytearray(content[start:end])
+        head[8] |= _XMP_FLAG
+        parts = parts[1:]
+    else:
+        width, height, alpha = _webp_size(name, content[start + 8 : end])
+        flags = _XMP_FLAG | (_ALPHA_FLAG if alpha else 0)
+        canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        head = bytearray(b"VP8X\x0a\0\0\0" + bytes([flags, 0, 0, 0]) + canvas)
+    own = b"XMP " + len(packet).to_bytes(4, "little") + packet + b"\0" * (len(packet) % 2)
+    size = 4 + len(head) + sum(end - start for _, start, end in parts) + len(own)
+    riff = b"RIFF" + size.to_bytes(4, "little") + b"WEBP"
+    return _joined(content, riff + head, parts, own, after=len(parts))
+
+
+def _webp_size(name: bytes, body: bytes) -> tuple[int, int, bool]:
+    """Return width, height and whether there is an alpha channel, of a lossy or lossless WebP without VP8X."""
+    if name == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bool(bits >> 28 & 1)
+    return (
+        int.from_bytes(body[6:8], "little") & 0x3FFF,
+        int.from_bytes(body[8:10], "little") & 0x3FFF,
+        False,
+    )
+
+
+def _joined(content: bytes, head: bytes | bytearray, parts: list[Part], own: bytes, *, after: int) -> bytes:
+    """Return the head, the parts with our own after some of them, and what follows the last one: one copy."""
+    view = memoryview(content)
+    kept = [view[start:end] for _, start, end in parts]
+    return b"".join([head, *kept[:after], own, *kept[after:]])
+
+
+def _xmp(content: bytes, part: Part) -> bytes | None:
+    """Return the packet that a part is, if it is one."""
+    name, start, end = part
+    if name == b"iTXt" and content.startswith(_ITXT, start + 8):
+        flags = start + 8 + len(_ITXT)
+        language = content.find(b"\0", flags + 2, end)
+        keyword = content.find(b"\0", language + 1, end)
+        packet = content[keyword + 1 : end - 4]
+        return zlib.decompress(packet) if content[flags] else packet
+    if name == b"\xe1" and content.startswith(_APP1, start + 4):
+        return content[start + 4 + len(_APP1) : end]
+    if name == b"XMP ":
+        return content[start + 8 : start + 8 + int.from_bytes(content[start + 4 : start + 8], "little")]
+    return None
+
+
+def _parts(content: bytes) -> Iterator[Part]:
+    """Yield a file's parts behind its signature: PNG and RIFF chunks; JPEG segments, the last with all the rest."""
+    if content.startswith(_PNG):
+        return _png_chunks(content)
+    if content.startswith(b"\xff\xd8"):
+        return _jpeg_segments(content)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return _riff_chunks(content)
+    raise UnknownContainer("the bytes are no JPEG, PNG or WebP")
+
+
+def _png_chunks(content: bytes) -> Iterator[Part]:
+    start = len(_PNG)
+    while start + 12 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        yield content[start + 4 : start + 8], start, end
+        start = end
+    if start < len(content):
+        yield b"", start, len(content)
+
+
+def _riff_chunks(content: bytes) -> Iterator[Part]:
+    start = 12
+    while start + 8 <= len(content):
+        size = int.from_bytes(content[start + 4 : start + 8], "little")
+        end = start + 8 + size + size % 2
+        yield content[start : start + 4], start, end
+        start = end
+
+
+def _jpeg_segments(content: bytes) -> Iterator[Part]:
+    """Yield the segments before the first scan, named by their marker's second byte, and then the rest as one."""
+    start = 2
+    while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] not in (b"\xda", b"\xd9"):
+        end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+        if end <= start + 3 or end > len(content):
+            break
+        yield content[start + 1 : start + 2], start, end
+        start = end
+    yield b"", start, len(content)

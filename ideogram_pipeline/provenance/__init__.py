@@ -1,0 +1,1 @@
+"""Where a picture came from, and what came of it."""

@@ -1,0 +1,43 @@
+"""Looking at files alone: what made them, and whether they are whole."""
+
+import json
+
+import pytest
+
+from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.marks import Marks
+from ideogram_pipeline.provenance.verifying import verified
+
+
+@pytest.fixture
+def worked(project):
+    project.write({"prompt": "a lighthouse"}, {"prompt": "a harbour"})
+    project.run()
+    return project.folder / "store"
+
+
+def test_pictures_of_a_store_say_which_request_they_are_of(worked):
+    found = list(verified([str(worked / "images")]))
+    assert [one.is_marked for one in found] == [True, True]
+    assert [one.marks.prompt_id for one in found] == ["p1", "p2"]
+    assert {one.marks.fingerprint[:8] in one.path for one in found} == {True}
+
+
+def test_damaged_and_silent_files_are_told_apart(worked, tmp_path, picture):
+    damaged_file = next((worked / "images").rglob("*.png"))
+    damaged_file.write_bytes(damaged_file.read_bytes()[:-400])
+    silent = tmp_path / "silent.png"
+    silent.write_bytes(picture())
+    (tmp_path / "text.txt").write_text("no picture")
+    damaged, said_nothing, no_picture = verified([str(damaged_file), str(silent), str(tmp_path / "text.txt")])
+    assert damaged.problem
+    assert isinstance(damaged.marks, Marks)
+    assert (said_nothing.problem, said_nothing.marks) == ("", None)
+    assert no_picture.problem
+    assert not any(one.is_marked for one in (damaged, said_nothing, no_picture))
+    assert json.loads(no_picture.model_dump_json())["marks"] is None
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(ConfigurationError, match=r"nowhere.png.*No such file"):
+        list(verified(["nowhere.png"]))
