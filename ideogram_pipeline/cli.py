@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -290,6 +291,62 @@ def webhooks(
         raise ConfigurationError(
             f"The receiver can't listen on {host}:{port}: {error.strerror or error}."
         ) from None
+
+
+class Drawing(StrEnum):
+    """How a lineage is written."""
+
+    TREE = "tree"
+    JSON = "json"
+    DOT = "dot"
+    MERMAID = "mermaid"
+
+
+@app.command()
+def lineage(
+    key: Annotated[
+        str,
+        typer.Argument(
+            help="A picture's path (also of a copy), SHA-256 of a picture or reference, prompt id, fingerprint or its "
+            "first 8 digits, request id of fal, run id of Dagster, or reference id; `prompt:ada` where `ada` is many "
+            "things.",
+            metavar="KEY",
+        ),
+    ],
+    *,
+    upstream: Annotated[bool, typer.Option("--upstream", help="Only what it came from.")] = False,
+    downstream: Annotated[bool, typer.Option("--downstream", help="Only what came of it.")] = False,
+    drawing: Annotated[
+        Drawing, typer.Option("--format", help="As a tree, as JSON, or for Graphviz (dot) or Mermaid.")
+    ] = Drawing.TREE,
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Say where a picture came from, and what came of it. Sends and writes nothing.
+
+    Exit codes: 0 found; 3 nothing is called so; 2 the key names several things, or there is no lineage yet.
+    """
+    settings = Settings.without_key()
+    from ideogram_pipeline.provenance import drawing as draw
+    from ideogram_pipeline.provenance.lineage import UnknownKey, trace
+    from ideogram_pipeline.storage import Store
+
+    both = upstream == downstream
+    try:
+        found = trace(
+            Store.open(settings.store), key, upstream=both or upstream, downstream=both or downstream
+        )
+    except UnknownKey as unknown:
+        _err.print(str(unknown), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_INCOMPLETE) from None
+    match Drawing.JSON if json else drawing:
+        case Drawing.TREE:
+            Console(width=draw.WIDTH).print(draw.tree(found), highlight=False)
+        case Drawing.JSON:
+            typer.echo(found.model_dump_json())
+        case Drawing.DOT:
+            typer.echo(draw.dot(found))
+        case Drawing.MERMAID:
+            typer.echo(draw.mermaid(found))
 
 
 @app.command()

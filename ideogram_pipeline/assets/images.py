@@ -68,6 +68,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         """The batch's pictures with their metadata, and an outcome for every row. Nothing is paid for twice."""
         from ideogram_pipeline.generation import files
         from ideogram_pipeline.generation.books import RunFacts
+        from ideogram_pipeline.generation.edges import edge_rows
         from ideogram_pipeline.generation.engine import Engine
         from ideogram_pipeline.generation.ledger import Ledger
         from ideogram_pipeline.generation.outcomes import NotReached, Reused, Unknown, caught_up
@@ -127,6 +128,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             image_rows(plan, ledger.entries),
             outcome_rows(plan, ended(), ledger.entries),
         )
+        files.write_edges(opened, batch, edge_rows(ledger.entries))
         ledger.keep_copy()
         without = (row for row in results.outcomes if row.state != "generated")
         reasons = [

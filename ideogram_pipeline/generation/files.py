@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.generation.buckets import bucket
 from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, References
-from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState, PlannedRow
+from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
@@ -240,6 +240,16 @@ def write_results(
     store.put(metadata_path(batch), results.images.content)
     store.put(outcomes_path(batch), results.outcomes.content)
     return results
+
+
+def edges_path(batch: str) -> str:
+    """Return where it lies how a batch's pictures came to be."""
+    return f"lineage/batch={batch}/edges.parquet"
+
+
+def write_edges(store: Store, batch: str, edges: Iterable[EdgeRow]) -> None:
+    """Keep how a batch's pictures came to be."""
+    parquet.write(store, edges_path(batch), EdgeRow, edges)
 
 
 def results(store: Store) -> dict[str, str]:

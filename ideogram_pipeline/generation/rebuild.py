@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation.edges import edge_rows
 from ideogram_pipeline.generation.ledger import Entry, Ledger
 from ideogram_pipeline.generation.outcomes import Failed, NotReached, Outcome, Refused, Reused, Unknown
 from ideogram_pipeline.generation.planner import Plan
@@ -43,6 +44,7 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
     files.write_plan(store, plan)
     ended = (_outcome(entries[fingerprint]) for fingerprint in current)
     files.write_results(store, batch, image_rows(plan, entries), outcome_rows(plan, ended, entries))
+    files.write_edges(store, batch, edge_rows(entries))
     folder = files.metadata_path(batch).rpartition("/")[0]
     images = files.images(store, batch)
     damaged = [

@@ -121,6 +121,38 @@ class ImageRow(BaseModel):
     extra: str = Field(description="The prompts table's other columns, as a JSON object.")
 
 
+NodeKind = Literal["reference", "prompt", "request", "run", "submit", "image"]
+EdgeKind = Literal["asks", "uses", "later_take", "sent_as", "sent_by", "made"]
+
+
+class EdgeRow(BaseModel):
+    """One step of how pictures came to be, from what was first to what came of it. Times are UTC.
+
+    A `reference` is identified by the SHA-256 of its bytes, a `prompt` by its id, a `request` by its fingerprint, a
+    `run` by Dagster's id, a `submit` by fal's request id (or fingerprint and attempt, where no answer told one), an
+    `image` by its path in the store.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    batch: str = Field(description="Partition of the prompts table.")
+    kind: EdgeKind = Field(
+        description="asks: prompt, request. uses: reference, request. later_take: request, the next take of its row. "
+        "sent_as: request, submit. sent_by: run, submit. made: submit, image."
+    )
+    from_kind: NodeKind = Field(description="What was first.")
+    from_id: str = Field(description="Its identity.")
+    to_kind: NodeKind = Field(description="What came of it.")
+    to_id: str = Field(description="Its identity.")
+    at: datetime | None = Field(description="When this happened, as far as it is known.")
+    reference_id: str | None = Field(
+        default=None, description="For uses: the row of the references table it was."
+    )
+    field: str | None = Field(default=None, description="For uses: fal's parameter, such as `image_url`.")
+    sha256: str | None = Field(default=None, description="For made: hex digest of the file.")
+    sha256_received: str | None = Field(default=None, description="For made: hex digest of what fal sent.")
+
+
 class OutcomeRow(BaseModel):
     """How one row of the prompts table ended. The batch is the folder's name."""
 

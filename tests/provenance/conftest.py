@@ -51,9 +51,21 @@ class Project:
         return run(self.settings, batches, progress=Quiet(), expect=len, choice=Choice(**choice))
 
 
+@pytest.fixture(scope="module")
+def make_project(tmp_path_factory):
+    """Make projects that last as long as the module's tests."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SANDBOX_LATENCY_SCALE", "0")
+        environment.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
+
+        def make():
+            folder = tmp_path_factory.mktemp("project")
+            environment.setenv("DAGSTER_HOME", str(folder / "home"))
+            return Project(folder)
+
+        yield make
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.setenv("SANDBOX_LATENCY_SCALE", "0")
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("DAGSTER_DISABLE_TELEMETRY", "1")
-    return Project(tmp_path)
+def project(make_project):
+    return make_project()
