@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -347,6 +348,97 @@ def lineage(
             typer.echo(draw.dot(found))
         case Drawing.MERMAID:
             typer.echo(draw.mermaid(found))
+
+
+class ReplayForm(StrEnum):
+    """How a request is written down."""
+
+    ROW = "row"
+    CURL = "curl"
+    PYTHON = "python"
+    JAVASCRIPT = "javascript"
+
+
+@app.command()
+def replay(
+    key: Annotated[
+        str,
+        typer.Argument(
+            help="A picture, a fingerprint, a request id of fal, or a prompt id: then its newest take.",
+            metavar="KEY",
+        ),
+    ],
+    *,
+    form: Annotated[
+        ReplayForm,
+        typer.Option("--as", help="A row of the prompts table, a curl call, or code for fal's clients."),
+    ] = ReplayForm.ROW,
+) -> None:
+    """Print exactly the request that made a picture. Sends nothing; the key is never printed.
+
+    Exit codes: 0 found; 3 nothing is called so; 2 the key doesn't lead to one request.
+    """
+    settings = Settings.without_key()
+    from ideogram_pipeline.provenance.lineage import UnknownKey
+    from ideogram_pipeline.provenance.replaying import request_of, written
+    from ideogram_pipeline.storage import Store
+
+    store = Store.open(settings.store)
+    try:
+        typer.echo(written(request_of(store, key), form.value, store))
+    except UnknownKey as unknown:
+        _err.print(str(unknown), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_INCOMPLETE) from None
+
+
+@app.command()
+def export(
+    *,
+    webdataset: Annotated[
+        Path | None,
+        typer.Option("--webdataset", metavar="DIR", help="Write tar shards for WebDataset there."),
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option(
+            "--parquet-with-bytes", metavar="DIR", help="Write Parquet with the pictures in a column there."
+        ),
+    ] = None,
+    batch: Batches = None,
+    all_takes: Annotated[
+        bool,
+        typer.Option("--all-takes", help="Also pictures that a later take or an edited row has replaced."),
+    ] = False,
+) -> None:
+    """Write pictures and their metadata in a format for training, into a new folder.
+
+    Exit codes: 0 written; 3 pictures of the metadata are not in the store; 2 bad usage.
+    """
+    settings = Settings.without_key()
+    folder = webdataset or parquet
+    if folder is None or (webdataset and parquet):
+        raise ConfigurationError("Name one of --webdataset DIR and --parquet-with-bytes DIR.")
+    from ideogram_pipeline.export import export as write
+    from ideogram_pipeline.storage import Store
+
+    with Progress(TextColumn("{task.completed} pictures"), TimeElapsedColumn(), console=_err) as bar:
+        task = bar.add_task("pictures", total=None)
+        exported = write(
+            Store.open(settings.store),
+            folder,
+            "webdataset" if webdataset else "parquet",
+            batches=batch or (),
+            all_takes=all_takes,
+            told=lambda images: bar.update(task, completed=images),
+        )
+    _out.print(
+        f"{exported.images} pictures in {len(exported.parts)} files in {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for path in exported.missing:
+        _out.print(f"not in the store: {path}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(EXIT_INCOMPLETE if exported.missing else 0)
 
 
 @app.command()
