@@ -124,8 +124,7 @@ def conditioned(
         .with_label("eager_while_batches_are_missing")
     )
     conditions = {
-        "prompts": tables,
-        "references": tables,
+        **dict.fromkeys(pipeline.tables, tables),
         "generation_requests": batches,
         "generated_images": batches,
         "image_catalog": pages,
@@ -140,7 +139,7 @@ def conditioned(
 
 
 def _conditions(pipeline: Pipeline, settings: Settings) -> dg.SensorDefinition:
-    names = ("prompts", "references", "generation_requests", "generated_images", "image_catalog", "gallery")
+    names = (*pipeline.tables, "generation_requests", "generated_images", "image_catalog", "gallery")
     return dg.AutomationConditionSensorDefinition(
         pipeline.name("conditions"),
         target=dg.AssetSelection.assets(*map(pipeline.key, names)),

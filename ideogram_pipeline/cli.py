@@ -68,6 +68,14 @@ OnlyFailed = Annotated[
         "failed for good.",
     ),
 ]
+RegenerateRejected = Annotated[
+    bool,
+    typer.Option(
+        "--regenerate-rejected",
+        help="Ask for a new take of the rows of which a picture is rejected in IDEOGRAM_REVIEWS, and pay for no other; "
+        "where a row has several pictures, one that is rejected is enough.",
+    ),
+]
 Limit = Annotated[
     int | None,
     typer.Option(
@@ -94,6 +102,7 @@ def run(
     batch: Batches = None,
     regenerate: Regenerate = False,
     only_failed: OnlyFailed = False,
+    regenerate_rejected: RegenerateRejected = False,
     limit: Limit = None,
     max_spend: Annotated[
         float | None,
@@ -127,7 +136,7 @@ def run(
                 batch or [],
                 progress=bar,
                 expect=bar.expect,
-                choice=Choice(regenerate, only_failed, limit),
+                choice=Choice(regenerate, only_failed, limit, regenerate_rejected),
                 max_spend_usd=max_spend,
             )
     except KeyboardInterrupt:
@@ -148,6 +157,7 @@ def plan(
     batch: Batches = None,
     regenerate: Regenerate = False,
     only_failed: OnlyFailed = False,
+    regenerate_rejected: RegenerateRejected = False,
     limit: Limit = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Say of every row what would be done, and why.")
@@ -159,7 +169,7 @@ def plan(
     from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.preview import PlanSummary, budget_left, preview
 
-    plans = preview(settings, batch or [], Choice(regenerate, only_failed, limit))
+    plans = preview(settings, batch or [], Choice(regenerate, only_failed, limit, regenerate_rejected))
     summary = PlanSummary.of(plans, budget_left(settings))
     if json:
         typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))

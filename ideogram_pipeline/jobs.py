@@ -28,8 +28,8 @@ def define(pipeline: Pipeline, executor: dg.ExecutorDefinition) -> "list[Job]":
     return [
         job(
             "refresh_tables",
-            ("prompts", "references"),
-            "Read both tables; their batches become partitions.",
+            pipeline.tables,
+            "Read the tables; their batches become partitions.",
         ),
         job(
             "generate_batch",

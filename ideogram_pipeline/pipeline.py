@@ -30,11 +30,13 @@ class Pipeline:
     """Who answers for its assets: e-mail addresses and `team:…`."""
     store: str
     """Folder or URL of its store."""
+    has_reviews: bool
+    """Whether people's reviews are one of its tables."""
 
     @classmethod
     def of(cls, settings: Settings) -> "Pipeline":
         """Return the pipeline that the settings describe."""
-        return cls(settings.key_prefix, settings.owners, settings.store)
+        return cls(settings.key_prefix, settings.owners, settings.store, settings.reviews is not None)
 
     def key(self, asset: str) -> dg.AssetKey:
         """Return the key of an asset: `prompts`, or `<prefix>/prompts`."""
@@ -43,6 +45,11 @@ class Pipeline:
     def name(self, name: str) -> str:
         """Return the name of what has no key: a job, group, pool, resource or set of partitions."""
         return f"{self.prefix}_{name}" if self.prefix else name
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The assets that are read from what people write."""
+        return ("prompts", "references", *(("reviews",) if self.has_reviews else ()))
 
     @property
     def batches(self) -> dg.DynamicPartitionsDefinition:

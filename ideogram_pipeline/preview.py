@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.choice import Choice
-from ideogram_pipeline.generation.files import left_without_picture
+from ideogram_pipeline.generation.files import NO_REVIEWS, left_without_picture, rejected_requests
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch
 from ideogram_pipeline.resources import BudgetResource
@@ -20,7 +20,8 @@ from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
-from ideogram_pipeline.tables.rows import PromptRow, Rejection
+from ideogram_pipeline.tables.reviews import read_reviews
+from ideogram_pipeline.tables.rows import PromptRow, Rejection, Review
 
 
 class BatchPlanSummary(BaseModel):
@@ -172,6 +173,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     table = read_prompts(settings.prompts, settings.defaults)
     pictures = read_references(settings.references, store=None)
     references = References.of(pictures.references, pictures.rejections)
+    reviews = _reviews(settings) if choice and choice.regenerate_rejected else ()
     for batch in batches:
         if batch not in table.batches:
             raise ConfigurationError(
@@ -192,9 +194,16 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
             Ledger(store, batch).entries,
             choice=choice,
             left_without=left_without_picture(store, batch),
+            rejected=rejected_requests(store, batch, reviews),
         )
         for batch in batches or table.batches
     ]
+
+
+def _reviews(settings: Settings) -> Sequence[Review]:
+    if settings.reviews is None:
+        raise ConfigurationError(NO_REVIEWS)
+    return read_reviews(settings.reviews).reviews
 
 
 def budget_left(settings: Settings) -> float | None:

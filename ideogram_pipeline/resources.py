@@ -95,6 +95,7 @@ class TablesResource(dg.ConfigurableResource[Any]):
 
     prompts: str = Field(description="Prompts table: CSV, JSONL, Parquet or Excel.")
     references: str = Field(description="References table, in the same formats.")
+    reviews: str | None = Field(default=None, description="Reviews table, likewise, if there is one.")
     defaults: dict[str, Any] = Field(
         default={}, description="Values for cells of the prompts table that are absent or blank, by column."
     )
@@ -298,7 +299,10 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             pipeline=settings.key_prefix,
         ),
         "tables": TablesResource(
-            prompts=settings.prompts, references=settings.references, defaults=dict(settings.defaults)
+            prompts=settings.prompts,
+            references=settings.references,
+            reviews=settings.reviews,
+            defaults=dict(settings.defaults),
         ),
         "fal": _fal(settings, dg.EnvVar("FAL_KEY") if settings.fal_key else None),
         "budget": BudgetResource(

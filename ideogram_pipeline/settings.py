@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     )
     prompts: str = Field(default="data/prompts.csv", description="The prompts table.")
     references: str = Field(default="data/references.csv", description="The references table.")
+    reviews: str | None = Field(
+        default=None,
+        description="The reviews table, as the gallery exports it: which pictures are picked, and which rejected.",
+    )
     defaults: dict[str, Any] = Field(
         default={},
         description='Values for absent or blank cells of the prompts table, as JSON: `{"image_size": "square"}`.',

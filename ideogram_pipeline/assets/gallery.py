@@ -20,7 +20,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         kinds={"html"},
         code_version=CODE_VERSION,
         metadata={"dagster/uri": pipeline.uri("gallery")},
-        deps=[pipeline.key("image_catalog")],
+        deps=[pipeline.key("image_catalog"), *([pipeline.key("reviews")] if pipeline.has_reviews else [])],
         retry_policy=CRASHES,
     )
     @pipeline.with_own_resources

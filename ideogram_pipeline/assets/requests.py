@@ -33,6 +33,11 @@ class RequestsConfig(dg.Config):
         description="Pay for at most so many rows, the first in the order of the table. A retry of the run pays for "
         "the same ones.",
     )
+    regenerate_rejected: bool = Field(
+        default=False,
+        description="Ask for a new take of the rows of which a picture is rejected in the reviews table, and pay for "
+        "no other row. Where a request has several pictures, one that is rejected is enough, and all are made anew.",
+    )
 
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
@@ -73,8 +78,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 rejections,
                 files.read_references(opened, files.named_by(rows)),
                 Ledger(opened, batch).entries,
-                choice=Choice(config.regenerate, config.only_failed, config.limit),
+                choice=Choice(**config.model_dump()),
                 left_without=files.left_without_picture(opened, batch),
+                rejected=(
+                    files.rejected_requests(opened, batch, files.read_reviews(opened, batch).values())
+                    if config.regenerate_rejected
+                    else ()
+                ),
                 decisions=Decisions(opened, batch, root_run_id),
             )
         files.write_plan(opened, plan, root_run_id=root_run_id)

@@ -1,6 +1,7 @@
 """The tables people write, checked row by row and kept as typed Parquet."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 
 import dagster as dg
@@ -19,13 +20,16 @@ PROMPTS_VERSION = "1"
 REFERENCES_VERSION = "1"
 """Changes with the columns of the references table or what they mean."""
 
+REVIEWS_VERSION = "1"
+"""Changes with the columns of the reviews table or what they mean."""
+
 VERSION = "table_version"
 """Names the metadata that says which state of the file a materialization has read."""
 
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
-    """Return the assets of a pipeline's two tables."""
-    from ideogram_pipeline.tables.rows import PromptRow, Reference
+    """Return the assets of a pipeline's tables; reviews are one of them only where there is such a table."""
+    from ideogram_pipeline.tables.rows import PromptRow, Reference, Review
 
     @dg.asset(
         key=pipeline.key("prompts"),
@@ -109,7 +113,44 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             data_version=_digest([*table.references, *table.rejections]),
         )
 
-    return [prompts, references]
+    @dg.asset(
+        key=pipeline.key("reviews"),
+        group_name=pipeline.name("tables"),
+        owners=pipeline.owners,
+        kinds={"parquet"},
+        code_version=REVIEWS_VERSION,
+        metadata=described(pipeline, Review, {}, "tables/reviews.parquet"),
+        retry_policy=CRASHES,
+    )
+    @pipeline.with_own_resources
+    @retried_after_crashes
+    def reviews(
+        context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
+    ) -> dg.MaterializeResult[None]:
+        """What people think of pictures: which are picked, and which rejected. The gallery exports it."""
+        from ideogram_pipeline.generation import files
+        from ideogram_pipeline.tables.reviews import read_reviews
+
+        assert tables.reviews is not None
+        table = read_reviews(tables.reviews)
+        files.write_reviews(store.open(), table)
+        for rejection in table.rejections[:20]:
+            context.log.warning(logs.shown(str(rejection)))
+        counted = Counter(review.review for review in table.reviews)
+        return dg.MaterializeResult(
+            metadata={
+                "rows": len(table.reviews),
+                "dagster/row_count": len(table.reviews),
+                "picked": counted["picked"],
+                "not_picked": counted["rejected"],
+                "rejected": len(table.rejections),
+                **metadata.rejections(table.rejections),
+                "table": dg.MetadataValue.path(tables.reviews),
+            },
+            data_version=_digest([*table.reviews, *table.rejections]),
+        )
+
+    return [prompts, references, *([reviews] if pipeline.has_reviews else [])]
 
 
 def _digest(rows: Iterable[BaseModel]) -> dg.DataVersion:

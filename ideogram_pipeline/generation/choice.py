@@ -31,8 +31,16 @@ class Choice:
     limit: int | None = None
     """Pay for at most so many rows, the first in the order of the table."""
 
+    regenerate_rejected: bool = False
+    """A new take of every row of which a picture of the newest take is rejected; no other row is paid for."""
+
     def __post_init__(self) -> None:
-        """Raise a `ConfigurationError` for a limit that lets nothing through."""
+        """Raise a `ConfigurationError` for a limit that lets nothing through, or wishes that exclude each other."""
+        if self.regenerate_rejected and (self.regenerate or self.only_failed):
+            raise ConfigurationError(
+                "regenerate_rejected is for rejected pictures alone: leave regenerate and only_failed out, or make a "
+                "run of its own for them."
+            )
         if self.limit is not None and self.limit < 1:
             raise ConfigurationError(
                 f"limit is {self.limit}: no row would be paid for. Give a number from 1, or leave it out."

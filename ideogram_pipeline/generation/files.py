@@ -13,20 +13,25 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.buckets import bucket
-from ideogram_pipeline.generation.planner import ONLY_FAILED, Plan, References
+from ideogram_pipeline.generation.planner import NOT_REJECTED, ONLY_FAILED, Plan, References
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
-from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection
+from ideogram_pipeline.tables.reviews import ReviewsTable
+from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, Review
 
 PROMPTS = "tables/prompts"
 REJECTED_PROMPTS = "tables/rejected_prompts"
 BATCHES = "tables/batches.json"
 REFERENCES = "tables/references.parquet"
+REVIEWS = "tables/reviews.parquet"
 REJECTED_REFERENCES = "tables/rejected_references.parquet"
 
+NO_REVIEWS = "There is no reviews table: export one from the gallery, and set IDEOGRAM_REVIEWS to its path."
+"""What to do where somebody asks for what was rejected."""
 KEEP_RUN_PLANS = timedelta(days=7)
 """A run that is retried or executed again later than this takes the batch's newest plan for its own."""
 
@@ -165,6 +170,37 @@ def read_references(store: Store, named: Collection[str]) -> References:
         parquet.read(store, REFERENCES, Reference, where=("reference_id", named)),
         parquet.read(store, REJECTED_REFERENCES, Rejection, where=("row_id", named)),
     )
+
+
+def write_reviews(store: Store, table: ReviewsTable) -> None:
+    """Keep what people think of pictures."""
+    parquet.write(store, REVIEWS, Review, table.reviews)
+
+
+def read_reviews(store: Store, batch: str) -> dict[str, Review]:
+    """Return what people think of a batch's pictures, by their paths.
+
+    Raises:
+        ConfigurationError: no reviews table was ever read into this store.
+    """
+    try:
+        return {one.image: one for one in parquet.read(store, REVIEWS, Review) if one.batch == batch}
+    except FileNotFoundError:
+        raise ConfigurationError(NO_REVIEWS) from None
+
+
+def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> set[str]:
+    """Return the fingerprints of requests of which a picture, as it lies in the store, is rejected."""
+    verdicts = {one.image: one.sha256 for one in reviews if one.review == "rejected"}
+    try:
+        pictures = picture_facts(store, batch)
+    except FileNotFoundError:
+        return set()
+    return {
+        one.fingerprint
+        for one in pictures
+        if verdicts.get(f"images/batch={batch}/{one.file_name}") == one.sha256
+    }
 
 
 def named_by(rows: Iterable[PromptRow]) -> set[str]:
@@ -369,5 +405,5 @@ def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     return {
         row.prompt_id: row.fingerprint
         for row in ended
-        if row.state != "generated" and row.reason != ONLY_FAILED
+        if row.state != "generated" and row.reason not in (ONLY_FAILED, NOT_REJECTED)
     }

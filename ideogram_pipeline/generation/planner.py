@@ -58,6 +58,8 @@ PERHAPS_PAID: Collection[Decision] = ("re-attached", "unknown")
 
 ONLY_FAILED = "left out: only_failed"
 """Why a row that no run was asked for yet is left out of a run that is only for failed ones."""
+NOT_REJECTED = "left out: regenerate_rejected"
+"""Why a row without a picture is left out of a run that is only for rejected ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,21 +187,23 @@ def plan_batch(
     *,
     choice: Choice | None = None,
     left_without: Mapping[str, str | None] | None = None,
+    rejected: Collection[str] = (),
     decisions: Decisions | None = None,
 ) -> Plan:
     """Return what a run of a batch will do, given what the ledger knows of its fingerprints.
 
     A `choice` of only failed rows needs the rows that the last run `left_without` a picture, by prompt id, with the
-    fingerprint of what they asked for. Without `decisions` nothing is written, and every call decides for itself.
+    fingerprint of what they asked for. A choice of rejected pictures needs the fingerprints of the requests they are
+    of. Without `decisions` nothing is written, and every call decides for itself.
     """
     drafts = _Drafts(_in_order(rows), references, entries)
-    chosen = _Chosen(drafts, choice or Choice(), left_without or {}, decisions)
+    chosen = _Chosen(drafts, choice or Choice(), left_without or {}, rejected, decisions)
     earlier = _newest_requests(entries)
     planned = (
         draft if isinstance(draft, PlannedRow) else _planned(draft, chosen, entries, earlier)
         for draft in drafts.with_rejected()
     )
-    rejected = (
+    unusable = (
         PlannedRow(
             prompt_id=rejection.row_id,
             row_number=rejection.row_number,
@@ -209,7 +213,7 @@ def plan_batch(
         )
         for rejection in sorted(rejections, key=lambda rejection: rejection.row_number)
     )
-    return Plan(batch, Rows.of(PlannedRow, merge(planned, rejected, key=lambda row: row.row_number)))
+    return Plan(batch, Rows.of(PlannedRow, merge(planned, unusable, key=lambda row: row.row_number)))
 
 
 def _in_order(rows: Collection[PromptRow]) -> Collection[PromptRow]:
@@ -283,16 +287,22 @@ class _Chosen:
         drafts: _Drafts,
         choice: Choice,
         left_without: Mapping[str, str | None],
+        rejected: Collection[str],
         decisions: Decisions | None,
     ) -> None:
         self._choice = choice
         self._left_without = left_without
         self._takes: Mapping[str, int] = {}
-        if choice.regenerate:
+        if choice.regenerate or choice.regenerate_rejected:
             takes = {
                 draft.first.fingerprint: draft.current.take + 1
                 for draft in drafts
-                if not self._leaves_out(draft) and draft.state in ("generated", "refused", "failed")
+                if draft.state in ("generated", "refused", "failed")
+                and (
+                    draft.current.fingerprint in rejected
+                    if choice.regenerate_rejected
+                    else not self._leaves_out(draft)
+                )
             }
             self._takes = decisions.takes(takes) if decisions else takes
         self._let_through: Collection[str] | None = None
@@ -309,13 +319,16 @@ class _Chosen:
     def request(self, draft: _Draft) -> tuple[GenerationRequest, str]:
         """Return what is asked for a row, and why the row is left out if it is."""
         if self._leaves_out(draft):
-            return draft.current, ONLY_FAILED if draft.is_to_pay else ""
+            reason = ONLY_FAILED if self._choice.only_failed else NOT_REJECTED
+            return draft.current, reason if draft.is_to_pay else ""
         asked = self._asked(draft)
         if self._let_through is None or asked.fingerprint in self._let_through:
             return asked, ""
         return draft.current, f"left out: limit {self._choice.limit}" if draft.is_to_pay else ""
 
     def _leaves_out(self, draft: _Draft) -> bool:
+        if self._choice.regenerate_rejected:
+            return draft.first.fingerprint not in self._takes
         return self._choice.only_failed and not draft.was_left_without(self._left_without)
 
     def _asked(self, draft: _Draft) -> GenerationRequest:

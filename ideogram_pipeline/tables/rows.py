@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -54,6 +55,12 @@ def _members(cell: Any) -> Any:
     if isinstance(cell, str):
         return tuple(part.strip() for part in cell.split("|") if part.strip())
     return cell if isinstance(cell, list | tuple) else (cell,)
+
+
+def _utc(cell: Any) -> Any:
+    """Take a time without a zone for UTC."""
+    at = datetime.fromisoformat(cell.strip()) if isinstance(cell, str) else cell
+    return at.replace(tzinfo=UTC) if isinstance(at, datetime) and at.tzinfo is None else at
 
 
 Text = Annotated[str, BeforeValidator(as_text)]
@@ -149,6 +156,28 @@ class Reference(ReferenceRow):
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     bytes: int = Field(description="Length of the file.")
+
+
+class Review(_Row):
+    """What somebody thinks of a picture. A later review of the same picture counts before an earlier one."""
+
+    image: Text = Field(description="The picture's path in the store: `images/batch=…/….png`.")
+    row_number: int = Field(description="Row number in the table, as a spreadsheet or editor shows it.")
+    sha256: Annotated[Text, Field(pattern="^[0-9a-f]{64}$")] = Field(
+        description="Hex digest of the file that was looked at; another one at that path is not what was meant."
+    )
+    review: Literal["picked", "rejected"] = Field(description="The verdict.")
+    note: Text = Field(default="", description="Why, or anything else.")
+    reviewed_at: Annotated[datetime, BeforeValidator(_utc)] = Field(
+        description="When, in UTC unless it says otherwise."
+    )
+    extra: str = Field(default="{}", description="The table's other columns, as a JSON object.")
+
+    @property
+    def batch(self) -> str:
+        """The batch that the picture's path names; empty where it names none."""
+        folder = self.image.split("/")[1:2]
+        return folder[0].removeprefix("batch=") if folder else ""
 
 
 class Rejection(_Row):
