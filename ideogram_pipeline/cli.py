@@ -452,6 +452,67 @@ def export(
 
 
 @app.command()
+def erase(
+    *,
+    reference: Annotated[
+        str,
+        typer.Option(
+            "--reference", metavar="ID", help="The reference, by its id or the SHA-256 of its bytes."
+        ),
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Take back all that came from a reference: pictures, rows, copies, ledger entries, what fal has of it.
+
+    What stays is a tombstone of digests, ids and money; nothing is made from the reference again. Your own tables and
+    files are left to you.
+
+    Exit codes: 0 nothing of it remains; 3 something does, as it says; 2 bad usage, or nobody there to ask.
+    """
+    settings = Settings.from_environment()
+    from ideogram_pipeline.provenance.erasing import descent
+    from ideogram_pipeline.repair import erase as take_back
+    from ideogram_pipeline.storage import Store
+
+    found = descent(Store.open(settings.store), reference)
+    for path in found.images:
+        _out.print(path, highlight=False, markup=False, soft_wrap=True)
+    _out.print(
+        f"{len(found.images)} pictures of {len(found.fingerprints)} requests in {len(found.entries)} batches came from "
+        f"{reference}; with them go {len(found.digests)} references, their rows, and Dagster's records of the runs "
+        "of these batches.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if dry_run:
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigurationError(
+                "Nobody is there to ask whether to erase this. Add --yes, or --dry-run to look."
+            )
+        typer.confirm("Erase all of it, for good?", abort=True)
+    with _err.status("erasing"):
+        erased = take_back(settings, found)
+    _out.print(
+        f"erased; fal has deleted what it had of {erased.payloads} requests, and uploads end by themselves in 7 days",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if erased.payloads_left:
+        _out.print(
+            f"fal still has what it stores of some requests, for 30 days: {erased.payloads_left}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    for line in erased.left:
+        _out.print(f"still there: {line}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(EXIT_INCOMPLETE if erased.left or erased.payloads_left else 0)
+
+
+@app.command()
 def verify(
     paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.", metavar="PATH...")],
     *,

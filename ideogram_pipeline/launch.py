@@ -83,7 +83,7 @@ def run(
     resources = build_resources(settings)
     store = resources["store"].open()
     fal_resource(settings).check()
-    instance = _instance(settings)
+    instance = instance_of(settings)
     command = uuid4().hex
     definitions = build_definitions(settings, overrides={"progress": progress})
     pipeline = Pipeline.of(settings)
@@ -216,7 +216,7 @@ def _lines(result: _Recorded, asset: dg.AssetKey, name: str) -> list[str]:
     return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
 
 
-def _instance(settings: Settings) -> dg.DagsterInstance:
+def instance_of(settings: Settings) -> dg.DagsterInstance:
     """Return Dagster's instance: the one `DAGSTER_HOME` names, else one of the store's own."""
     home = Path(os.environ.get("DAGSTER_HOME") or dagster_home(settings)).expanduser().resolve()
     try:

@@ -18,6 +18,7 @@ from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_
 from ideogram_pipeline.resources import BudgetResource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.erased import refused
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.tables.reviews import read_reviews
@@ -171,7 +172,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     """
     store = _store(settings)
     table = read_prompts(settings.prompts, settings.defaults)
-    pictures = read_references(settings.references, store=None)
+    pictures = read_references(settings.references, store=None, erased=refused(store))
     references = References.of(pictures.references, pictures.rejections)
     reviews = _reviews(settings) if choice and choice.regenerate_rejected else ()
     for batch in batches:

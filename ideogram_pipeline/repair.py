@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
+from dagster._core.storage.tags import PARTITION_NAME_TAG
+
+from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalError
+from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation import catalog
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
@@ -15,7 +22,11 @@ from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
+from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.launch import instance_of
+from ideogram_pipeline.provenance.erasing import Descent, entomb, remains, remove
 from ideogram_pipeline.resources import build_resources, fal_resource
+from ideogram_pipeline.sandbox import forget_uploads
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 
@@ -87,3 +98,82 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
 def _refresh_overviews(store: Store, settings: Settings, *, anew: bool = False) -> None:
     catalog.refresh(store, anew=anew)
     write_gallery(store, thumbnails=settings.thumbnails, anew=anew)
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What an erasure did, or would do."""
+
+    found: Descent
+    """All that came from the reference."""
+    payloads: int
+    """Requests whose payloads and pictures fal has deleted."""
+    payloads_left: str
+    """Why fal still has some; empty where it has none."""
+    runs: tuple[str, ...]
+    """Dagster runs whose records were removed, because they show the pictures."""
+    left: tuple[str, ...]
+    """What remains in the store; nothing where all is gone."""
+
+
+def erase(settings: Settings, found: Descent) -> Erased:
+    """Erase all that came from a reference: at fal, in the store, and in Dagster's records of the runs that made it.
+
+    Raises:
+        ConfigurationError: a run is working on it at this moment.
+        PipelineError: the store is at fault. Ask again: it goes on where it was.
+    """
+    store = build_resources(settings)["store"].open()
+    alive = [owner for owner in found.owners if asyncio.run(is_alive(store, owner))]
+    if alive:
+        raise ConfigurationError(
+            f"The run {alive[0]} is making pictures from it at this moment. End it, and ask again: nothing was erased."
+        )
+    entomb(store, found)
+    payloads, payloads_left = _erase_at_fal(settings, store, found)
+    remove(store, found)
+    catalog.refresh(store)
+    write_gallery(store, thumbnails=settings.thumbnails)
+    runs = _forget_runs(settings, found)
+    return Erased(found, payloads, payloads_left, runs, tuple(remains(store)))
+
+
+def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int, str]:
+    """Have fal delete what was asked and what came of it; return for how many requests, and why not for the others."""
+    deleted, left = 0, ""
+    if found.request_ids:
+        with fal_resource(settings).connect(store) as make_client:
+
+            async def work() -> tuple[int, str]:
+                done, why = 0, ""
+                async with make_client() as client:
+                    for request_id in found.request_ids:
+                        try:
+                            await client.delete_payloads(request_id)
+                        except RequestNotFound:
+                            pass  # it is gone
+                        except FalError as error:
+                            why = str(error)
+                            continue
+                        done += 1
+                return done, why
+
+            deleted, left = asyncio.run(work())
+    memory = store.folder / "sandbox" / "state.sqlite" if store.folder else None
+    if memory and memory.exists():
+        forget_uploads(memory, found.digests)
+    return deleted, left
+
+
+def _forget_runs(settings: Settings, found: Descent) -> tuple[str, ...]:
+    """Remove Dagster's records of the runs that worked on the batches: contact sheets stand in them."""
+    instance = instance_of(settings)
+    batches = found.entries.keys()
+    runs = [run for run in instance.get_runs() if run.tags.get(PARTITION_NAME_TAG) in batches]
+    for run in runs:
+        instance.delete_run(run.run_id)
+    for records in Path(instance.root_directory).rglob("*.db"):
+        with closing(sqlite3.connect(records, timeout=10.0)) as db:
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return tuple(run.run_id for run in runs)

@@ -90,12 +90,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[None]:
         """The references table with every picture opened: size, kind and digest. The bytes lie under their digest."""
         from ideogram_pipeline.generation import files
+        from ideogram_pipeline.tables.erased import refused
         from ideogram_pipeline.tables.references import read_references
         from ideogram_pipeline.tables.versions import references_version
 
         opened = store.open()
         version = references_version(tables.references)
-        table = read_references(tables.references, opened)
+        table = read_references(tables.references, opened, erased=refused(opened))
         files.write_references(opened, table)
         for rejection in table.rejections[:20]:
             context.log.warning(logs.shown(str(rejection)))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Generic, Literal, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from ideogram_pipeline.fal.answers import JsonObject, text
-from ideogram_pipeline.fal.errors import UnexpectedAnswer
+from ideogram_pipeline.fal.errors import EndpointNotFound, RequestNotFound, UnexpectedAnswer
 from ideogram_pipeline.fal.http import Call, Http
 
 M = TypeVar("M", bound=BaseModel)
@@ -134,6 +134,19 @@ class PlatformCalls:
             "limit": 1000,
         }
         return await self._list("models/billing-events", query, "billing_events", BillingEvent, max_items)
+
+    async def delete_payloads(self, request_id: str) -> None:
+        """Delete for good what was asked in a request and the files that came of it (ADMIN scope).
+
+        Files that it was given are not deleted; uploads end with their lifetime. `RequestNotFound` where fal knows no
+        such request, or has deleted it before.
+        """
+        try:
+            await self._json("DELETE", f"models/requests/{quote(request_id, safe='')}/payloads")
+        except EndpointNotFound as error:
+            raise RequestNotFound(
+                message=f"fal knows no request {request_id}.", status=error.status
+            ) from None
 
     async def pricing(self, endpoint_ids: Sequence[str]) -> tuple[Price, ...]:
         """The base prices of 1 to 50 endpoints (API scope). An unknown endpoint raises `EndpointNotFound`."""

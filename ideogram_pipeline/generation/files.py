@@ -18,6 +18,7 @@ from ideogram_pipeline.generation.buckets import bucket
 from ideogram_pipeline.generation.planner import NOT_REJECTED, ONLY_FAILED, Plan, References
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.tables.erased import refusal, refused
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
 from ideogram_pipeline.tables.reviews import ReviewsTable
@@ -91,8 +92,8 @@ def write_prompts(store: Store, table: PromptsTable) -> None:
     for name, members in rows.items():
         ordered = sorted(members, key=lambda row: row.batch)
         keep(f"{PROMPTS}/{name}.parquet", parquet.encode(PromptRow, ordered))
-    for name, refused in rejections.items():
-        keep(f"{REJECTED_PROMPTS}/{name}.parquet", parquet.encode(Rejection, refused))
+    for name, unusable in rejections.items():
+        keep(f"{REJECTED_PROMPTS}/{name}.parquet", parquet.encode(Rejection, unusable))
     index = PromptsIndex(batches=_in_short(table), files=files)
     store.put(BATCHES, index.model_dump_json().encode())
     for path in there:
@@ -165,10 +166,25 @@ def write_references(store: Store, table: ReferencesTable) -> None:
 
 
 def read_references(store: Store, named: Collection[str]) -> References:
-    """Return the references of these names, as far as the table has them."""
+    """Return the references of these names, as far as the table has them, and nothing was erased since it was read."""
+    stones = refused(store)
+    known = list(parquet.read(store, REFERENCES, Reference, where=("reference_id", named)))
     return References.of(
-        parquet.read(store, REFERENCES, Reference, where=("reference_id", named)),
-        parquet.read(store, REJECTED_REFERENCES, Rejection, where=("row_id", named)),
+        [one for one in known if one.sha256 not in stones],
+        [
+            *parquet.read(store, REJECTED_REFERENCES, Rejection, where=("row_id", named)),
+            *(
+                Rejection(
+                    file=REFERENCES,
+                    row_number=one.row_number,
+                    row_id=one.reference_id,
+                    column="uri",
+                    reason=refusal(stones[one.sha256]),
+                )
+                for one in known
+                if one.sha256 in stones
+            ),
+        ],
     )
 
 

@@ -8,6 +8,7 @@ from ideogram_pipeline.sandbox.app import create_app
 from ideogram_pipeline.sandbox.config import Fault, FaultKind, SandboxSettings
 from ideogram_pipeline.sandbox.control import Change, RecordedRequest, Stats
 from ideogram_pipeline.sandbox.server import RunningSandbox, environment, running_sandbox, serve
+from ideogram_pipeline.sandbox.state import forget_uploads
 
 __all__ = [
     "Change",
@@ -19,6 +20,7 @@ __all__ = [
     "Stats",
     "create_app",
     "environment",
+    "forget_uploads",
     "running_sandbox",
     "serve",
 ]

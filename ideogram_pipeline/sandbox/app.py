@@ -213,7 +213,7 @@ class QueueApi:
         if refusal := self._unknown_key(request):
             return refusal
         found = self._find(request)
-        if found is None:
+        if found is None or found.submission.is_forgotten:
             return detail(404, "Request not found")
         if found.phase is not state.Phase.DONE:
             return detail(400, "Request is still in progress")

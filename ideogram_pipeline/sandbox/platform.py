@@ -1,7 +1,7 @@
 """api.fal.ai: prices, past requests and what they cost.
 
-What belongs here: the read-only part of fal's Platform API that a pipeline needs to know its prices and to find a
-request whose submit was never answered.
+What belongs here: the part of fal's Platform API that a pipeline needs to know its prices, to find a request whose
+submit was never answered, and to have what was asked deleted.
 """
 
 from collections.abc import Sequence
@@ -62,6 +62,11 @@ class PlatformApi:
             Route("/v1/models/pricing/estimate", self._keyed(self.estimate), methods=["POST"]),
             Route("/v1/models/requests/by-endpoint", self._keyed(self.by_endpoint), methods=["GET"]),
             Route("/v1/models/billing-events", self._keyed(self.billing_events), methods=["GET"]),
+            Route(
+                "/v1/models/requests/{request_id}/payloads",
+                self._keyed(self.delete_payloads),
+                methods=["DELETE"],
+            ),
         ]
 
     def _keyed(self, handler: Handler) -> Handler:
@@ -140,7 +145,11 @@ class PlatformApi:
             "status_code": 200 if isinstance(outcome, Rendered) else outcome.status,
             "duration": _duration(one),
         }
-        if payloads and one.submission.headers.get("x-fal-store-io") != "0":
+        if (
+            payloads
+            and not one.submission.is_forgotten
+            and one.submission.headers.get("x-fal-store-io") != "0"
+        ):
             item["json_input"] = dict(one.submission.given.arguments)
             # sync mode keeps the result out of the history
             if one.submission.given.arguments.get("sync_mode") is not True:
@@ -178,6 +187,12 @@ class PlatformApi:
         ]
         page, cursor = _page(request, events, default=_MAX_EVENTS, most=_MAX_EVENTS)
         return JSONResponse({"billing_events": page, "next_cursor": cursor, "has_more": cursor is not None})
+
+    async def delete_payloads(self, request: HttpRequest) -> Response:
+        """Delete what was asked in a request and what came of it, for good; uploads that it used stay."""
+        if not self._state.forget(request.path_params["request_id"]):
+            return _error(404, "not_found", "Request not found")
+        return JSONResponse({"cdn_delete_results": []})
 
     def _ended(self, request: HttpRequest) -> list[Request]:
         query = request.query_params

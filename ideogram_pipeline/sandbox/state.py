@@ -7,8 +7,8 @@ processes may share it: each operation is one short statement or runs in ``trans
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -102,6 +102,11 @@ class Submission:
     """Address to tell when it has ended."""
     base_url: str = ""
     """The sandbox's own address as the caller knew it."""
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether what was asked for was deleted; every endpoint's body holds something."""
+        return not self.given.arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +213,7 @@ class State:
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")  # a power cut may cost a rehearsal, nothing more
+        self._db.execute("PRAGMA secure_delete = ON")
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
@@ -343,6 +349,13 @@ class State:
         ).fetchone()
         return _request(row) if row else None
 
+    def forget(self, request_id: str) -> bool:
+        """Delete what was asked in a request, which can't be drawn again; say whether there is one with this id."""
+        cursor = self._db.execute(
+            "UPDATE requests SET arguments = '{}', headers = '{}', digest = id WHERE id = ?", (request_id,)
+        )
+        return cursor.rowcount == 1
+
     def late_starters(self, now: float) -> list[Request]:
         """Queued requests whose callers' deadline has passed."""
         rows = self._db.execute("SELECT * FROM requests WHERE phase = 'queued' AND start_by < ?", (now,))
@@ -458,6 +471,17 @@ class State:
         """The digest of the file served at this path, in hexadecimal."""
         row = self._db.execute("SELECT sha256 FROM files WHERE path = ?", (path,)).fetchone()
         return str(row["sha256"]) if row else None
+
+
+def forget_uploads(path: Path, sha256s: Iterable[str]) -> None:
+    """Delete uploads from a sandbox's file by the digests of their bytes, and what is left in it of deleted things."""
+    with closing(sqlite3.connect(path, timeout=10.0)) as db:
+        db.execute("PRAGMA secure_delete = ON")
+        with db:
+            db.executemany("DELETE FROM files WHERE sha256 = ?", [(sha256,) for sha256 in sha256s])
+            db.execute("DELETE FROM parts")
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _request(row: sqlite3.Row) -> Request:

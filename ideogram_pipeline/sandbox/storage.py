@@ -202,7 +202,7 @@ class StorageApi:
         """A picture of a request that ended well, painted now."""
         self._note_download(request)
         found = self._queue.find(request.path_params["request_id"])
-        if found is None or found.phase is not Phase.DONE:
+        if found is None or found.phase is not Phase.DONE or found.submission.is_forgotten:
             return detail(404, "Not found")
         outcome, index = await self._queue.outcome(found), request.path_params["index"]
         if not isinstance(outcome, Rendered) or index >= outcome.images:

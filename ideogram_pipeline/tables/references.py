@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Picture, inspect
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.erased import Tombstone, refusal
 from ideogram_pipeline.tables.prompts import refuse_repeated_ids
 from ideogram_pipeline.tables.reader import RawRow, read_rows
 from ideogram_pipeline.tables.rows import Reference, ReferenceRow, Rejection, RowProblem, parse_row
@@ -29,8 +32,12 @@ def picture_path(reference: Reference) -> str:
     return f"references/{reference.sha256}.{EXTENSIONS[reference.kind]}"
 
 
-def read_references(url: str, store: Store | None) -> ReferencesTable:
+def read_references(
+    url: str, store: Store | None, *, erased: Mapping[str, Tombstone] = MappingProxyType({})
+) -> ReferencesTable:
     """Read a references table and open every picture in it; keep a copy of the bytes in `store`, where one is given.
+
+    A picture that was `erased` is refused, and no copy is kept.
 
     Raises:
         TableError: the file is missing or unreadable, lacks `reference_id` or `uri`, or repeats a `reference_id`.
@@ -45,6 +52,8 @@ def read_references(url: str, store: Store | None) -> ReferencesTable:
             row = parse_row(ReferenceRow, record)
             content = _content(row, sources)
             reference = _reference(row, _picture(content))
+            if stone := erased.get(reference.sha256):
+                raise RowProblem("uri", refusal(stone))
         except RowProblem as problem:
             return Rejection(
                 file=url,

@@ -114,6 +114,19 @@ def test_what_requests_were_charged(fake, ask):
     assert (found.items[0].output_units, found.items[0].cost_total) == (Decimal(2), None)
 
 
+def test_what_was_asked_can_be_deleted(fake, ask):
+    fake.replies(fake.reply(200, {"cdn_delete_results": []}))
+    ask(lambda client: client.delete_payloads("a/b c"))
+    assert (fake.seen[0].method, fake.seen[0].target) == ("DELETE", "/v1/models/requests/a%2Fb%20c/payloads")
+
+
+@pytest.mark.parametrize(("status", "error"), [(403, fal.Forbidden), (404, fal.RequestNotFound)])
+def test_what_cannot_be_deleted_says_why(fake, ask, status, error):
+    fake.replies(fake.reply(status, {"error": {"type": "x", "message": "no"}}))
+    with pytest.raises(error):
+        ask(lambda client: client.delete_payloads("r1"))
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(401, fal.Unauthorized), (403, fal.Forbidden), (404, fal.EndpointNotFound), (429, fal.TooManyRequests)],

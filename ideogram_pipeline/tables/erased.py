@@ -1,0 +1,78 @@
+"""Pictures that were erased for good: what stays is their digest, and that nothing is made from them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.storage import Store
+
+FOLDER = "erased"
+
+
+class ErasedImage(BaseModel):
+    """A picture that was made from an erased one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str = Field(description="Hex digest of the file.")
+    sha256_received: str = Field(description="Hex digest of what fal sent.")
+
+
+class Tombstone(BaseModel):
+    """What stays of an erased picture, under `erased/<sha256>.json`: digests, ids and money; no name, no prompt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str = Field(description="Hex digest of its bytes.")
+    erased_at: datetime = Field(description="UTC, when it was decided.")
+    fingerprints: tuple[str, ...] = Field(description="The requests that were made from it.")
+    request_ids: tuple[str, ...] = Field(description="fal's ids of them.")
+    cost_usd: str | None = Field(description="What they have cost in all; none where that is not known.")
+    images: tuple[ErasedImage, ...] = Field(description="The pictures that came of them.")
+
+
+def path(sha256: str) -> str:
+    """Return where the tombstone of a picture lies."""
+    return f"{FOLDER}/{sha256}.json"
+
+
+def tombstones(store: Store) -> list[Tombstone]:
+    """Return every tombstone, by digest.
+
+    Raises:
+        StoreError: one can't be read.
+    """
+    stones = []
+    for one in sorted(one.path for one in store.objects(FOLDER)):
+        try:
+            stones.append(Tombstone.model_validate_json(store.get(one)))
+        except ValidationError:
+            raise StoreError(
+                f"{store.where(one)!r} says that a picture was erased, and can't be read. Restore it from a backup: "
+                "nothing is planned meanwhile, so that nothing is made from that picture."
+            ) from None
+    return stones
+
+
+def refused(store: Store) -> Mapping[str, Tombstone]:
+    """Return the digests of which nothing is made: of what was erased, and of the pictures that came from it."""
+    stones = tombstones(store)
+    made = {
+        digest: stone
+        for stone in stones
+        for one in stone.images
+        for digest in (one.sha256, one.sha256_received)
+    }
+    return {**made, **{stone.sha256: stone for stone in stones}}
+
+
+def refusal(stone: Tombstone) -> str:
+    """Return why nothing is made from an erased picture, and what to do."""
+    return (
+        f"this picture was erased on {stone.erased_at:%Y-%m-%d}, and nothing is made from it any more; take the row, "
+        "and the rows that name it, out of the tables"
+    )
