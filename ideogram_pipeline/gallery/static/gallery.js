@@ -147,6 +147,8 @@ let entries, reviews, filters, grid, lightbox;
 let shown = []; // entries that pass the filters, in order
 let current = null; // the entry that keys act on
 let building = 0;
+let built = 0; // cards in the grid
+let waiting; // until a word is typed to its end
 let comparing = false;
 
 const byTake = (a, b) =>
@@ -176,14 +178,13 @@ function startCards() {
     const field = filters.elements[name];
     if (field) field.type === "checkbox" ? (field.checked = true) : (field.value = value);
   }
-  let waiting;
   filters.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(filter, 60); });
   filters.addEventListener("reset", () => setTimeout(filter));
   filters.addEventListener("submit", (event) => event.preventDefault());
   grid.addEventListener("click", clicked);
   grid.addEventListener("focusin", (event) => { const card = event.target.closest(".card"); if (card) makeCurrent(card.entry); });
   lightbox.addEventListener("click", clicked);
-  lightbox.addEventListener("close", () => focusCard(current));
+  lightbox.addEventListener("close", () => focusCard(lightbox.entry));
   byId("note").addEventListener("change", noteTyped);
   byId("export").addEventListener("click", exportReviews);
   document.addEventListener("keydown", keyPressed);
@@ -208,6 +209,7 @@ function offer(name) {
 }
 
 function filter() {
+  clearTimeout(waiting);
   const asked = Object.fromEntries([...new FormData(filters)].filter(([, value]) => value));
   const text = (asked.text || "").toLowerCase().split(/\s+/).filter(Boolean);
   const chosen = Object.entries(FILTERS).filter(([name]) => asked[name]);
@@ -228,16 +230,24 @@ function filter() {
 /** Show the first cards at once, and the others slice by slice, so that the page answers meanwhile. */
 function build() {
   const turn = ++building;
+  const focused = grid.contains(document.activeElement);
   grid.replaceChildren();
-  const slice = (start) => {
-    if (turn !== building) return;
-    grid.append(...shown.slice(start, start + SLICE).map(cardOf));
-    if (start + SLICE < shown.length) setTimeout(slice, 0, start + SLICE);
-    else grid.dataset.built = shown.length;
-  };
   delete grid.dataset.built;
-  slice(0);
+  built = 0;
+  const slice = () => {
+    if (turn !== building) return;
+    more(SLICE);
+    if (built < shown.length) setTimeout(slice);
+  };
+  slice();
   if (!shown.length) grid.append(element("p", { class: "none" }, "Nothing passes these filters."));
+  if (focused) focusCard(current);
+}
+
+function more(number) {
+  grid.append(...shown.slice(built, built + number).map(cardOf));
+  built = Math.min(built + number, shown.length);
+  if (built === shown.length) grid.dataset.built = built;
 }
 
 function count() {
@@ -302,6 +312,7 @@ function makeCurrent(entry) {
 
 function focusCard(entry) {
   if (!entry) return;
+  if (isShown(entry) && entry.place >= built) more(entry.place + 1 - built);
   const card = cardOf(entry);
   if (!card.isConnected) return;
   makeCurrent(entry);
@@ -345,6 +356,7 @@ function exportReviews() {
 
 function show(entry) {
   makeCurrent(entry);
+  lightbox.entry = entry; // the browser gives the focus back to where it was, this one to where it went
   const { facts } = entry;
   const takes = takesOf(entry);
   const stage = byId("stage");
