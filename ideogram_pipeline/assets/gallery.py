@@ -6,7 +6,7 @@ from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Changes with what the pages show."""
 
 
@@ -26,7 +26,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     @pipeline.with_own_resources
     @retried_after_crashes
     def gallery(store: StoreResource) -> dg.MaterializeResult[None]:
-        """A page per batch and an index: every row with its picture, reference, prompt, seed, cost and state."""
+        """A page per batch and character and an index: every row with its picture, reference, facts and review."""
         from ideogram_pipeline.gallery.pages import write_gallery
 
         opened = store.open()
@@ -34,6 +34,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(
             metadata={
                 "batches": summary.batches,
+                "characters": summary.characters,
                 "rows": summary.rows,
                 "images": summary.images,
                 "path": dg.MetadataValue.path(opened.where(summary.index)),

@@ -186,7 +186,7 @@ def preview(store: Store, pictures: Iterable[ImageRow], *, thumbnails: bool) -> 
     """
     if not thumbnails:
         return dg.MetadataValue.md("no contact sheet: IDEOGRAM_THUMBNAILS is false")
-    from ideogram_pipeline.gallery.pages import fill_in_thumbnails
+    from ideogram_pipeline.gallery.entries import fill_in_thumbnails
     from ideogram_pipeline.gallery.sheet import contact_sheet
     from ideogram_pipeline.generation.fetching import thumbnail_path
 

@@ -1,26 +1,30 @@
-"""The gallery: an index and a page per batch, static, with small pictures and without a server.
+"""The gallery: an index and a page per batch and character, static, with small pictures and without a server.
 
-A page is made when its batch's results were written since it was last made; `gallery/index.json` remembers when.
+A page is made when its batch's results were written since it was last made; `gallery/index.json` remembers when. A
+character's page is made when one of its batches' is.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, get_args
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ideogram_pipeline.gallery import characters
+from ideogram_pipeline.gallery.characters import InBatch, Piece
+from ideogram_pipeline.gallery.entries import Entry, References, Review, entries
+from ideogram_pipeline.gallery.sheet import A_PAGE, printed_sheets
 from ideogram_pipeline.generation import files
-from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE, thumbnail_path
-from ideogram_pipeline.generation.files import ShownPicture, ShownRow
-from ideogram_pipeline.generation.planner import Plan
-from ideogram_pipeline.generation.requests import PictureUse
-from ideogram_pipeline.generation.rows import ImageRow, OutcomeState
-from ideogram_pipeline.pictures import BadPicture, thumbnail
+from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE
+from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
 from ideogram_pipeline.storage import Store
 
 if TYPE_CHECKING:
@@ -30,27 +34,9 @@ INDEX = "gallery/index.html"
 REMEMBERED = "gallery/index.json"
 STRIP = 8
 """So many of a batch's pictures stand in the index."""
-_REFERENCE_SIDE = 96
-
-Picture = TypeVar("Picture", ImageRow, ShownPicture)
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One row of the prompts table as the page shows it: with a picture, or with the reason there is none."""
-
-    outcome: ShownRow
-    """How the row ended."""
-    image: ShownPicture | None
-    """The picture, if there is one."""
-    prompt: str
-    """As the plan has it."""
-    href: str
-    """Link to the picture."""
-    thumbnail: str
-    """Link to the small picture."""
-    references: tuple[tuple[str, str], ...]
-    """Names and small pictures of the references."""
+BATCH_SHEETS, CHARACTER_SHEETS = 20, 4
+"""So many printed pages at most: of a batch's first pictures, and of a character's newest."""
+_STATIC = ("gallery.css", "gallery.js")
 
 
 class BatchPage(BaseModel):
@@ -62,10 +48,12 @@ class BatchPage(BaseModel):
     mark: str = Field(description="Of the results that the page shows, and of the way it shows them.")
     href: str = Field(description="Link to the page.")
     states: tuple[tuple[str, int], ...] = Field(description="Rows by state, those that occur.")
-    images: int = Field(description="Pictures.")
+    images: int = Field(description="Current pictures.")
     cost_usd: float = Field(description="US dollars whose amount is known.")
     sandbox: bool = Field(description="Whether the local stand-in drew any of it.")
-    strip: tuple[tuple[str, str], ...] = Field(description="The first pictures: links and words.")
+    strip: tuple[tuple[str, str], ...] = Field(description="The first pictures: paths and words.")
+    characters: tuple[InBatch, ...] = Field(default=(), description="What it has of each character.")
+    sheets: int = Field(default=0, description="Printed pages.")
     sha256: str = Field(default="", description="Hex digest of the page.")
 
 
@@ -77,6 +65,19 @@ class GalleryIndex(BaseModel):
     pages: tuple[BatchPage, ...] = Field(default=(), description="In the order of the index.")
 
 
+class Character(BaseModel):
+    """One character as the index shows it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="The reference.")
+    href: str = Field(description="Link to its page.")
+    images: int = Field(description="Current pictures, over all batches.")
+    cost_usd: float = Field(description="US dollars of them whose amount is known.")
+    batches: int = Field(description="Batches that have any.")
+    face: str = Field(description="Small picture of the reference; empty if there is none.")
+
+
 @dataclass(frozen=True, slots=True)
 class GallerySummary:
     """What a gallery shows."""
@@ -84,7 +85,9 @@ class GallerySummary:
     index: str
     """Path of the first page in the store."""
     batches: int
-    """Pages besides the index."""
+    """Pages of batches."""
+    characters: int
+    """Characters with pages of their own."""
     rows: int
     """Rows of the prompts table."""
     images: int
@@ -93,11 +96,193 @@ class GallerySummary:
     """Changes when, and only when, a page does."""
 
 
-def write_gallery(store: Store, *, thumbnails: bool = True, anew: bool = False) -> GallerySummary:
-    """Write the pages of batches whose results have changed, or of all `anew`, with the small pictures they lack.
+def write_gallery(
+    store: Store, *, thumbnails: bool = True, anew: bool = False, reviews: Iterable[Review] = ()
+) -> GallerySummary:
+    """Write the pages of batches whose results or reviews have changed, or of all `anew`, and of their characters.
 
-    Without thumbnails the pages show the pictures themselves.
+    Small pictures that are missing are made. Without thumbnails the pages show the pictures themselves, and there is
+    nothing to print.
     """
+    return _Gallery(store, thumbnails, reviews).write(anew=anew)
+
+
+class _Gallery:
+    """One writing of the gallery."""
+
+    def __init__(self, store: Store, thumbnails: bool, reviews: Iterable[Review]) -> None:
+        self._store = store
+        self._thumbnails = thumbnails
+        self._reviews: dict[str, dict[str, Review]] = defaultdict(dict)
+        for review in reviews:
+            self._reviews[_batch_of(review.image)][review.image] = review
+        static = {name: _packaged(name) for name in _STATIC}
+        self._static = {
+            name: f"-{_digest(content)[:12]}.".join(name.split(".")) for name, content in static.items()
+        }
+        self._contents = {f"gallery/static/{self._static[name]}": static[name] for name in _STATIC}
+        self._templates = _templates(self._static)
+        self._look = _look(self._templates, self._static.values(), thumbnails)
+        self._references = References(store)
+
+    def write(self, *, anew: bool) -> GallerySummary:
+        before = _remembered(self._store)
+        known = {page.batch: page for page in before.pages}
+        there = {found.path for found in self._store.objects("gallery/static")}
+        for path in self._contents.keys() - there:
+            self._store.put(path, self._contents[path])
+        asked_for = files.batches(self._store)
+        pages = []
+        touched = {
+            kept.character
+            for page in known.values()
+            if page.batch not in asked_for
+            for kept in page.characters
+        }
+        for batch, results in files.results(self._store).items():
+            if batch not in asked_for:
+                continue
+            mark = (
+                f"{results} {self._look} {_digest(repr(sorted(self._reviews[batch].values())).encode())[:16]}"
+            )
+            page = known.get(batch)
+            if page is None or page.mark != mark or anew:
+                previous = page.characters if page else ()
+                page = self._write_batch(batch, mark)
+                now = {kept.character for kept in page.characters}
+                touched |= now | {kept.character for kept in previous}
+                for kept in previous:
+                    if kept.character not in now:
+                        self._store.delete(characters.piece_path(kept.character, batch))
+            pages.append(page)
+        found = _characters(pages)
+        for name in sorted(touched):
+            self._write_character(name, found.get(name, []), pages)
+        html = self._render("index.html.j2", "../", pages=pages, characters=_in_short(found))
+        after = GalleryIndex(pages=tuple(pages))
+        if after != before or anew or not self._store.exists(INDEX):
+            self._store.put(INDEX, html)
+            self._store.put(REMEMBERED, after.model_dump_json().encode())
+        for path in there - self._contents.keys():
+            self._store.delete(path)
+        return GallerySummary(
+            index=INDEX,
+            batches=len(pages),
+            characters=len(found),
+            rows=sum(sum(count for _, count in page.states) for page in pages),
+            images=sum(page.images for page in pages),
+            digest=_digest("".join(page.sha256 for page in pages).encode() + html),
+        )
+
+    def _write_batch(self, batch: str, mark: str) -> BatchPage:
+        """Write a batch's page, its printed pages and its characters' entries."""
+        lines: list[str] = []
+        members: dict[str, list[tuple[Entry, str]]] = defaultdict(list)
+        printed: list[tuple[str, str]] = []
+        sandbox = False
+        for entry in entries(
+            self._store, batch, self._references, self._reviews[batch], thumbnails=self._thumbnails
+        ):
+            line = _script_json(entry)
+            lines.append(line)
+            sandbox |= entry.facts.get("backend") == "sandbox"
+            if entry.character:
+                members[entry.character].append((_without_facts(entry), line))
+            if entry.image and not entry.older:
+                printed.append((entry.thumbnail, entry.caption))
+        for name, held in members.items():
+            self._store.put(
+                characters.piece_path(name, batch), characters.encode_piece(line for _, line in held)
+            )
+        outcomes = files.shown_rows(self._store, batch)
+        counted = Counter[str](outcome.state for outcome in outcomes)
+        page = BatchPage(
+            batch=batch,
+            mark=mark,
+            href=quote(f"batch={batch}/index.html"),
+            states=tuple((state, counted[state]) for state in get_args(OutcomeState) if counted[state]),
+            images=len(printed),
+            cost_usd=sum(outcome.cost_usd or 0.0 for outcome in outcomes),
+            sandbox=sandbox,
+            strip=tuple((path, caption.partition("\n")[2][:300]) for path, caption in printed[:STRIP]),
+            characters=tuple(
+                characters.summary(name, [entry for entry, _ in held])
+                for name, held in sorted(members.items())
+            ),
+            sheets=self._write_sheets(f"gallery/batch={batch}", batch, printed[: BATCH_SHEETS * A_PAGE]),
+        )
+        content = self._render("batch.html.j2", "../../", page=page, lines=lines, a_page=A_PAGE)
+        self._store.put(f"gallery/batch={batch}/index.html", content)
+        return page.model_copy(update={"sha256": _digest(content)})
+
+    def _write_character(self, name: str, pieces: Sequence[Piece], pages: Sequence[BatchPage]) -> None:
+        """Write a character's pages, or remove them if no batch has it any more."""
+        folder = characters.folder(name)
+        parts = characters.parts(pieces) if pieces else []
+        drawn = {page.batch for page in pages if page.sandbox}
+        sheets = self._write_sheets(folder, name, self._newest(parts)) if parts else 0
+        written = set()
+        for number, part in enumerate(parts, 1):
+            content = self._render(
+                "character.html.j2",
+                "../../../",
+                character=_character(name, pieces),
+                pieces=[quote(f"batch={piece.batch}.js") for piece in part],
+                entries=sum(piece.known.entries for piece in part),
+                parts=[characters.page_name(other) for other in range(1, len(parts) + 1)],
+                number=number,
+                sheets=sheets,
+                sandbox=any(piece.batch in drawn for piece in pieces),
+                a_page=A_PAGE,
+            )
+            path = f"{folder}/{characters.page_name(number)}"
+            self._store.put(path, content)
+            written.add(path)
+        for stored in list(self._store.objects(folder)):
+            if stored.path.endswith(".html") and stored.path not in written:
+                self._store.delete(stored.path)
+
+    def _newest(self, parts: Iterable[Iterable[Piece]]) -> list[tuple[str, str]]:
+        """Return small pictures and captions of a character's newest batches, as many as are printed."""
+        newest: list[tuple[str, str]] = []
+        for piece in (piece for part in parts for piece in part):
+            if not self._thumbnails or len(newest) >= CHARACTER_SHEETS * A_PAGE:
+                break
+            with suppress(FileNotFoundError):  # its batch was erased
+                held = map(Entry.model_validate, characters.read_piece(self._store, piece.path))
+                newest += [
+                    (entry.thumbnail, f"{entry.batch}: {entry.caption}")
+                    for entry in held
+                    if entry.image and not entry.older
+                ]
+        return newest[: CHARACTER_SHEETS * A_PAGE]
+
+    def _write_sheets(self, folder: str, title: str, pictures: Sequence[tuple[str, str]]) -> int:
+        """Write printed pages, remove those that are left of before, and return how many there are."""
+        number = 0
+        if self._thumbnails:
+            for number, content in enumerate(
+                printed_sheets(title, self._drawn(pictures), count=len(pictures)), 1
+            ):
+                self._store.put(f"{folder}/sheets/{number}.jpg", content)
+        for stored in list(self._store.objects(f"{folder}/sheets")):
+            if int(PurePosixPath(stored.path).stem) > number:
+                self._store.delete(stored.path)
+        return number
+
+    def _drawn(self, pictures: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, str]]:
+        for path, caption in pictures:
+            with suppress(FileNotFoundError):  # removed since
+                yield self._store.get(path), caption
+
+    def _render(self, template: str, root: str, **context: object) -> bytes:
+        """Return a page; `root` leads from it to the store's root."""
+        parts = self._templates.get_template(template).stream(root=root, side=THUMBNAIL_SIDE, **context)
+        parts.enable_buffering(1_000)
+        return b"".join(part.encode() for part in parts)
+
+
+def _templates(static: Mapping[str, str]) -> Environment:
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     templates = Environment(
@@ -106,39 +291,11 @@ def write_gallery(store: Store, *, thumbnails: bool = True, anew: bool = False) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    before = GalleryIndex() if anew else _remembered(store)
-    known = {page.batch: page for page in before.pages}
-    asked_for = files.batches(store)
-    look = _look(templates, thumbnails)
-    references = _References(store)
-    pages = []
-    for batch, results in files.results(store).items():
-        if batch not in asked_for:
-            continue
-        mark = f"{results} {look}"
-        if batch not in known or known[batch].mark != mark:
-            page, cards = _page(store, batch, mark, references, thumbnails=thumbnails)
-            parts = templates.get_template("batch.html.j2").stream(
-                page=page, cards=cards, side=THUMBNAIL_SIDE
-            )
-            parts.enable_buffering(1_000)
-            content = b"".join(part.encode() for part in parts)
-            store.put(f"gallery/batch={batch}/index.html", content)
-            known[batch] = page.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
-        pages.append(known[batch])
-    html = templates.get_template("index.html.j2").render(pages=pages)
-    after = GalleryIndex(pages=tuple(pages))
-    if after != before or not store.exists(INDEX):
-        store.put(INDEX, html.encode())
-        store.put(REMEMBERED, after.model_dump_json().encode())
-    whole = "".join([*(page.sha256 for page in pages), html])
-    return GallerySummary(
-        index=INDEX,
-        batches=len(pages),
-        rows=sum(sum(count for _, count in page.states) for page in pages),
-        images=sum(page.images for page in pages),
-        digest=hashlib.sha256(whole.encode()).hexdigest(),
-    )
+    models = (OutcomeRow, ImageRow)
+    columns = {name: field.description for model in models for name, field in model.model_fields.items()}
+    templates.globals |= {"static": static, "columns": columns}
+    templates.filters["link"] = quote
+    return templates
 
 
 def _remembered(store: Store) -> GalleryIndex:
@@ -148,104 +305,59 @@ def _remembered(store: Store) -> GalleryIndex:
         return GalleryIndex()
 
 
-def _look(templates: Environment, thumbnails: bool) -> str:
+def _packaged(name: str) -> bytes:
+    return (resources.files("ideogram_pipeline.gallery") / "static" / name).read_bytes()
+
+
+def _look(templates: Environment, static: Iterable[str], thumbnails: bool) -> str:
     """Return what changes with the way pages look."""
     loader = templates.loader
     assert loader is not None
     sources = [loader.get_source(templates, name)[0] for name in sorted(loader.list_templates())]
-    return hashlib.sha256("".join([*sources, str(thumbnails)]).encode()).hexdigest()[:16]
+    whole = "".join([*sources, *static, str(thumbnails)])
+    return _digest(whole.encode())[:16]
 
 
-def _page(
-    store: Store, batch: str, mark: str, references: _References, *, thumbnails: bool
-) -> tuple[BatchPage, list[Card]]:
-    outcomes = files.shown_rows(store, batch)
-    images = [row for row in files.shown_pictures(store, batch) if row.current]
-    images = fill_in_thumbnails(store, images) if thumbnails else _there(store, batch, images)
-    cards = _cards(references, files.read_plan(store, batch), outcomes, images, thumbnails)
-    counted = Counter[str](outcome.state for outcome in outcomes)
-    first = [card for card in cards if card.image][:STRIP]
-    page = BatchPage(
-        batch=batch,
-        mark=mark,
-        href=quote(f"batch={batch}/index.html"),
-        states=tuple((state, counted[state]) for state in get_args(OutcomeState) if counted[state]),
-        images=len(images),
-        cost_usd=sum(outcome.cost_usd or 0.0 for outcome in outcomes),
-        sandbox=any(image.backend == "sandbox" for image in images),
-        strip=tuple((card.thumbnail.replace("../../gallery/", "", 1), card.prompt) for card in first),
+def _script_json(entry: Entry) -> str:
+    """Return an entry as JSON that can't end the script it stands in."""
+    from jinja2.utils import htmlsafe_json_dumps
+
+    return htmlsafe_json_dumps(entry.model_dump(exclude_defaults=True), separators=(",", ":"))
+
+
+def _without_facts(entry: Entry) -> Entry:
+    """Return what a summary is made of, without the long texts."""
+    kept = {name: entry.facts[name] for name in ("cost_usd", "completed_at") if name in entry.facts}
+    return entry.model_copy(update={"facts": kept})
+
+
+def _characters(pages: Sequence[BatchPage]) -> dict[str, list[Piece]]:
+    found: dict[str, list[Piece]] = defaultdict(list)
+    for page in pages:
+        for known in page.characters:
+            found[known.character].append(Piece(page.batch, known))
+    return dict(sorted(found.items()))
+
+
+def _in_short(found: Mapping[str, Sequence[Piece]]) -> list[Character]:
+    return [_character(name, pieces) for name, pieces in found.items()]
+
+
+def _character(name: str, pieces: Sequence[Piece]) -> Character:
+    return Character(
+        name=name,
+        href=quote(f"characters/{name}/index.html"),
+        images=sum(piece.known.images for piece in pieces),
+        cost_usd=sum(piece.known.cost_usd for piece in pieces),
+        batches=len(pieces),
+        face=next((piece.known.face for piece in pieces if piece.known.face), ""),
     )
-    return page, cards
 
 
-def _cards(
-    shown: _References,
-    plan: Plan,
-    outcomes: Sequence[ShownRow],
-    images: Sequence[ShownPicture],
-    thumbnails: bool,
-) -> list[Card]:
-    asked: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {}
-    for row in plan.rows:
-        if request := row.request:
-            references = tuple((use.reference_id, shown.link(use)) for use in request.pictures)
-            asked[row.prompt_id] = str(request.arguments.get("prompt", "")), references
-    pictures: dict[str | None, list[ShownPicture]] = defaultdict(list)
-    for image in images:
-        pictures[image.fingerprint].append(image)
-    cards = []
-    for outcome in outcomes:
-        prompt, references = asked.get(outcome.prompt_id, ("", ()))
-        if outcome.fingerprint not in pictures:
-            cards.append(Card(outcome, None, prompt, "", "", references))
-        for image in pictures.get(outcome.fingerprint, []):
-            path = f"images/batch={image.batch}/{image.file_name}"
-            href = quote(f"../../{path}")
-            small = quote(f"../../{thumbnail_path(path)}") if thumbnails else href
-            cards.append(Card(outcome, image, prompt, href, small, references))
-    return cards
+def _batch_of(image: str) -> str:
+    """Return the batch of a picture by its path."""
+    return image.removeprefix("images/batch=").partition("/")[0]
 
 
-def _there(store: Store, batch: str, images: Sequence[ShownPicture]) -> list[ShownPicture]:
-    there = {found.path for found in store.objects(f"images/batch={batch}")}
-    return [image for image in images if f"images/batch={batch}/{image.file_name}" in there]
-
-
-def fill_in_thumbnails(store: Store, images: Sequence[Picture]) -> list[Picture]:
-    """Make the small pictures that are missing; return the rows whose picture is there and can be shown."""
-    batches = {image.batch for image in images}
-    there = {found.path for batch in batches for found in store.objects(f"gallery/batch={batch}/thumbnails")}
-    shown = []
-    for image in images:
-        path = f"images/batch={image.batch}/{image.file_name}"
-        if thumbnail_path(path) not in there:
-            try:
-                store.put(thumbnail_path(path), thumbnail(store.get(path), THUMBNAIL_SIDE))
-            except (FileNotFoundError, BadPicture):
-                continue
-        shown.append(image)
-    return shown
-
-
-class _References:
-    """The small pictures of references, each looked for once."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._there = {found.path for found in store.objects("gallery/references")}
-        self._links: dict[str, str] = {}
-
-    def link(self, use: PictureUse) -> str:
-        """Return the link from a batch's page, making the small picture if need be; empty if there is none."""
-        if use.sha256 not in self._links:
-            self._links[use.sha256] = self._made(use)
-        return self._links[use.sha256]
-
-    def _made(self, use: PictureUse) -> str:
-        path = f"gallery/references/{use.sha256}.webp"
-        if path not in self._there:
-            try:
-                self._store.put(path, thumbnail(self._store.get(use.path), _REFERENCE_SIDE))
-            except (FileNotFoundError, BadPicture):
-                return ""
-        return f"../../{path}"
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,16 +1,32 @@
-"""Contact sheets: several small pictures in one, small enough to travel inside Dagster's metadata."""
+"""Contact sheets: several small pictures in one. One kind travels inside Dagster's metadata, one is printed."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MAX_BYTES = 47_900
 """As a data URI, a third longer for its base64, this stays below 64 kB."""
 _CELL = 160
 _GAP = 6
 _COLUMNS = 6
+
+A4 = (1240, 1754)
+"""Pixels at 150 dpi."""
+A_PAGE = 30
+"""So many pictures stand on a printed page: six rows of five."""
+_PAGE_COLUMNS = 5
+_MARGIN, _HEADER, _BETWEEN, _CAPTION = 60, 60, 14, 58
+_WIDTH = (A4[0] - 2 * _MARGIN - (_PAGE_COLUMNS - 1) * _BETWEEN) // _PAGE_COLUMNS
+_ROW = (A4[1] - 2 * _MARGIN - _HEADER) * _PAGE_COLUMNS // A_PAGE
 
 
 def contact_sheet(pictures: Sequence[bytes]) -> bytes:
@@ -19,7 +35,7 @@ def contact_sheet(pictures: Sequence[bytes]) -> bytes:
     Raises:
         ValueError: there are no pictures.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if not pictures:
         raise ValueError("a contact sheet needs at least one picture")
@@ -28,8 +44,8 @@ def contact_sheet(pictures: Sequence[bytes]) -> bytes:
     sheet = Image.new("RGB", (columns * (_CELL + _GAP) + _GAP, rows * (_CELL + _GAP) + _GAP), "white")
     for position, content in enumerate(pictures):
         row, column = divmod(position, columns)
-        tile = ImageOps.pad(Image.open(io.BytesIO(content)).convert("RGB"), (_CELL, _CELL), color="#eeeeee")
-        sheet.paste(tile, (_GAP + column * (_CELL + _GAP), _GAP + row * (_CELL + _GAP)))
+        place = (_GAP + column * (_CELL + _GAP), _GAP + row * (_CELL + _GAP))
+        sheet.paste(_tile(content, (_CELL, _CELL)), place)
     while True:
         for quality in (70, 50, 30, 10):
             sink = io.BytesIO()
@@ -37,3 +53,62 @@ def contact_sheet(pictures: Sequence[bytes]) -> bytes:
             if sink.tell() <= MAX_BYTES:
                 return sink.getvalue()
         sheet = sheet.reduce(2)
+
+
+def printed_sheets(title: str, pictures: Iterable[tuple[bytes, str]], *, count: int) -> Iterator[bytes]:
+    """Yield JPEG pages of A4 at 150 dpi with the first `count` pictures and their captions, one page in memory.
+
+    A caption's first line is the picture's name; the rest is cut to the two lines that there is room for.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    pages = math.ceil(count / A_PAGE)
+    fonts = [ImageFont.load_default(size) for size in (26, 15, 14)]
+    for number, group in enumerate(_groups(islice(pictures, count)), 1):
+        page = Image.new("RGB", A4, "white")
+        draw = ImageDraw.Draw(page)
+        draw.text((_MARGIN, _MARGIN - 10), _fitting(draw, title, fonts[0], 900), "#1c1d20", fonts[0])
+        draw.text((A4[0] - _MARGIN, _MARGIN - 2), f"{number} of {pages}", "#63666d", fonts[1], anchor="ra")
+        for position, (content, caption) in enumerate(group):
+            row, column = divmod(position, _PAGE_COLUMNS)
+            left, top = _MARGIN + column * (_WIDTH + _BETWEEN), _MARGIN + _HEADER + row * _ROW
+            height = _ROW - _CAPTION - _BETWEEN
+            page.paste(_tile(content, (_WIDTH, height)), (left, top))
+            name, _, text = caption.partition("\n")
+            below = top + height + 4
+            draw.text((left, below), _fitting(draw, name, fonts[1], _WIDTH), "#1c1d20", fonts[1])
+            for line, words in enumerate(_lines(draw, text, fonts[2], _WIDTH)):
+                draw.text((left, below + 19 + 17 * line), words, "#63666d", fonts[2])
+        sink = io.BytesIO()
+        page.save(sink, "JPEG", quality=80, dpi=(150, 150))
+        yield sink.getvalue()
+
+
+def _groups(pictures: Iterable[tuple[bytes, str]]) -> Iterator[list[tuple[bytes, str]]]:
+    waiting = iter(pictures)
+    while group := list(islice(waiting, A_PAGE)):
+        yield group
+
+
+def _tile(content: bytes, size: tuple[int, int]) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    return ImageOps.pad(Image.open(io.BytesIO(content)).convert("RGB"), size, color="#eeeeee")
+
+
+def _lines(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> list[str]:
+    """Return at most two lines."""
+    words, first = text[:200].split(), ""
+    while words and draw.textlength(f"{first} {words[0]}".strip(), font) <= width:
+        first = f"{first} {words.pop(0)}".strip()
+    rest = _fitting(draw, " ".join(words), font, width)
+    return [line for line in (first, rest) if line]
+
+
+def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
+    text = " ".join(text[:200].split())
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(f"{text}…", font) > width:
+        text = text[:-1]
+    return f"{text}…"
