@@ -16,7 +16,7 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
-from ideogram_pipeline.generation import catalog
+from ideogram_pipeline.generation import catalog, files
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
@@ -97,7 +97,7 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
 
 def _refresh_overviews(store: Store, settings: Settings, *, anew: bool = False) -> None:
     catalog.refresh(store, anew=anew)
-    write_gallery(store, thumbnails=settings.thumbnails, anew=anew)
+    write_gallery(store, thumbnails=settings.thumbnails, anew=anew, reviews=files.all_reviews(store))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def erase(settings: Settings, found: Descent) -> Erased:
     payloads, payloads_left = _erase_at_fal(settings, store, found)
     remove(store, found)
     catalog.refresh(store)
-    write_gallery(store, thumbnails=settings.thumbnails)
+    write_gallery(store, thumbnails=settings.thumbnails, reviews=files.all_reviews(store))
     runs = _forget_runs(settings, found)
     return Erased(found, payloads, payloads_left, runs, tuple(remains(store)))
 

@@ -28,9 +28,10 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     def gallery(store: StoreResource) -> dg.MaterializeResult[None]:
         """A page per batch and character and an index: every row with its picture, reference, facts and review."""
         from ideogram_pipeline.gallery.pages import write_gallery
+        from ideogram_pipeline.generation import files
 
         opened = store.open()
-        summary = write_gallery(opened, thumbnails=store.thumbnails)
+        summary = write_gallery(opened, thumbnails=store.thumbnails, reviews=files.all_reviews(opened))
         return dg.MaterializeResult(
             metadata={
                 "batches": summary.batches,

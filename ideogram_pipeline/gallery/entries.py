@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from datetime import UTC
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +16,7 @@ from ideogram_pipeline.generation.requests import PictureUse
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
 from ideogram_pipeline.pictures import BadPicture, thumbnail
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.rows import Review
 
 _REFERENCE_SIDE = 96
 _CHARACTER = "reference_image_urls"
@@ -22,20 +24,6 @@ _NO_FACTS = {"request_json", "current", "due", "batch", "reason", "state"}
 """Columns that an entry has already, or that repeat others."""
 
 Picture = TypeVar("Picture", ImageRow, ShownPicture)
-
-
-class Review(NamedTuple):
-    """What a person thought of a picture."""
-
-    image: str
-    """Path of the picture in the store."""
-    sha256: str
-    """Hex digest of the picture that was looked at."""
-    review: Literal["picked", "rejected"]
-    note: str
-    """In the person's words, often empty."""
-    reviewed_at: str
-    """ISO 8601, UTC."""
 
 
 class Entry(BaseModel):
@@ -159,7 +147,7 @@ def _picture(
         references=tuple((name, references.known(sha256)) for name, sha256 in uses),
         review=review.review if review else "",
         note=review.note if review else "",
-        reviewed_at=review.reviewed_at if review else "",
+        reviewed_at=review.reviewed_at.astimezone(UTC).isoformat().replace("+00:00", "Z") if review else "",
         facts=_facts(row),
     )
 

@@ -20,12 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.gallery import characters
 from ideogram_pipeline.gallery.characters import InBatch, Piece
-from ideogram_pipeline.gallery.entries import Entry, References, Review, entries
+from ideogram_pipeline.gallery.entries import Entry, References, entries
 from ideogram_pipeline.gallery.sheet import A_PAGE, printed_sheets
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.rows import Review
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -115,7 +116,7 @@ class _Gallery:
         self._thumbnails = thumbnails
         self._reviews: dict[str, dict[str, Review]] = defaultdict(dict)
         for review in reviews:
-            self._reviews[_batch_of(review.image)][review.image] = review
+            self._reviews[review.batch][review.image] = review
         static = {name: _packaged(name) for name in _STATIC}
         self._static = {
             name: f"-{_digest(content)[:12]}.".join(name.split(".")) for name, content in static.items()
@@ -142,9 +143,8 @@ class _Gallery:
         for batch, results in files.results(self._store).items():
             if batch not in asked_for:
                 continue
-            mark = (
-                f"{results} {self._look} {_digest(repr(sorted(self._reviews[batch].values())).encode())[:16]}"
-            )
+            said = "\n".join(one.model_dump_json() for _, one in sorted(self._reviews[batch].items()))
+            mark = f"{results} {self._look} {_digest(said.encode())[:16]}"
             page = known.get(batch)
             if page is None or page.mark != mark or anew:
                 previous = page.characters if page else ()
@@ -220,7 +220,7 @@ class _Gallery:
         folder = characters.folder(name)
         parts = characters.parts(pieces) if pieces else []
         drawn = {page.batch for page in pages if page.sandbox}
-        sheets = self._write_sheets(folder, name, self._newest(parts)) if parts else 0
+        sheets = self._write_sheets(folder, name, self._newest(parts))
         written = set()
         for number, part in enumerate(parts, 1):
             content = self._render(
@@ -352,11 +352,6 @@ def _character(name: str, pieces: Sequence[Piece]) -> Character:
         batches=len(pieces),
         face=next((piece.known.face for piece in pieces if piece.known.face), ""),
     )
-
-
-def _batch_of(image: str) -> str:
-    """Return the batch of a picture by its path."""
-    return image.removeprefix("images/batch=").partition("/")[0]
 
 
 def _digest(content: bytes) -> str:

@@ -199,10 +199,17 @@ def read_reviews(store: Store, batch: str) -> dict[str, Review]:
     Raises:
         ConfigurationError: no reviews table was ever read into this store.
     """
+    if not store.exists(REVIEWS):
+        raise ConfigurationError(NO_REVIEWS)
+    return {one.image: one for one in all_reviews(store) if one.batch == batch}
+
+
+def all_reviews(store: Store) -> list[Review]:
+    """Return what people think of pictures; nothing where no reviews table was read."""
     try:
-        return {one.image: one for one in parquet.read(store, REVIEWS, Review) if one.batch == batch}
+        return list(parquet.read(store, REVIEWS, Review))
     except FileNotFoundError:
-        raise ConfigurationError(NO_REVIEWS) from None
+        return []
 
 
 def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> set[str]:

@@ -10,12 +10,11 @@ import pytest
 from PIL import Image
 
 from ideogram_pipeline.gallery import characters
-from ideogram_pipeline.gallery.entries import Review
 from ideogram_pipeline.gallery.pages import INDEX, REMEMBERED, write_gallery
 from ideogram_pipeline.generation.planner import References
 from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.tables.references import picture_path
-from ideogram_pipeline.tables.rows import Reference, Rejection
+from ideogram_pipeline.tables.rows import Reference, Rejection, Review
 
 ENDINGS = {"g": "generated", "x": "refused", "f": "failed", "u": "unknown", "n": "not_reached"}
 ROWS = [{"prompt_id": name, "prompt": f"prompt of {name}"} for name in ENDINGS]
@@ -250,14 +249,18 @@ def test_pictures_of_before_are_there_and_marked_as_older(store, work_batch):
     }
 
 
+def reviewed(image, sha256, review, note, at):
+    return Review(image=image, row_number=2, sha256=sha256, review=review, note=note, reviewed_at=at)
+
+
 def test_a_review_stands_with_the_very_picture_that_was_looked_at(store, work_batch):
     work_batch([{"prompt_id": "a", "prompt": "x"}, {"prompt_id": "b", "prompt": "x"}])
     write_gallery(store)
     [one, other] = page(store, BATCH).entries
     at = "2026-01-02T03:04:05Z"
     reviews = [
-        Review(one["image"], one["facts"]["sha256"], "rejected", "six fingers", at),
-        Review(other["image"], "0" * 64, "picked", "", at),
+        reviewed(one["image"], one["facts"]["sha256"], "rejected", "six fingers", at),
+        reviewed(other["image"], "0" * 64, "picked", "", at),
     ]
     write_gallery(store, reviews=reviews)
     [one, other] = page(store, BATCH).entries

@@ -83,6 +83,7 @@ def test_nothing_of_it_remains_but_digests_and_nothing_is_made_from_it_again(wor
         reference[60:160],
         *(content[1500:1600] for content in pictures),
         *(path.rsplit("/", 1)[-1].encode() for path in found.images),
+        b"characters/ada",
     ]
     assert words_in(folder, secret)
     paid = submits(worked)

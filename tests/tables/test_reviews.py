@@ -54,3 +54,18 @@ def test_a_table_without_verdicts_is_refused(tmp_path):
     (tmp_path / "reviews.csv").write_text("image,sha256\nx,y\n")
     with pytest.raises(TableError, match="review"):
         read_reviews(str(tmp_path / "reviews.csv"))
+
+
+def test_a_folder_of_tables_is_one_table(tmp_path):
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    header = "image,sha256,review,reviewed_at"
+    (folder / "ann.csv").write_text(f"{header}\nimages/batch=a/x.png,{DIGEST},picked,2026-11-27T10:00:00Z\n")
+    (folder / "ben.csv").write_text(
+        f"{header}\nimages/batch=a/x.png,{DIGEST},rejected,2026-11-27T11:00:00Z\nimages/batch=a/y.png,1,picked,now\n"
+    )
+    table = read_reviews(str(folder))
+    assert [(one.image, one.review) for one in table.reviews] == [("images/batch=a/x.png", "rejected")]
+    assert [(rejection.file, rejection.row_number) for rejection in table.rejections] == [
+        (str(folder / "ben.csv"), 3)
+    ]

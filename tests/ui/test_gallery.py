@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from ideogram_pipeline.gallery.entries import Review
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation.planner import References
 from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.tables.references import picture_path
-from ideogram_pipeline.tables.rows import Reference, Rejection
+from ideogram_pipeline.tables.rows import Reference, Rejection, Review
 
 pytestmark = [pytest.mark.ui, pytest.mark.timeout(300)]
 
@@ -304,7 +303,8 @@ def test_published_reviews_are_shown_exported_and_can_be_taken_back(gallery, loo
     page = look(url_of(gallery))
     [row, *_] = json.loads(page.locator("#entries").text_content())
     at = "2026-01-02T03:04:05Z"
-    write_gallery(gallery, reviews=[Review(row["image"], row["facts"]["sha256"], "rejected", "blurred", at)])
+    said = {"image": row["image"], "sha256": row["facts"]["sha256"], "review": "rejected", "note": "blurred"}
+    write_gallery(gallery, reviews=[Review(**said, row_number=2, reviewed_at=at)])
     page.reload()
     cards(page, 6)
     assert page.locator(".card.rejected b").all_inner_texts() == ["a1"]
