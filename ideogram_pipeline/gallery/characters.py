@@ -76,9 +76,9 @@ def summary(character: str, members: Sequence[Entry]) -> InBatch:
     )
 
 
-def encode_piece(lines: Iterable[str]) -> bytes:
+def encode_piece(lines: Iterable[bytes]) -> bytes:
     """Return the file of entries that are JSON already, safe inside a script."""
-    return (_BEFORE + ",\n".join(lines) + _AFTER).encode()
+    return b"".join([_BEFORE.encode(), b",\n".join(lines), _AFTER.encode()])
 
 
 def read_piece(store: Store, path: str) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
+from io import BytesIO
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote
@@ -30,6 +31,7 @@ from ideogram_pipeline.tables.rows import Review
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 INDEX = "gallery/index.html"
 REMEMBERED = "gallery/index.json"
@@ -176,14 +178,14 @@ class _Gallery:
 
     def _write_batch(self, batch: str, mark: str) -> BatchPage:
         """Write a batch's page, its printed pages and its characters' entries."""
-        lines: list[str] = []
-        members: dict[str, list[tuple[Entry, str]]] = defaultdict(list)
+        lines: list[bytes] = []
+        members: dict[str, list[tuple[Entry, bytes]]] = defaultdict(list)
         printed: list[tuple[str, str]] = []
         sandbox = False
         for entry in entries(
             self._store, batch, self._references, self._reviews[batch], thumbnails=self._thumbnails
         ):
-            line = _script_json(entry)
+            line = _script_json(entry).encode()
             lines.append(line)
             sandbox |= entry.facts.get("backend") == "sandbox"
             if entry.character:
@@ -211,7 +213,9 @@ class _Gallery:
             ),
             sheets=self._write_sheets(f"gallery/batch={batch}", batch, printed[: BATCH_SHEETS * A_PAGE]),
         )
-        content = self._render("batch.html.j2", "../../", page=page, lines=lines, a_page=A_PAGE)
+        content = self._render(
+            "batch.html.j2", "../../", page=page, lines=map(_as_script, lines), a_page=A_PAGE
+        )
         self._store.put(f"gallery/batch={batch}/index.html", content)
         return page.model_copy(update={"sha256": _digest(content)})
 
@@ -279,7 +283,9 @@ class _Gallery:
         """Return a page; `root` leads from it to the store's root."""
         parts = self._templates.get_template(template).stream(root=root, side=THUMBNAIL_SIDE, **context)
         parts.enable_buffering(1_000)
-        return b"".join(part.encode() for part in parts)
+        page = BytesIO()
+        page.writelines(part.encode() for part in parts)
+        return page.getvalue()
 
 
 def _templates(static: Mapping[str, str]) -> Environment:
@@ -323,6 +329,12 @@ def _script_json(entry: Entry) -> str:
     from jinja2.utils import htmlsafe_json_dumps
 
     return htmlsafe_json_dumps(entry.model_dump(exclude_defaults=True), separators=(",", ":"))
+
+
+def _as_script(line: bytes) -> Markup:
+    from markupsafe import Markup
+
+    return Markup(line.decode())  # noqa: S704 - made by `_script_json`, which escapes what could end a script
 
 
 def _without_facts(entry: Entry) -> Entry:
