@@ -121,7 +121,7 @@ def ids(page):
 
 def cards(page, number):
     """Wait until so many cards are shown."""
-    page.wait_for_function("n => document.querySelector('#grid').dataset.built == n", arg=number)
+    page.wait_for_function("n => document.querySelector('#grid')?.dataset.built == n", arg=number)
     return ids(page)
 
 
@@ -147,7 +147,9 @@ def test_every_row_has_a_card_and_those_without_a_picture_say_why(batch):
     assert batch.locator("#count").inner_text() == "6 of 6 shown · 0 picked · 0 rejected"
     pictures = batch.locator(".card .open img")
     assert pictures.count() == 3
-    batch.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth)")
+    batch.wait_for_function(
+        "() => [...document.images].every((image) => image.complete && image.naturalWidth)"
+    )
 
 
 def test_a_hostile_prompt_is_text(batch):
@@ -324,7 +326,9 @@ def test_it_works_below_a_prefix_and_leads_from_the_index_to_pictures(gallery, l
         assert page.locator(".person:visible").count() == 0
         page.get_by_role("link", name="drop").click()
         cards(page, 6)
-        page.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth)")
+        page.wait_for_function(
+            "() => [...document.images].every((image) => image.complete && image.naturalWidth)"
+        )
         page.get_by_role("link", name="Pictures").click()
         page.get_by_role("link", name="face").click()
         cards(page, 2)
@@ -337,7 +341,9 @@ def test_a_name_that_a_url_must_encode_leads_to_its_pictures(store, work, look):
     write_gallery(store)
     page = look(url_of(store, "gallery/batch=v1.0_é/index.html"))
     cards(page, 1)
-    page.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth)")
+    page.wait_for_function(
+        "() => [...document.images].every((image) => image.complete && image.naturalWidth)"
+    )
 
 
 @pytest.mark.parametrize(("scheme", "other"), [("light", "dark"), ("dark", "light")])

@@ -9,6 +9,7 @@ pytestmark = [pytest.mark.ui, pytest.mark.timeout(600)]
 LAUNCHPAD = "/locations/ideogram_pipeline.definitions/jobs/generate_batch/playground"
 CHECKS = (
     "batch_is_whole",
+    "marks_in_the_pictures",
     "no_duplicate_pictures",
     "no_unanswered_submits",
     "paid_once",
@@ -87,7 +88,7 @@ def test_a_new_take_is_asked_for_in_the_launchpad_and_made(page, deployment):
     before = deployment.sandbox.stats().accepted
     page.goto(LAUNCHPAD)
     page.locator(".CodeMirror-line", has_text="env: FAL_KEY").wait_for()
-    line = page.locator(".CodeMirror-line", has_text="regenerate")
+    line = page.locator(".CodeMirror-line", has_text=re.compile(r"^\s*regenerate:"))
     line.get_by_text("false").dblclick()
     page.keyboard.type("true")
     page.get_by_text("Ask for a new take of every row").wait_for()
