@@ -14,6 +14,8 @@ from ideogram_pipeline.preview import PlanSummary, preview
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 
+pytestmark = pytest.mark.slow
+
 
 class Quiet:
     """Watches nothing."""

@@ -22,6 +22,8 @@ from ideogram_pipeline.provenance.erasing import descent, entomb, remains, remov
 from ideogram_pipeline.repair import erase
 from ideogram_pipeline.tables import erased
 
+pytestmark = pytest.mark.slow
+
 ROWS = (
     {"batch": "one", "prompt": "zanzibar lighthouse", "reference_id": "ada", "num_images": 2},
     {"batch": "one", "prompt": "quiet harbour", "reference_id": "bob"},

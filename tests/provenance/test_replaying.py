@@ -68,6 +68,7 @@ def test_every_way_to_name_a_picture_leads_to_its_request(worked):
         request_of(worked.store, "p9")
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_sample_table_ask_for_the_same_again(sampled, tmp_path):
     store = sampled.store
     requests = [
