@@ -186,17 +186,17 @@ def preview(store: Store, pictures: Iterable[ImageRow], *, thumbnails: bool) -> 
     """
     if not thumbnails:
         return dg.MetadataValue.md("no contact sheet: IDEOGRAM_THUMBNAILS is false")
-    from ideogram_pipeline.gallery.entries import fill_in_thumbnails
+    from ideogram_pipeline.gallery.entries import Thumbnails
     from ideogram_pipeline.gallery.sheet import contact_sheet
     from ideogram_pipeline.generation.fetching import thumbnail_path
 
-    first = islice((picture for picture in pictures if picture.current), PREVIEWS)
-    there = fill_in_thumbnails(store, list(first))
-    if not there:
+    first = list(islice((picture for picture in pictures if picture.current), PREVIEWS))
+    there = Thumbnails(store, first[0].batch) if first else ()
+    paths = [f"images/batch={row.batch}/{row.file_name}" for row in first]
+    small = [store.get(thumbnail_path(path)) for path in paths if path in there]
+    if not small:
         return dg.MetadataValue.md("no pictures")
-    sheet = contact_sheet(
-        [store.get(thumbnail_path(f"images/batch={row.batch}/{row.file_name}")) for row in there]
-    )
+    sheet = contact_sheet(small)
     return dg.MetadataValue.md(
         f"![the first pictures](data:image/webp;base64,{base64.b64encode(sheet).decode()})"
     )

@@ -9,7 +9,7 @@ So one more batch costs its own entries, however many pictures the character has
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,11 +28,27 @@ class InBatch(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     character: str = Field(description="The reference.")
-    entries: int = Field(description="Pictures, older takes too, and rows without.")
-    images: int = Field(description="Current pictures.")
-    cost_usd: float = Field(description="US dollars of them whose amount is known.")
-    newest: str = Field(description="When the newest picture was completed, ISO 8601; empty without any.")
-    face: str = Field(description="Small picture of the reference; empty if there is none.")
+    entries: int = Field(default=0, description="Pictures, older takes too, and rows without.")
+    images: int = Field(default=0, description="Current pictures.")
+    cost_usd: float = Field(default=0.0, description="US dollars of them whose amount is known.")
+    newest: str = Field(
+        default="", description="When the newest picture was completed, ISO 8601; empty without any."
+    )
+    face: str = Field(default="", description="Small picture of the reference; empty if there is none.")
+
+    def and_with(self, entry: Entry) -> InBatch:
+        """Return what it has with one entry more."""
+        is_current = bool(entry.image) and not entry.older
+        faces = (path for name, path in entry.references if name == self.character)
+        return self.model_copy(
+            update={
+                "entries": self.entries + 1,
+                "images": self.images + is_current,
+                "cost_usd": self.cost_usd + (entry.facts.get("cost_usd", 0.0) if is_current else 0.0),
+                "newest": max(self.newest, entry.completed_at),
+                "face": self.face or next(filter(None, faces), ""),
+            }
+        )
 
 
 class Piece(NamedTuple):
@@ -62,23 +78,13 @@ def page_name(number: int) -> str:
     return "index.html" if number == 1 else f"{number}.html"
 
 
-def summary(character: str, members: Sequence[Entry]) -> InBatch:
-    """Return what is remembered of a batch's entries of a character."""
-    current = [entry for entry in members if entry.image and not entry.older]
-    faces = (path for entry in members for name, path in entry.references if name == character)
-    return InBatch(
-        character=character,
-        entries=len(members),
-        images=len(current),
-        cost_usd=sum(entry.facts.get("cost_usd", 0.0) for entry in current),
-        newest=max((entry.completed_at for entry in members), default=""),
-        face=next(filter(None, faces), ""),
-    )
-
-
-def encode_piece(lines: Iterable[bytes]) -> bytes:
-    """Return the file of entries that are JSON already, safe inside a script."""
-    return b"".join([_BEFORE.encode(), b",\n".join(lines), _AFTER.encode()])
+def encoded_piece(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the file of entries that are JSON already, safe inside a script, in parts."""
+    before = _BEFORE.encode()
+    for line in lines:
+        yield before + line
+        before = b",\n"
+    yield _AFTER.encode()
 
 
 def read_piece(store: Store, path: str) -> Iterator[dict[str, Any]]:

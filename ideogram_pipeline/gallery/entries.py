@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE, thumbnail_path
-from ideogram_pipeline.generation.files import ShownPicture
 from ideogram_pipeline.generation.requests import PictureUse
-from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
+from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.pictures import BadPicture, thumbnail
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.rows import Review
@@ -22,8 +21,6 @@ _REFERENCE_SIDE = 96
 _CHARACTER = "reference_image_urls"
 _NO_FACTS = {"request_json", "current", "due", "batch", "reason", "state"}
 """Columns that an entry has already, or that repeat others."""
-
-Picture = TypeVar("Picture", ImageRow, ShownPicture)
 
 
 class Entry(BaseModel):
@@ -104,24 +101,27 @@ class References:
 def entries(
     store: Store, batch: str, references: References, reviews: Mapping[str, Review], *, thumbnails: bool
 ) -> Iterator[Entry]:
-    """Yield a batch's entries: its pictures, older takes too, and then the rows without."""
-    asked = _asked(store, batch, references)
-    outcomes = {row.prompt_id: row for row in files.outcomes(store, batch)}
-    shown = files.shown_pictures(store, batch)
-    names = {
-        row.file_name for row in (fill_in_thumbnails(store, shown) if thumbnails else _there(store, shown))
-    }
-    pictured: set[str | None] = set()
+    """Yield a batch's entries: its pictures, older takes too, and then the rows without.
+
+    Few rows are in memory at a time. Small pictures that are missing are made where there are to be `thumbnails`.
+    """
+    plan = files.read_plan(store, batch).rows
+    for request in filter(None, (row.request for row in plan)):
+        for use in request.pictures:
+            references.small(use)
+    numbers = {row.prompt_id: row.row_number for row in files.outcomes(store, batch)}
+    shown = Thumbnails(store, batch) if thumbnails else _Pictures(store, batch)
+    pictured: set[str] = set()
     for row in files.images(store, batch):
-        if row.file_name not in names:
-            continue
-        if row.current:
-            pictured.add(row.fingerprint)
-        outcome = outcomes.get(row.prompt_id)
-        yield _picture(row, outcome.row_number if outcome else 0, references, reviews, thumbnails)
-    for prompt_id, outcome in outcomes.items():
+        image = f"images/batch={batch}/{row.file_name}"
+        if image in shown:
+            if row.current:
+                pictured.add(row.fingerprint)
+            yield _picture(row, numbers.get(row.prompt_id, 0), references, reviews, thumbnails)
+    asked = _asked(plan, references, pictured)
+    for outcome in files.outcomes(store, batch):
         if outcome.fingerprint is None or outcome.fingerprint not in pictured:
-            yield _without_picture(batch, outcome, asked.get(prompt_id))
+            yield _without_picture(batch, outcome, asked.get(outcome.prompt_id))
 
 
 def _picture(
@@ -172,38 +172,47 @@ def _facts(row: ImageRow | OutcomeRow) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value not in ("", [], "{}")}
 
 
-def _asked(store: Store, batch: str, references: References) -> dict[str, _Asked]:
-    asked: dict[str, _Asked] = {}
-    for row in files.read_plan(store, batch).rows:
-        if request := row.request:
-            asked[row.prompt_id] = _Asked(
-                prompt=str(request.arguments.get("prompt") or ""),
-                speed=str(request.arguments.get("rendering_speed") or ""),
-                character=next((use.reference_id for use in request.pictures if use.field == _CHARACTER), ""),
-                references=tuple((use.reference_id, references.small(use)) for use in request.pictures),
-            )
-    return asked
+def _asked(
+    plan: Iterable[PlannedRow], references: References, pictured: Collection[str]
+) -> dict[str, _Asked]:
+    """Return what the rows without a picture ask for."""
+    return {
+        row.prompt_id: _Asked(
+            prompt=str(request.arguments.get("prompt") or ""),
+            speed=str(request.arguments.get("rendering_speed") or ""),
+            character=next((use.reference_id for use in request.pictures if use.field == _CHARACTER), ""),
+            references=tuple((use.reference_id, references.small(use)) for use in request.pictures),
+        )
+        for row in plan
+        if (request := row.request) and request.fingerprint not in pictured
+    }
 
 
-def _there(store: Store, images: Sequence[ShownPicture]) -> list[ShownPicture]:
-    there = _listed(store, {f"images/batch={image.batch}" for image in images})
-    return [image for image in images if f"images/batch={image.batch}/{image.file_name}" in there]
+class _Pictures:
+    """The pictures of a batch that are there."""
+
+    def __init__(self, store: Store, batch: str) -> None:
+        self._there = {found.path for found in store.objects(f"images/batch={batch}")}
+
+    def __contains__(self, image: str) -> bool:
+        """Say whether a picture lies under a path."""
+        return image in self._there
 
 
-def _listed(store: Store, folders: Collection[str]) -> set[str]:
-    return {found.path for folder in folders for found in store.objects(folder)}
+class Thumbnails:
+    """The pictures of a batch of which there is a small one, or can be."""
 
+    def __init__(self, store: Store, batch: str) -> None:
+        self._store = store
+        self._there = {found.path for found in store.objects(f"gallery/batch={batch}/thumbnails")}
 
-def fill_in_thumbnails(store: Store, images: Sequence[Picture]) -> list[Picture]:
-    """Make the small pictures that are missing; return the rows whose picture is there and can be shown."""
-    there = _listed(store, {f"gallery/batch={image.batch}/thumbnails" for image in images})
-    shown = []
-    for image in images:
-        path = f"images/batch={image.batch}/{image.file_name}"
-        if thumbnail_path(path) not in there:
-            try:
-                store.put(thumbnail_path(path), thumbnail(store.get(path), THUMBNAIL_SIDE))
-            except (FileNotFoundError, BadPicture):
-                continue
-        shown.append(image)
-    return shown
+    def __contains__(self, image: str) -> bool:
+        """Say whether a picture can be shown small; the small one is made if it is missing."""
+        path = thumbnail_path(image)
+        if path in self._there:
+            return True
+        try:
+            self._store.put(path, thumbnail(self._store.get(image), THUMBNAIL_SIDE))
+        except (FileNotFoundError, BadPicture):
+            return False
+        return True

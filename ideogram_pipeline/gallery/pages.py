@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
-from io import BytesIO
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote
@@ -26,6 +25,7 @@ from ideogram_pipeline.gallery.sheet import A_PAGE, printed_sheets
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
+from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.rows import Review
 
@@ -160,7 +160,7 @@ class _Gallery:
         found = _characters(pages)
         for name in sorted(touched):
             self._write_character(name, found.get(name, []), pages)
-        html = self._render("index.html.j2", "../", pages=pages, characters=_in_short(found))
+        html = b"".join(self._rendered("index.html.j2", "../", pages=pages, characters=_in_short(found)))
         after = GalleryIndex(pages=tuple(pages))
         if after != before or anew or not self._store.exists(INDEX):
             self._store.put(INDEX, html)
@@ -178,46 +178,53 @@ class _Gallery:
 
     def _write_batch(self, batch: str, mark: str) -> BatchPage:
         """Write a batch's page, its printed pages and its characters' entries."""
+        packer = Packer()
         lines: list[bytes] = []
-        members: dict[str, list[tuple[Entry, bytes]]] = defaultdict(list)
+        members: dict[str, list[bytes]] = defaultdict(list)
+        known: dict[str, InBatch] = {}
         printed: list[tuple[str, str]] = []
+        current = 0
         sandbox = False
         for entry in entries(
             self._store, batch, self._references, self._reviews[batch], thumbnails=self._thumbnails
         ):
-            line = _script_json(entry).encode()
+            line = packer.packed(_script_json(entry).encode())
             lines.append(line)
             sandbox |= entry.facts.get("backend") == "sandbox"
-            if entry.character:
-                members[entry.character].append((_without_facts(entry), line))
+            if name := entry.character:
+                members[name].append(line)
+                known[name] = known.get(name, InBatch(character=name)).and_with(entry)
             if entry.image and not entry.older:
-                printed.append((entry.thumbnail, entry.caption))
+                current += 1
+                if len(printed) < BATCH_SHEETS * A_PAGE:
+                    printed.append((entry.thumbnail, entry.caption))
         for name, held in members.items():
-            self._store.put(
-                characters.piece_path(name, batch), characters.encode_piece(line for _, line in held)
+            self._store.put_parts(
+                characters.piece_path(name, batch), characters.encoded_piece(map(packer.unpacked, held))
             )
-        outcomes = files.shown_rows(self._store, batch)
-        counted = Counter[str](outcome.state for outcome in outcomes)
+        rows = files.rows_in_short(self._store, batch)
+        counted = Counter[str](row.state for row in rows)
         page = BatchPage(
             batch=batch,
             mark=mark,
             href=quote(f"batch={batch}/index.html"),
             states=tuple((state, counted[state]) for state in get_args(OutcomeState) if counted[state]),
-            images=len(printed),
-            cost_usd=sum(outcome.cost_usd or 0.0 for outcome in outcomes),
+            images=current,
+            cost_usd=sum(row.cost_usd or 0.0 for row in rows),
             sandbox=sandbox,
             strip=tuple((path, caption.partition("\n")[2][:300]) for path, caption in printed[:STRIP]),
-            characters=tuple(
-                characters.summary(name, [entry for entry, _ in held])
-                for name, held in sorted(members.items())
-            ),
-            sheets=self._write_sheets(f"gallery/batch={batch}", batch, printed[: BATCH_SHEETS * A_PAGE]),
+            characters=tuple(known[name] for name in sorted(known)),
+            sheets=self._write_sheets(f"gallery/batch={batch}", batch, printed),
         )
-        content = self._render(
-            "batch.html.j2", "../../", page=page, lines=map(_as_script, lines), a_page=A_PAGE
+        sha256 = self._write_page(
+            f"gallery/batch={batch}/index.html",
+            "batch.html.j2",
+            "../../",
+            page=page,
+            lines=(_as_script(packer.unpacked(line)) for line in lines),
+            a_page=A_PAGE,
         )
-        self._store.put(f"gallery/batch={batch}/index.html", content)
-        return page.model_copy(update={"sha256": _digest(content)})
+        return page.model_copy(update={"sha256": sha256})
 
     def _write_character(self, name: str, pieces: Sequence[Piece], pages: Sequence[BatchPage]) -> None:
         """Write a character's pages, or remove them if no batch has it any more."""
@@ -227,7 +234,9 @@ class _Gallery:
         sheets = self._write_sheets(folder, name, self._newest(parts))
         written = set()
         for number, part in enumerate(parts, 1):
-            content = self._render(
+            path = f"{folder}/{characters.page_name(number)}"
+            self._write_page(
+                path,
                 "character.html.j2",
                 "../../../",
                 character=_character(name, pieces),
@@ -239,8 +248,6 @@ class _Gallery:
                 sandbox=any(piece.batch in drawn for piece in pieces),
                 a_page=A_PAGE,
             )
-            path = f"{folder}/{characters.page_name(number)}"
-            self._store.put(path, content)
             written.add(path)
         for stored in list(self._store.objects(folder)):
             if stored.path.endswith(".html") and stored.path not in written:
@@ -279,13 +286,23 @@ class _Gallery:
             with suppress(FileNotFoundError):  # removed since
                 yield self._store.get(path), caption
 
-    def _render(self, template: str, root: str, **context: object) -> bytes:
-        """Return a page; `root` leads from it to the store's root."""
+    def _write_page(self, path: str, template: str, root: str, **context: object) -> str:
+        """Write a page, which may be large, and return its hex digest."""
+        digest = hashlib.sha256()
+
+        def hashed() -> Iterator[bytes]:
+            for part in self._rendered(template, root, **context):
+                digest.update(part)
+                yield part
+
+        self._store.put_parts(path, hashed())
+        return digest.hexdigest()
+
+    def _rendered(self, template: str, root: str, **context: object) -> Iterator[bytes]:
+        """Yield a page in parts; `root` leads from it to the store's root."""
         parts = self._templates.get_template(template).stream(root=root, side=THUMBNAIL_SIDE, **context)
-        parts.enable_buffering(1_000)
-        page = BytesIO()
-        page.writelines(part.encode() for part in parts)
-        return page.getvalue()
+        parts.enable_buffering(100)
+        return (part.encode() for part in parts)
 
 
 def _templates(static: Mapping[str, str]) -> Environment:
@@ -335,12 +352,6 @@ def _as_script(line: bytes) -> Markup:
     from markupsafe import Markup
 
     return Markup(line.decode())  # noqa: S704 - made by `_script_json`, which escapes what could end a script
-
-
-def _without_facts(entry: Entry) -> Entry:
-    """Return what a summary is made of, without the long texts."""
-    kept = {name: entry.facts[name] for name in ("cost_usd", "completed_at") if name in entry.facts}
-    return entry.model_copy(update={"facts": kept})
 
 
 def _characters(pages: Sequence[BatchPage]) -> dict[str, list[Piece]]:

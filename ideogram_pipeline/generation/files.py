@@ -352,41 +352,16 @@ class RowEnd(NamedTuple):
     images: int
 
 
-class ShownPicture(NamedTuple):
-    """What the gallery shows of a picture, likewise."""
+class RowInShort(NamedTuple):
+    """What is counted of a row, likewise."""
 
-    batch: str
-    file_name: str
-    image_index: int
-    fingerprint: str
-    current: bool
-    rendering_speed: str | None
-    seed: int
-    width: int
-    height: int
-    cost_usd: float | None
-    backend: str
-
-
-class ShownRow(NamedTuple):
-    """What the gallery shows of a row, likewise."""
-
-    prompt_id: str
     state: OutcomeState
-    reason: str
-    fingerprint: str | None
-    endpoint: str | None
     cost_usd: float | None
 
 
-def shown_pictures(store: Store, batch: str) -> list[ShownPicture]:
-    """Return what the gallery shows of a batch's pictures."""
-    return parquet.view(store, metadata_path(batch), ShownPicture)
-
-
-def shown_rows(store: Store, batch: str) -> list[ShownRow]:
-    """Return what the gallery shows of a batch's rows."""
-    return parquet.view(store, outcomes_path(batch), ShownRow)
+def rows_in_short(store: Store, batch: str) -> list[RowInShort]:
+    """Return what is counted of a batch's rows."""
+    return parquet.view(store, outcomes_path(batch), RowInShort)
 
 
 def picture_facts(store: Store, batch: str) -> list[PictureFacts]:

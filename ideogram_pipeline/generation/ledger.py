@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 
 MAX_ATTEMPTS = 3
@@ -238,13 +239,13 @@ class Entries(Mapping[str, Entry]):
     def __init__(self) -> None:
         self._packed: dict[str, bytes] = {}
         self._at_work: dict[str, tuple[bytes, Entry]] = {}
-        self._likeness = b""
+        self._packer = Packer()
 
     def __getitem__(self, fingerprint: str) -> Entry:
         """Return what is known of a fingerprint."""
         if at_work := self._at_work.get(fingerprint):
             return at_work[1]
-        return _entry(self._unpacked(self._packed[fingerprint]))
+        return _entry(self._packer.unpacked(self._packed[fingerprint]))
 
     def __contains__(self, fingerprint: object) -> bool:
         """Say whether anything is known of a fingerprint."""
@@ -262,11 +263,12 @@ class Entries(Mapping[str, Entry]):
         """Return the files of a fingerprint, one a line after its name, such as `1-reserved`."""
         if at_work := self._at_work.get(fingerprint):
             return at_work[0]
-        return self._unpacked(self._packed.get(fingerprint, b""))
+        packed = self._packed.get(fingerprint)
+        return self._packer.unpacked(packed) if packed else b""
 
     def found(self, fingerprint: str, files: bytes) -> None:
         """Take what the store has of a fingerprint, one file a line, in place of what was known."""
-        self._packed[fingerprint] = self._pack(files)
+        self._packed[fingerprint] = self._packer.packed(files)
         self._at_work.pop(fingerprint, None)
 
     def wrote(self, fingerprint: str, line: bytes, entry: Entry) -> None:
@@ -277,15 +279,6 @@ class Entries(Mapping[str, Entry]):
             self._packed.setdefault(fingerprint, b"")
         else:
             self.found(fingerprint, files)
-
-    def _pack(self, files: bytes) -> bytes:
-        """Return files without what they share with the first ones that were packed: a quarter of them."""
-        self._likeness = self._likeness or files
-        packing = zlib.compressobj(1, zdict=self._likeness)
-        return packing.compress(files) + packing.flush()
-
-    def _unpacked(self, packed: bytes) -> bytes:
-        return zlib.decompressobj(zdict=self._likeness).decompress(packed) if packed else b""
 
 
 class Ledger:

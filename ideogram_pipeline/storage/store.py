@@ -10,10 +10,11 @@ import asyncio
 import os
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -147,15 +148,42 @@ class Store:
         """
         import obstore
 
-        with self._failures("write", path, _requests_of(content)):
+        with self._failures("write", path, _requests_of(len(content))):
             return obstore.put(self._backend, path, content)["e_tag"] or ""
+
+    def put_parts(self, path: str, parts: Iterable[bytes]) -> None:
+        """Write an object of parts that needn't be in memory together, whole or not at all, over what was there."""
+        import obstore
+
+        remaining = iter(parts)
+        first: list[bytes] = []
+        size = 0
+        for part in remaining:
+            first.append(part)
+            size += len(part)
+            if size > _PART:
+                break
+        else:
+            self.put(path, b"".join(first))
+            return
+        written = 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal written
+            for part in chain([b"".join(first)], remaining):
+                written += len(part)
+                yield part
+
+        with self._failures("write", path, requests=0):
+            obstore.put(self._backend, path, counted(), chunk_size=_PART, max_concurrency=1)
+        self._count("write", _requests_of(written))
 
     async def put_async(self, path: str, content: bytes, *, durable: bool = False) -> None:
         """Write an object, replacing what was there; a durable one has survived a power cut when this returns."""
         import obstore
 
         async def once() -> None:
-            with self._failures("write", path, _requests_of(content)):
+            with self._failures("write", path, _requests_of(len(content))):
                 self._check_root()
                 await obstore.put_async(self._backend, path, content)
                 if durable:
@@ -392,9 +420,9 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, StoreError) and not isinstance(error.__cause__, ValueError)
 
 
-def _requests_of(content: bytes) -> int:
+def _requests_of(size: int) -> int:
     """Return the requests that a write takes: large ones go in parts, with one to begin and one to end them."""
-    return 1 if len(content) <= _PART else -(-len(content) // _PART) + 2
+    return 1 if size <= _PART else -(-size // _PART) + 2
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -262,12 +262,21 @@ def test_requests_are_counted_as_they_are_billed(store, s3_wire):
     before = len(s3_wire.seen)
     store.put("small", b"1")
     store.put("large", b"x" * (11 * 1024 * 1024))
+    store.put_parts("in parts", [b"x" * 1024] * (11 * 1024))
+    store.put_parts("small, in parts", [b"x"] * 2)
     store.create("claim", b"1")
     store.get("small")
     store.exists("small")
     list(store.objects(""))
     store.delete("small")
-    assert store.requests == {"write": 1 + 5, "create": 1, "read": 1, "look up": 1, "list": 1, "delete": 1}
+    assert store.requests == {
+        "write": 1 + 5 + 5 + 1,
+        "create": 1,
+        "read": 1,
+        "look up": 1,
+        "list": 1,
+        "delete": 1,
+    }
     assert len(s3_wire.seen) - before == store.requests.total()
 
 

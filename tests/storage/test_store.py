@@ -185,6 +185,26 @@ def test_no_path_leaves_the_root(store, tmp_path):
     assert list(store.objects("")) == []
 
 
+@pytest.mark.parametrize("size", [0, 1, MEGABYTE, 12 * MEGABYTE])
+def test_parts_are_written_as_one_object(store, size):
+    content = os.urandom(size)
+    store.put("page", b"before")
+    store.put_parts("page", (content[start : start + 70_000] for start in range(0, size, 70_000)))
+    assert store.get("page") == content
+
+
+def test_parts_that_end_early_leave_what_was_there(store):
+    def parts():
+        yield from [b"x" * MEGABYTE] * 12
+        raise KeyboardInterrupt
+
+    store.put("page", b"before")
+    with pytest.raises(KeyboardInterrupt):
+        store.put_parts("page", parts())
+    assert store.get("page") == b"before"
+    assert [found.path for found in store.objects("")] == ["page"]
+
+
 def test_what_is_larger_than_asked_for_is_not_read(store):
     store.put("table", b"x" * (MEGABYTE + 1))
     assert len(store.get("table", max_bytes=MEGABYTE + 1)) == MEGABYTE + 1
