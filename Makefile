@@ -4,7 +4,7 @@ READY := .venv/.ready
 export DAGSTER_DISABLE_TELEMETRY := yes
 
 .DEFAULT_GOAL := help
-.PHONY: help install run plan test oracles-install slow chaos daemon cluster ui-test bench growth lint format ui lock clean
+.PHONY: help install run plan test oracles-install slow chaos daemon cluster ui-test bench bench-marks growth lint format ui lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -46,6 +46,9 @@ ui-test: $(READY) ## Look at Dagster's UI with a headless Chromium, which has to
 
 bench: $(READY) ## Measure it beside fal's own client; BENCH="--mode throughput", or memory, for the other figures
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-marks: $(READY) ## Measure what marking and signing a picture takes, beside c2pa-python alone
+	$(BIN)/python benchmarks/marks.py
 
 growth: $(READY) ## Measure what one more batch costs at 1,000, 10,000 and 100,000 rows; GROWTH="--rows 1000"
 	$(BIN)/python benchmarks/growth.py $(GROWTH)

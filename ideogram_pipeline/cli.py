@@ -516,36 +516,91 @@ def erase(
 def verify(
     paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of them.", metavar="PATH...")],
     *,
+    anchors: Annotated[
+        str | None,
+        typer.Option(
+            "--anchors", help="File of the certificates (PEM) whose signatures are trusted.", metavar="FILE"
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file.")] = False,
 ) -> None:
     """Say what pictures tell of themselves: what made them, from which request. Needs no store and no network.
 
-    Exit codes: 0 every file is a whole picture and says where it comes from; 3 some don't; 2 a file can't be read.
+    Content Credentials are validated where the extra `c2pa` is installed.
+
+    Exit codes: 0 every file is a whole picture and says where it comes from; 3 some don't, or were changed since they
+    were signed; 2 a file can't be read.
     """
     from ideogram_pipeline.provenance.verifying import verified
 
     looked_at = wrong = 0
-    for file in verified(paths):
+    for file in verified(paths, anchors):
         looked_at += 1
-        wrong += not file.is_marked
+        wrong += not file.is_sound
         if json:
             typer.echo(file.model_dump_json())
         else:
             _print_verified(file)
-    _err.print(f"{looked_at} pictures, {wrong} of them damaged or without marks.", highlight=False)
+    _err.print(
+        f"{looked_at} pictures, {wrong} of them damaged, without marks, or changed since they were signed.",
+        highlight=False,
+    )
     raise typer.Exit(EXIT_INCOMPLETE if wrong else 0)
 
 
 def _print_verified(file: Verified) -> None:
-    says = file.problem or ("" if file.is_marked else "it says nothing of where it comes from")
-    _out.print(f"{file.path}: {says or 'whole'}", highlight=False, markup=False, soft_wrap=True)
+    from ideogram_pipeline.marks.credentials import INSTALL
+
+    silent = "" if file.marks or file.has_credentials else "it says nothing of where it comes from"
+    lines: dict[str, object] = {}
     if file.marks:
-        for name, value in file.marks.model_dump(exclude_none=True).items():
+        lines |= file.marks.model_dump(exclude_none=True)
+    if found := file.credentials:
+        lines["credentials"] = f"{found.state}{': ' if found.problems else ''}{'; '.join(found.problems)}"
+        lines |= {"signed_by": found.signed_by, "manifest_id": found.manifest_id}
+        lines |= {f"from {number}": one for number, one in enumerate(found.ingredients, 1)}
+    elif file.has_credentials:
+        lines["credentials"] = f"C2PA, not validated: {INSTALL}"
+    _out.print(
+        f"{file.path}: {file.problem or silent or 'whole'}", highlight=False, markup=False, soft_wrap=True
+    )
+    for name, value in lines.items():
+        if value not in ("", None):
             _out.print(
                 f"  {name.replace('_', ' '):>14}  {value}", highlight=False, markup=False, soft_wrap=True
             )
-    if file.has_credentials:
-        _out.print("     credentials  C2PA, not validated here", highlight=False, markup=False)
+
+
+@app.command()
+def certificate(
+    folder: Annotated[str, typer.Argument(help="Where to write it.", metavar="DIR")],
+    *,
+    development: Annotated[
+        bool, typer.Option("--development", help="Say that it is for development: nobody will trust it.")
+    ] = False,
+) -> None:
+    """Make a certificate to try signing with: an authority of your own, a certificate and its key.
+
+    For pictures that others are to trust, get one from an authority on the C2PA trust list instead.
+
+    Exit codes: 0 written; 2 `--development` is missing, or a file is there already.
+    """
+    from ideogram_pipeline.marks.credentials import DEVELOPMENT_DAYS, write_development_certificate
+
+    if not development:
+        raise ConfigurationError(
+            "Only development certificates are made here, which nobody trusts: say --development. For others ask an "
+            "authority on the C2PA trust list."
+        )
+    authority, chain, key = write_development_certificate(Path(folder))
+    _out.print(
+        f"Valid for {DEVELOPMENT_DAYS} days, for development only. Sign with\n"
+        f"  export IDEOGRAM_C2PA_CERTIFICATE={chain}\n  export IDEOGRAM_C2PA_KEY={key}\n"
+        f"and validate with\n  ideogram-pipeline verify --anchors {authority} PATH...",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

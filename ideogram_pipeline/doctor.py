@@ -63,6 +63,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _check("rows", lambda: _rows(settings))
     yield _check("budget", lambda: _budget(settings))
     yield _check("store", lambda: _store(settings))
+    if settings.c2pa_certificate:
+        yield _check("certificate", lambda: _certificate(settings))
     try:
         with fal_resource(settings).connect(Store.open("memory://")) as make_client:
             yield _check("fal", lambda: _fal(settings, make_client))
@@ -118,6 +120,11 @@ def _store(settings: Settings) -> str:
         )
     server = f" at {store.endpoint}" if store.endpoint else ""
     return f"{store.where('')}{server}: readable, writable, creates only what is absent"
+
+
+def _certificate(settings: Settings) -> str:
+    build_resources(settings)["marks"].open()
+    return f"{settings.c2pa_certificate} signs valid Content Credentials"
 
 
 def _webhooks(settings: Settings, receiver: str) -> str:

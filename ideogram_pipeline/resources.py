@@ -11,11 +11,18 @@ import dagster as dg
 from pydantic import BaseModel, Field, ValidationError
 
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.settings import Backend, Settings, check_backend, check_webhook_url
+from ideogram_pipeline.settings import (
+    Backend,
+    Settings,
+    check_backend,
+    check_signing,
+    check_webhook_url,
+)
 
 if TYPE_CHECKING:
     from ideogram_pipeline.fal import FalClient, FalHosts
     from ideogram_pipeline.generation.budget import Budget
+    from ideogram_pipeline.generation.marking import Marking
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.storage import Store
 
@@ -41,9 +48,6 @@ class StoreResource(dg.ConfigurableResource[Any]):
     )
     thumbnails: bool = Field(
         default=True, description="Make a small picture of each; without, a PNG is never decoded."
-    )
-    mark_prompts: bool = Field(
-        default=False, description="Put the prompt's text into each picture's marks, beside its digest."
     )
     pipeline: str = Field(
         default="", description="Key prefix of the pipeline it belongs to; a store has one pipeline."
@@ -88,6 +92,33 @@ def _marked(store: Store, mark: StoreMark) -> bytes:
     except FileNotFoundError:
         store.create(STORE_MARK, mark.model_dump_json().encode())
         return store.get(STORE_MARK)
+
+
+class MarksResource(dg.ConfigurableResource[Any]):
+    """What pictures say of themselves."""
+
+    with_prompt: bool = Field(
+        default=False, description="Put the prompt's text into each picture's marks, beside its digest."
+    )
+    certificate: str | None = Field(
+        default=None,
+        description="File of the certificate chain (PEM) to sign pictures with; none are signed without.",
+    )
+    key_file: str | None = Field(default=None, description="File of its private key (PEM).")
+
+    def open(self) -> Marking:
+        """Return how to mark pictures.
+
+        Raises:
+            ConfigurationError: they are to be signed, and can't be.
+        """
+        from ideogram_pipeline.generation.marking import Marking
+        from ideogram_pipeline.marks.credentials import Signer
+
+        check_signing(self.certificate, self.key_file)
+        if not (self.certificate and self.key_file):
+            return Marking(self.with_prompt)
+        return Marking(self.with_prompt, Signer.load(self.certificate, self.key_file))
 
 
 class TablesResource(dg.ConfigurableResource[Any]):
@@ -295,8 +326,12 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             url=settings.store,
             backend=settings.backend,
             thumbnails=settings.thumbnails,
-            mark_prompts=settings.mark_prompt,
             pipeline=settings.key_prefix,
+        ),
+        "marks": MarksResource(
+            with_prompt=settings.mark_prompt,
+            certificate=settings.c2pa_certificate,
+            key_file=settings.c2pa_key,
         ),
         "tables": TablesResource(
             prompts=settings.prompts,

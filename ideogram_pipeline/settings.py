@@ -151,6 +151,14 @@ class Settings(BaseSettings):
         description="Put the prompt's text into each picture's own metadata (XMP), for whoever gets the file; its "
         "digest always stands there.",
     )
+    c2pa_certificate: str | None = Field(
+        default=None,
+        description="File of a certificate chain (PEM): pictures are signed with it as Content Credentials (C2PA). "
+        "Needs the extra `c2pa`.",
+    )
+    c2pa_key: str | None = Field(
+        default=None, description="File of its private key (PEM, without a password)."
+    )
     fal_key: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("FAL_KEY", "fal_key"), description="fal's API key."
     )
@@ -180,6 +188,7 @@ class Settings(BaseSettings):
         settings = cls.without_key(**given)
         check_backend(settings.backend, settings.fal_key is not None, settings.fal_queue_url)
         check_webhook_url(settings.webhook_url, settings.backend, settings.fal_queue_url)
+        check_signing(settings.c2pa_certificate, settings.c2pa_key)
         return settings
 
     @classmethod
@@ -245,6 +254,16 @@ def check_webhook_url(url: str | None, backend: Backend, queue_url: str | None) 
         raise ConfigurationError(
             "IDEOGRAM_WEBHOOK_URL needs a sandbox that stays: start `ideogram-pipeline sandbox` and set FAL_QUEUE_URL. "
             "The one inside a run is gone when a receiver would ask for its keys."
+        )
+
+
+def check_signing(certificate: str | None, key: str | None) -> None:
+    """Raise a `ConfigurationError` where there is only one half of what pictures are signed with."""
+    if (certificate is None) != (key is None):
+        missing = "IDEOGRAM_C2PA_KEY" if key is None else "IDEOGRAM_C2PA_CERTIFICATE"
+        raise ConfigurationError(
+            f"{missing} is not set: signing needs both the certificate's file and its key's. For a trial, "
+            "`ideogram-pipeline certificate --development DIR` makes a pair."
         )
 
 

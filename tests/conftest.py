@@ -21,7 +21,7 @@ from decimal import Decimal
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import httpx2
@@ -45,6 +45,7 @@ from ideogram_pipeline.generation.outcomes import (
 from ideogram_pipeline.generation.planner import Plan, References, plan_batch
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.marks.credentials import write_development_certificate
 from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import PromptsTable
@@ -86,6 +87,20 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
+
+
+class DevelopmentCertificate(NamedTuple):
+    """The files that pictures are signed and validated with."""
+
+    authority: Path
+    chain: Path
+    key: Path
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentCertificate:
+    """A certificate to sign with, as the command makes it."""
+    return DevelopmentCertificate(*write_development_certificate(tmp_path_factory.mktemp("keys")))
 
 
 class S3Server:

@@ -13,7 +13,7 @@ from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes, terminated
 from ideogram_pipeline.pipeline import Pipeline
-from ideogram_pipeline.resources import BudgetResource, FalResource, Progress, StoreResource
+from ideogram_pipeline.resources import BudgetResource, FalResource, MarksResource, Progress, StoreResource
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.outcomes import Outcome, Outcomes
@@ -61,6 +61,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         *,
         config: ImagesConfig,
         store: StoreResource,
+        marks: MarksResource,
         fal: FalResource,
         budget: BudgetResource,
         progress: dg.ResourceParam[Progress],
@@ -76,6 +77,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.telemetry import span
 
         opened = store.open()
+        marking = marks.open()
         batch = context.partition_key
         run_id = context.run.run_id
         root_run_id = context.run.root_run_id or run_id
@@ -101,7 +103,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         budget=budget.open(opened, spending_run(context.run), config.max_spend_usd),
                         observer=progress,
                         webhook_url=fal.webhook_url,
-                        mark_prompts=store.mark_prompts,
+                        marking=marking,
                     )
                     with (
                         logs.of_run(run_id),

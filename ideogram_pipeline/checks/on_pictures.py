@@ -125,6 +125,8 @@ class Seen(NamedTuple):
     """Hex digest."""
     marks: "Marks | None"
     """What it says of itself."""
+    unsigned: str
+    """Why its Content Credentials don't hold; empty where they do, or could not be validated here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +141,27 @@ class Stored:
     @classmethod
     def of(cls, store: "Store", folder: str, pictures: "Sequence[PictureFacts]") -> "Stored":
         """Look at a folder, and at the bytes of a sample of the pictures that should lie there."""
-        from ideogram_pipeline import marks
-
         below = len(folder) + 1
         sizes = {found.path[below:]: found.size for found in store.objects(folder)}
         whole = [one.file_name for one in pictures if sizes.get(one.file_name) == one.bytes]
         seen = looked_at(
             store,
             [f"{folder}/{name}" for name in sampled(whole)],
-            lambda content: Seen(hashlib.sha256(content).hexdigest(), marks.read(content)),
+            _seen,
         )
         return cls(sizes, {path[below:]: one for path, one in seen.items()})
+
+
+def _seen(content: bytes) -> Seen:
+    from ideogram_pipeline import marks
+    from ideogram_pipeline.marks import credentials
+
+    unsigned = "" if marks.has_credentials(content) else "no Content Credentials"
+    if not unsigned and credentials.is_installed():
+        found = credentials.read(content)
+        if found is not None and found.state == "invalid":
+            unsigned = f"Content Credentials that don't hold ({'; '.join(found.problems)})"
+    return Seen(hashlib.sha256(content).hexdigest(), marks.read(content), unsigned)
 
 
 def stored(rows: "Sequence[RowEnd]", pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
@@ -198,6 +210,8 @@ def marked(pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
             found.append((picture.prompt_id, f"{picture.file_name} has no marks"))
         elif seen.marks.fingerprint != picture.fingerprint:
             found.append((picture.prompt_id, f"{picture.file_name} says it is another request's"))
+        elif picture.manifest_id and seen.unsigned:
+            found.append((picture.prompt_id, f"{picture.file_name} has {seen.unsigned}"))
     return Verdict(
         "marks_in_the_pictures",
         found,
@@ -206,6 +220,7 @@ def marked(pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
         counts={
             "read": read,
             "marked": sum(picture.sha256_received != picture.sha256 for picture in pictures),
+            "signed": sum(picture.manifest_id is not None for picture in pictures),
             "pictures": len(pictures),
         },
     )

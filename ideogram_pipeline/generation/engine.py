@@ -30,6 +30,7 @@ from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.fetching import FINISHING, Fetcher
 from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import (
     Failed,
     Generated,
@@ -87,13 +88,10 @@ class Engine:
         thumbnails: bool,
         budget: Budget,
         observer: Observer,
+        marking: Marking,
         webhook_url: str | None = None,
-        mark_prompts: bool = False,
     ) -> None:
-        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one.
-
-        Pictures are marked with what made them; with the prompt's text only where `mark_prompts` says so.
-        """
+        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one."""
         self._fal = fal
         self._store = store
         self._run = run
@@ -114,7 +112,7 @@ class Engine:
             inbox=self._inbox,
             max_wait_s=max_wait_s,
             thumbnails=thumbnails,
-            mark_prompts=mark_prompts,
+            marking=marking,
         )
         self._stopped: str | None = None
         self._beat = ""
@@ -316,10 +314,10 @@ class Engine:
         try:
             reserved = self._books.entry(request).last.reserved
             restored = await self._fetcher.fetch_again(reserved, queued, missing)
-        except (FalError, ValidationError, IndexError) as error:
+        except (FalError, FileNotFoundError, IndexError, ValidationError) as error:
             reason = f"{lost} ({type(error).__name__}); a new take of the row (--regenerate) is paid for"
             raise LeftOpen(Failed, reason) from None
-        if restored != missing:
+        if [one.sha256 for one in restored] != [one.sha256 for one in missing]:
             raise LeftOpen(Failed, f"{lost}: fal has other bytes now")
 
     def _queued(self, request: GenerationRequest) -> tuple[QueuedRequest, bool]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from pydantic import JsonValue
@@ -16,13 +17,23 @@ from pydantic import JsonValue
 from ideogram_pipeline.fal import Completed, FalClient, InQueue, QueuedRequest
 from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import Entry, Reserved, StoredImage
-from ideogram_pipeline.generation.marking import marks_of
+from ideogram_pipeline.generation.marking import (
+    MakeMarked,
+    Marked,
+    Marking,
+    marked,
+    marks_of,
+    signature_path,
+    signed,
+    signed_then,
+)
 from ideogram_pipeline.generation.outcomes import Failed, LeftOpen, NotReached
 from ideogram_pipeline.generation.polling import Kind, Polling
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.window import Place
 from ideogram_pipeline.ideogram.endpoints import File, Output
-from ideogram_pipeline.marks import Marks, written
+from ideogram_pipeline.marks import Marks
+from ideogram_pipeline.marks.credentials import CannotSign, Reference
 from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Picture, verify
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.telemetry import POLLS, RETRIES, span
@@ -64,11 +75,9 @@ class Fetcher:
         inbox: Inbox | None,
         max_wait_s: float,
         thumbnails: bool,
-        mark_prompts: bool,
+        marking: Marking,
     ) -> None:
         """Begin with the pictures that lie in the store for `entries`; `thumbnails` says whether to make any.
-
-        The pictures' marks tell their prompt where `mark_prompts` says so.
 
         A request that isn't done after `max_wait_s` seconds is left for the next run to fetch. Without an inbox fal is
         asked how requests end.
@@ -76,7 +85,7 @@ class Fetcher:
         self._fal = fal
         self._store = store
         self._thumbnail_side = THUMBNAIL_SIDE if thumbnails else None
-        self._mark_prompts = mark_prompts
+        self._marking = marking
         self._max_wait_s = max_wait_s
         self._finishing = asyncio.Semaphore(FINISHING)
         self._inbox = inbox
@@ -123,8 +132,15 @@ class Fetcher:
                     self._store_image(
                         request,
                         file,
-                        marks_of(
-                            reserved, queued.request_id, output.seed, index, with_prompt=self._mark_prompts
+                        self._mark(
+                            request,
+                            marks_of(
+                                reserved,
+                                queued.request_id,
+                                output.seed,
+                                index,
+                                with_prompt=self._marking.with_prompt,
+                            ),
                         ),
                         index=index,
                     )
@@ -142,10 +158,11 @@ class Fetcher:
     ) -> list[StoredImage]:
         """Fetch pictures of a settled request that are no longer in the store, as far as fal still has them.
 
-        They are marked as they were then, or not at all.
+        They are marked and signed as they were then, or not at all.
 
         Raises:
             FalError, ValidationError, IndexError: fal has them no longer.
+            FileNotFoundError: what signing put into one is gone as well.
         """
         result = await self._fal.result(queued)
         output = Output.model_validate(result.payload)
@@ -154,12 +171,10 @@ class Fetcher:
             marks = marks_of(
                 reserved, queued.request_id, output.seed, image.index, with_prompt=image.prompt_marked
             )
+            make_marked = await self._mark_again(image, marks)
             restored.append(
                 await self._store_image(
-                    reserved.request,
-                    output.images[image.index],
-                    marks if image.sha256_received else None,
-                    index=image.index,
+                    reserved.request, output.images[image.index], make_marked, index=image.index
                 )
             )
         return restored
@@ -228,17 +243,45 @@ class Fetcher:
         self._news.set()
         self._news = asyncio.Event()
 
+    def _mark(self, request: GenerationRequest, marks: Marks) -> MakeMarked:
+        if self._marking.signer is None:
+            return partial(marked, marks=marks)
+        references = partial(self._references, request)
+        return partial(signed, marks=marks, signer=self._marking.signer, references=references)
+
+    async def _mark_again(self, image: StoredImage, marks: Marks) -> MakeMarked:
+        if image.manifest_id:
+            signature = await self._store.get_async(signature_path(image.path))
+            return partial(signed_then, marks=marks, manifest_id=image.manifest_id, signature=signature)
+        return partial(marked, marks=marks) if image.sha256_received else Marked
+
+    def _references(self, request: GenerationRequest) -> list[Reference]:
+        """Read the pictures that a request was made with, as far as they are still there."""
+        found = {use.sha256: use.path for use in request.pictures}
+        references = []
+        for sha256, path in found.items():
+            try:
+                references.append(Reference(sha256, self._store.get(path)))
+            except FileNotFoundError:
+                references.append(Reference(sha256, None))
+        return references
+
     async def _store_image(
-        self, request: GenerationRequest, file: File, marks: Marks | None, *, index: int
+        self, request: GenerationRequest, file: File, make_marked: MakeMarked, *, index: int
     ) -> StoredImage:
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
             with span("download", **request.ids, image_index=index):
                 downloaded = await self._fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
             try:
                 made = await asyncio.get_running_loop().run_in_executor(
-                    self._decoding, _made, downloaded.content, marks, self._thumbnail_side
+                    self._decoding, _made, downloaded.content, make_marked, self._thumbnail_side
                 )
                 break
+            except CannotSign as problem:
+                reason = (
+                    f"picture {index} can't be signed: {problem}; it is paid for and fetched again next run"
+                )
+                raise LeftOpen(Failed, reason) from None
             except BadPicture as problem:
                 RETRIES.add(attempt < DOWNLOAD_ATTEMPTS, {"of": "download"})
                 if attempt == DOWNLOAD_ATTEMPTS:
@@ -246,17 +289,20 @@ class Fetcher:
                     raise LeftOpen(Failed, reason) from None
         name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
         path = f"images/batch={request.batch}/{name}.{EXTENSIONS[made.received.kind]}"
-        with span("store", **request.ids, image_index=index, bytes=len(made.content)):
-            await self._store.put_async(path, made.content, durable=True)
+        with span("store", **request.ids, image_index=index, bytes=len(made.marked.content)):
+            if made.marked.signature:
+                await self._store.put_async(signature_path(path), made.marked.signature, durable=True)
+            await self._store.put_async(path, made.marked.content, durable=True)
             if made.thumbnail:
                 await self._store.put_async(thumbnail_path(path), made.thumbnail)
         return StoredImage(
             index=index,
             path=path,
             sha256=made.sha256,
-            sha256_received=made.received.sha256 if made.is_marked else None,
-            prompt_marked=made.is_marked and marks is not None and marks.prompt is not None,
-            bytes=len(made.content),
+            sha256_received=made.received.sha256 if made.marked.is_changed else None,
+            prompt_marked=made.marked.tells_prompt,
+            manifest_id=made.marked.manifest_id,
+            bytes=len(made.marked.content),
             width=made.received.width,
             height=made.received.height,
             format=made.received.kind,
@@ -269,22 +315,19 @@ class _Made:
 
     received: Picture
     """What fal sent."""
-    content: bytes
+    marked: Marked
     """The file to store."""
     sha256: str
     """Its hex digest."""
-    is_marked: bool
-    """Whether it is another file than the one fal sent."""
     thumbnail: bytes | None
     """The small picture, if there is to be one."""
 
 
-def _made(content: bytes, marks: Marks | None, thumbnail_side: int | None) -> _Made:
+def _made(content: bytes, make_marked: MakeMarked, thumbnail_side: int | None) -> _Made:
     received, thumbnail = verify(content, thumbnail_side=thumbnail_side)
-    marked = written(content, marks) if marks else None
-    if marked is None:
-        return _Made(received, content, received.sha256, is_marked=False, thumbnail=thumbnail)
-    return _Made(received, marked, hashlib.sha256(marked).hexdigest(), is_marked=True, thumbnail=thumbnail)
+    marked = make_marked(content)
+    sha256 = hashlib.sha256(marked.content).hexdigest() if marked.is_changed else received.sha256
+    return _Made(received, marked, sha256, thumbnail)
 
 
 def _pictures_there(store: Store, entries: Iterable[Entry]) -> frozenset[str]:

@@ -335,6 +335,7 @@ class PictureFacts(NamedTuple):
     current: bool
     sha256: str
     sha256_received: str
+    manifest_id: str | None
     bytes: int
     width: int
     height: int

@@ -93,6 +93,9 @@ class StoredImage(_Record):
         default=None, description="Hex digest of what fal sent, where marks were put into it."
     )
     prompt_marked: bool = Field(default=False, description="Whether the marks were to tell the prompt.")
+    manifest_id: str | None = Field(
+        default=None, description="Identity of the Content Credentials it was signed with, if it was."
+    )
     bytes: int = Field(description="Length of the file.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")

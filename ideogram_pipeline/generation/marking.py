@@ -1,11 +1,45 @@
-"""What a picture is to say of itself, from what the ledger knows of its request."""
+"""What a picture is to say of itself, from what the ledger knows of its request, and the file that says it."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ideogram_pipeline.generation.ledger import Reserved
-from ideogram_pipeline.marks import ALGORITHM, TRAINED_ALGORITHM, Marks
+from ideogram_pipeline.marks import ALGORITHM, TRAINED_ALGORITHM, Marks, has_credentials, written
+from ideogram_pipeline.marks.credentials import CannotSign, Reference, Signer
+from ideogram_pipeline.marks.difference import applied, difference
+
+
+@dataclass(frozen=True, slots=True)
+class Marking:
+    """How a run marks its pictures."""
+
+    with_prompt: bool = False
+    """Whether they tell their prompt, beside its digest."""
+    signer: Signer | None = None
+    """Who signs them, if anybody does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A picture as it is stored."""
+
+    content: bytes
+    """The file."""
+    is_changed: bool = False
+    """Whether it is another file than the one fal sent."""
+    tells_prompt: bool = False
+    """Whether the marks were to tell the prompt."""
+    manifest_id: str | None = None
+    """Identity of its Content Credentials, where it was signed."""
+    signature: bytes | None = None
+    """What signing put into it, which can't be made the same again."""
+
+
+MakeMarked = Callable[[bytes], Marked]
+"""Puts marks into what fal sent."""
 
 
 def marks_of(
@@ -35,3 +69,57 @@ def marks_of(
         image_index=index,
         backend=reserved.backend,
     )
+
+
+def marked(received: bytes, marks: Marks) -> Marked:
+    """Return the picture with marks in it; as it is where they would make its credentials invalid."""
+    content = written(received, marks)
+    if content is None:
+        return Marked(received)
+    return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None)
+
+
+def signed(
+    received: bytes, marks: Marks, signer: Signer, references: Callable[[], Sequence[Reference]]
+) -> Marked:
+    """Return the picture with marks and Content Credentials in it, which name what it was made with.
+
+    Credentials of a reference that nobody can read are left out; a picture that brings such ones is left as it is.
+
+    Raises:
+        CannotSign: as `Signer.signed` says.
+    """
+    before, known = _to_sign(received, marks), references()
+    by_digest = [Reference(one.sha256, None) for one in known]
+    try:
+        try:
+            made = signer.signed(before, marks, received=received, references=known)
+        except CannotSign:
+            made = signer.signed(before, marks, received=received, references=by_digest)
+    except CannotSign:
+        if has_credentials(received):
+            return Marked(received)
+        raise
+    return Marked(
+        made.content,
+        is_changed=True,
+        tells_prompt=marks.prompt is not None,
+        manifest_id=made.manifest_id,
+        signature=difference(before, made.content),
+    )
+
+
+def signed_then(received: bytes, marks: Marks, manifest_id: str, signature: bytes) -> Marked:
+    """Return the picture as it was marked and signed before."""
+    content = applied(_to_sign(received, marks), signature)
+    return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None, manifest_id=manifest_id)
+
+
+def signature_path(image_path: str) -> str:
+    """Return where in the store it lies what signing put into a picture."""
+    batch, name = image_path.removeprefix("images/").split("/", 1)
+    return f"credentials/{batch}/{name.rsplit('.', 1)[0]}.signature"
+
+
+def _to_sign(received: bytes, marks: Marks) -> bytes:
+    return written(received, marks, to_be_signed=True) or received

@@ -101,6 +101,7 @@ def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None
         bytes=image.bytes,
         sha256=image.sha256,
         sha256_received=image.sha256_received or image.sha256,
+        manifest_id=image.manifest_id,
         submitted_at=submitted.submitted_at if submitted else None,
         started_at=settled.completed_at - worked if worked is not None else None,
         completed_at=settled.completed_at,

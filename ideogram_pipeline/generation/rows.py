@@ -102,6 +102,10 @@ class ImageRow(BaseModel):
     sha256_received: str = Field(
         description="Hex digest of what fal sent: the same picture before marks were put into the file."
     )
+    manifest_id: str | None = Field(
+        default=None,
+        description="Identity of the Content Credentials (C2PA) that it was signed with; empty where it was not.",
+    )
     submitted_at: datetime | None = Field(description="When fal's answer to the submit had arrived.")
     started_at: datetime | None = Field(
         description="completed_at less inference_s: fal doesn't tell the start."

@@ -32,6 +32,21 @@ def xmp_of(content: bytes) -> bytes | None:
         return None
 
 
+def mime_type(content: bytes) -> str:
+    """Return a picture's media type, such as `image/png`.
+
+    Raises:
+        UnknownContainer: the bytes are no JPEG, PNG or WebP.
+    """
+    if content.startswith(_PNG):
+        return "image/png"
+    if content.startswith(b"\xff\xd8"):
+        return "image/jpeg"
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "image/webp"
+    raise UnknownContainer("the bytes are no JPEG, PNG or WebP")
+
+
 def has_credentials(content: bytes) -> bool:
     """Say whether a picture brings Content Credentials, valid or not (C2PA specification 2.2, section 11.3)."""
     try:
@@ -120,13 +135,8 @@ def _xmp(content: bytes, part: Part) -> bytes | None:
 
 def _parts(content: bytes) -> Iterator[Part]:
     """Yield a file's parts behind its signature: PNG and RIFF chunks; JPEG segments, the last with all the rest."""
-    if content.startswith(_PNG):
-        return _png_chunks(content)
-    if content.startswith(b"\xff\xd8"):
-        return _jpeg_segments(content)
-    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
-        return _riff_chunks(content)
-    raise UnknownContainer("the bytes are no JPEG, PNG or WebP")
+    walk = {"image/png": _png_chunks, "image/jpeg": _jpeg_segments, "image/webp": _riff_chunks}
+    return walk[mime_type(content)](content)
 
 
 def _png_chunks(content: bytes) -> Iterator[Part]:

@@ -175,7 +175,11 @@ def _remove_from_batch(store: Store, batch: str, entries: Mapping[str, Entry]) -
         for fingerprint, entry in entries.items()
     )
     ends = _ends(entries)
-    for folder in (f"images/batch={batch}", f"gallery/batch={batch}/thumbnails"):
+    for folder in (
+        f"images/batch={batch}",
+        f"credentials/batch={batch}",
+        f"gallery/batch={batch}/thumbnails",
+    ):
         _delete(store, folder, lambda name: name.startswith(starts))
     _delete(store, f"inbox/batch={batch}", lambda name: name[:64] in entries)
     _delete(store, f"run_plans/batch={batch}", lambda _: True)
@@ -210,7 +214,11 @@ def remains(store: Store) -> list[str]:
         told += sum(row.fingerprint in fingerprints for row in ended)
         left += [f"{told} rows of the batch {batch}"] if told else []
         kept = {row.file_name.rpartition(".")[0] for row in rows if row.fingerprint not in fingerprints}
-        for folder in (f"images/batch={batch}", f"gallery/batch={batch}/thumbnails"):
+        for folder in (
+            f"images/batch={batch}",
+            f"credentials/batch={batch}",
+            f"gallery/batch={batch}/thumbnails",
+        ):
             for one in store.objects(folder):
                 stem = one.path.rsplit("/", 1)[-1].rpartition(".")[0]
                 if stem not in kept and stem.rsplit("-", 2)[1:2] and stem.rsplit("-", 2)[1] in short:

@@ -185,14 +185,20 @@ def rows(
 
 
 def view(store: Store, path: str, kind: type[View]) -> list[View]:
-    """Return the columns that are a named tuple's fields, a tuple a row: cheap where few of many are looked at."""
+    """Return the columns that are a named tuple's fields, a tuple a row: cheap where few of many are looked at.
+
+    A column that a file of an earlier version doesn't have is None in every row.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = list(kind._fields)
     file = pq.ParquetFile(pa.BufferReader(store.get(path)), pre_buffer=False)
-    columns = file.read(columns=names, use_threads=False)
-    cells = zip(*(columns[name].to_pylist() for name in names), strict=True)
+    found = file.read(columns=names, use_threads=False)
+    absent = [None] * found.num_rows
+    cells = zip(
+        *(found[name].to_pylist() if name in found.column_names else absent for name in names), strict=True
+    )
     return [kind._make(row) for row in cells]
 
 

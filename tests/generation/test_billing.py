@@ -13,6 +13,7 @@ from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
+from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_row
 from ideogram_pipeline.generation.rebuild import rebuild_batch, refresh_costs
 from ideogram_pipeline.sandbox import Fault, FaultKind, SandboxSettings, running_sandbox
@@ -60,6 +61,7 @@ def work(store, sandbox, requests):
                 max_in_flight=16,
                 max_wait_s=3600.0,
                 inline_bytes=0,
+                marking=Marking(),
                 thumbnails=False,
                 budget=Budget(store, run_id="run-1", per_run_usd=None, per_day_usd=None, allow_unknown=False),
                 observer=Nobody(),

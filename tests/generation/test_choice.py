@@ -14,6 +14,7 @@ from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import ONLY_FAILED, References, plan_batch
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import take_seed
@@ -110,6 +111,7 @@ class Batch:
                 max_in_flight=4,
                 inline_bytes=0,
                 max_wait_s=3600.0,
+                marking=Marking(),
                 thumbnails=False,
                 budget=Budget(store, run_id=run_id, per_run_usd=None, per_day_usd=None, allow_unknown=False),
                 observer=Silent(),

@@ -25,6 +25,7 @@ from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.fetching import thumbnail_path
 from ideogram_pipeline.generation.inbox import Address, Letter, put_letter
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger, Reserved
+from ideogram_pipeline.generation.marking import Marking, signature_path
 from ideogram_pipeline.generation.outcomes import (
     Failed,
     Generated,
@@ -39,6 +40,8 @@ from ideogram_pipeline.generation.planner import References, plan_row
 from ideogram_pipeline.generation.reconcile import give_up, reconcile_batch, unanswered
 from ideogram_pipeline.generation.runs import beating
 from ideogram_pipeline.generation.uploads import LIFETIME, MARGIN, Upload, is_within_reach
+from ideogram_pipeline.marks import credentials
+from ideogram_pipeline.marks.credentials import Signer
 from ideogram_pipeline.receiver import build_app
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
@@ -136,6 +139,7 @@ class Run:
             "max_wait_s": 3600.0,
             "inline_bytes": 0,
             "thumbnails": True,
+            "marking": Marking(),
             **limits,
         }
 
@@ -849,15 +853,70 @@ def test_pictures_say_what_made_them_and_both_digests_are_kept(store, sandbox, r
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_lost_picture_comes_back_with_the_marks_it_had(store, sandbox, rows, told):
-    (outcome,) = Run(store, sandbox, mark_prompts=told)(rows(1))
+    (outcome,) = Run(store, sandbox, marking=Marking(told))(rows(1))
     (image,) = outcome.entry.last.settled.images
     before = store.get(image.path)
     assert (marks.read(before).prompt == outcome.request.arguments["prompt"]) is told
     store.delete(image.path)
-    (again,) = Run(store, sandbox, mark_prompts=not told)(rows(1))
+    (again,) = Run(store, sandbox, marking=Marking(not told))(rows(1))
     assert isinstance(again, Reused)
     assert store.get(image.path) == before
     assert sandbox.stats().accepted == 1
+
+
+@pytest.fixture(scope="module")
+def signing(certificate):
+    return Marking(signer=Signer.load(str(certificate.chain), str(certificate.key)))
+
+
+def test_pictures_are_signed_with_what_they_were_made_from(store, sandbox, rows, signing):
+    (outcome,) = Run(store, sandbox, marking=signing)(rows(1))
+    last = outcome.entry.last
+    (image,) = last.settled.images
+    content = store.get(image.path)
+    assert hashlib.sha256(content).hexdigest() == image.sha256
+    assert marks.read(content).request_id == last.submitted.request_id
+    found = credentials.read(content)
+    assert (found.state, found.manifest_id) == ("valid", image.manifest_id)
+    assert (found.request_id, found.source_type) == (last.submitted.request_id, marks.ALGORITHM)
+    digests = {use.sha256 for use in outcome.request.pictures}
+    assert found.ingredients == tuple(f"inputTo sha256:{digest}" for digest in digests)
+    assert digests
+
+
+def test_a_lost_picture_comes_back_as_it_was_signed(store, sandbox, rows, signing):
+    (outcome,) = Run(store, sandbox, marking=signing)(rows(1))
+    (image,) = outcome.entry.last.settled.images
+    before = store.get(image.path)
+    store.delete(image.path)
+    (again,) = Run(store, sandbox)(rows(1))
+    assert isinstance(again, Reused)
+    assert store.get(image.path) == before
+    assert sandbox.stats().accepted == 1
+
+
+def test_a_picture_that_is_lost_with_its_signature_is_reported(store, sandbox, rows, signing):
+    (outcome,) = Run(store, sandbox, marking=signing)(rows(1))
+    (image,) = outcome.entry.last.settled.images
+    store.delete(image.path)
+    store.delete(signature_path(image.path))
+    (again,) = Run(store, sandbox, marking=signing)(rows(1))
+    assert isinstance(again, Failed)
+    assert "is gone from the store and can't be had again" in again.reason
+    assert not store.exists(image.path)
+    assert sandbox.stats().accepted == 1
+
+
+def test_a_picture_whose_reference_is_gone_is_signed_all_the_same(store, sandbox, rows, signing):
+    (request,) = rows(1)
+    sandbox.change(Change(latency_scale=1))
+    Run(store, sandbox, marking=signing)([request], interrupted_when_all_are_submitted)
+    for use in request.pictures:
+        store.delete(use.path)
+    (outcome,) = Run(store, sandbox, run_id="run-2", marking=signing)([request])
+    assert isinstance(outcome, Generated)
+    (image,) = outcome.entry.last.settled.images
+    assert len(credentials.read(store.get(image.path)).ingredients) == len(request.pictures)
 
 
 def test_a_picture_that_was_stored_without_marks_comes_back_without(store, sandbox, rows):

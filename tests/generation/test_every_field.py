@@ -12,6 +12,7 @@ from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import Generated
 from ideogram_pipeline.generation.planner import PICTURE_COLUMNS, Plan, References, plan_batch
 from ideogram_pipeline.generation.records import image_rows
@@ -138,6 +139,7 @@ def results(tables):
                 ledger,
                 run=facts,
                 max_in_flight=4,
+                marking=Marking(),
                 thumbnails=True,
                 max_wait_s=3600.0,
                 inline_bytes=0,

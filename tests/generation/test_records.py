@@ -51,6 +51,7 @@ format string
 bytes int64
 sha256 string
 sha256_received string
+manifest_id string?
 submitted_at timestamp[us, tz=UTC]?
 started_at timestamp[us, tz=UTC]?
 completed_at timestamp[us, tz=UTC]

@@ -34,10 +34,12 @@ CHAINED = {"batch": "three", "prompt": "yucatan storm", "endpoint": "v3/remix", 
 
 
 @pytest.fixture
-def worked(project):
+def worked(project, certificate):
     """`ada` is in two batches; a picture of hers is a reference of a third; `bob` stays."""
     for seed, name in enumerate(("ada", "bob")):
         Image.effect_noise((64, 64), 50 + seed).save(project.folder / f"{name}.png")
+    signing = {"c2pa_certificate": str(certificate.chain), "c2pa_key": str(certificate.key)}
+    project.settings = project.settings.model_copy(update=signing)
     project.write(*ROWS)
     project.run()
     (image,) = [one for one in descent(project.store, "ada").images if "p1" in one and "-0." in one]

@@ -18,7 +18,7 @@ def worked(project):
 
 def test_pictures_of_a_store_say_which_request_they_are_of(worked):
     found = list(verified([str(worked / "images")]))
-    assert [one.is_marked for one in found] == [True, True]
+    assert [one.is_sound for one in found] == [True, True]
     assert [one.marks.prompt_id for one in found] == ["p1", "p2"]
     assert {one.marks.fingerprint[:8] in one.path for one in found} == {True}
 
@@ -34,8 +34,25 @@ def test_damaged_and_silent_files_are_told_apart(worked, tmp_path, picture):
     assert isinstance(damaged.marks, Marks)
     assert (said_nothing.problem, said_nothing.marks) == ("", None)
     assert no_picture.problem
-    assert not any(one.is_marked for one in (damaged, said_nothing, no_picture))
+    assert not any(one.is_sound for one in (damaged, said_nothing, no_picture))
     assert json.loads(no_picture.model_dump_json())["marks"] is None
+
+
+def test_signed_pictures_are_validated_by_whom_one_trusts(project, certificate):
+    signing = {"c2pa_certificate": str(certificate.chain), "c2pa_key": str(certificate.key)}
+    project.settings = project.settings.model_copy(update=signing)
+    project.write({"prompt": "a lighthouse"})
+    project.run()
+    (file,) = (project.folder / "store" / "images").rglob("*.png")
+    (unknown,) = verified([str(file)])
+    (trusted,) = verified([str(file)], str(certificate.authority))
+    assert (unknown.credentials.state, trusted.credentials.state) == ("valid", "trusted")
+    assert trusted.credentials.request_id == trusted.marks.request_id
+    assert unknown.is_sound
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"IDAT", b"IDAT", 1)[:-12] + b"\0\0\0\0teST\0\0\0\0" + content[-12:])
+    (changed,) = verified([str(file)], str(certificate.authority))
+    assert (changed.credentials.state, changed.is_sound) == ("invalid", False)
 
 
 def test_a_file_that_is_not_there_is_named():

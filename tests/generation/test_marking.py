@@ -1,0 +1,75 @@
+"""Marking and signing what fal sent: whatever credentials it or its references bring."""
+
+import pytest
+
+from ideogram_pipeline import marks
+from ideogram_pipeline.generation.marking import marked, signed, signed_then
+from ideogram_pipeline.marks import credentials
+from ideogram_pipeline.marks.credentials import CannotSign, Reference, Signer
+
+MARKS = marks.Marks(
+    source_type=marks.TRAINED_ALGORITHM,
+    system="Ideogram by fal.ai",
+    system_version="V3, fal-ai/ideogram/character",
+    prompt="a lighthouse",
+    prompt_id="row-1",
+    fingerprint="f" * 64,
+    request_id="0192-abc",
+    seed=7,
+    image_index=0,
+    backend="fal",
+)
+DIGEST = "cd" * 32
+
+
+@pytest.fixture(scope="module")
+def signer(certificate):
+    return Signer.load(str(certificate.chain), str(certificate.key))
+
+
+def with_nonsense(content):
+    """A PNG with credentials that nobody can read."""
+    end = content.index(b"IDAT") - 4
+    body = b"caBX\0\0\0\x10jumb c2pa"
+    return content[:end] + (len(body) - 4).to_bytes(4, "big") + body + b"\0\0\0\0" + content[end:]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_same_file_comes_back_from_what_was_kept_of_the_signature(signer, picture, kind):
+    received = picture(kind=kind)
+    made = signed(received, MARKS, signer, lambda: [Reference(DIGEST, picture("brown"))])
+    again = signed_then(received, MARKS, made.manifest_id, made.signature)
+    assert again.content == made.content
+    assert (again.manifest_id, again.tells_prompt, again.is_changed) == (made.manifest_id, True, True)
+    assert len(made.signature) < 12_000
+
+
+def test_what_came_signed_is_signed_on_and_comes_back(signer, picture):
+    received = signed(picture(), MARKS, signer, list).content
+    made = signed(received, MARKS, signer, list)
+    assert made.manifest_id != credentials.read(received).manifest_id
+    assert credentials.read(made.content).ingredients == ("parentOf as received",)
+    assert signed_then(received, MARKS, made.manifest_id, made.signature).content == made.content
+
+
+def test_without_a_signer_a_picture_that_came_signed_is_left_as_it_is(signer, picture):
+    received = signed(picture(), MARKS, signer, list).content
+    made = marked(received, MARKS)
+    assert (made.content, made.is_changed, made.tells_prompt) == (received, False, False)
+
+
+def test_a_picture_whose_credentials_nobody_can_read_is_left_as_it_is(signer, picture):
+    received = with_nonsense(picture())
+    made = signed(received, MARKS, signer, list)
+    assert (made.content, made.is_changed, made.manifest_id) == (received, False, None)
+
+
+def test_credentials_of_a_reference_that_nobody_can_read_are_left_out(signer, picture):
+    made = signed(picture(), MARKS, signer, lambda: [Reference(DIGEST, with_nonsense(picture("brown")))])
+    found = credentials.read(made.content)
+    assert (found.state, found.ingredients) == ("valid", (f"inputTo sha256:{DIGEST}",))
+
+
+def test_what_is_no_whole_picture_is_not_signed(signer, picture):
+    with pytest.raises(CannotSign):
+        signed(picture()[:40], MARKS, signer, list)
