@@ -11,7 +11,7 @@ from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -30,6 +30,7 @@ from ideogram_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.billing import Bill
+    from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.launch import RunSummary
     from ideogram_pipeline.preview import BatchPlanSummary, PlanSummary
@@ -116,28 +117,41 @@ def run(
 
     Exit codes: 0 every row has its pictures; 3 finished, some rows don't; 2 bad usage or configuration; 1 crash.
     """
-    settings = Settings.from_environment()
-    logging.getLogger("dagster").setLevel(logging.CRITICAL)
-    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-    gc.disable()  # what imports make stays for good; looking for garbage among it takes a tenth of a small run
     from ideogram_pipeline.generation.choice import Choice
-    from ideogram_pipeline.launch import run as launch
 
-    gc.freeze()
-    gc.enable()
     if max_spend is not None and max_spend <= 0:
         raise ConfigurationError(
             f"--max-spend is {max_spend:g}: nothing could be paid for. Give more than 0."
         )
+    choice = Choice(regenerate, only_failed, limit, regenerate_rejected)
+    _launch(Settings.from_environment(), batch or [], choice, max_spend_usd=max_spend, json=json)
+
+
+def _launch(
+    settings: Settings,
+    batches: list[str],
+    choice: Choice,
+    *,
+    max_spend_usd: float | None = None,
+    json: bool = False,
+) -> NoReturn:
+    """Run batches, show how far they are, say what came of them, and end with the exit code that `run` documents."""
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
+    gc.disable()  # what imports make stays for good; looking for garbage among it takes a tenth of a small run
+    from ideogram_pipeline.launch import run as launch
+
+    gc.freeze()
+    gc.enable()
     try:
         with Bar(settings) as bar:
             summary = launch(
                 settings,
-                batch or [],
+                batches,
                 progress=bar,
                 expect=bar.expect,
-                choice=Choice(regenerate, only_failed, limit, regenerate_rejected),
-                max_spend_usd=max_spend,
+                choice=choice,
+                max_spend_usd=max_spend_usd,
             )
     except KeyboardInterrupt:
         _err.print(
@@ -383,22 +397,47 @@ def replay(
         ReplayForm,
         typer.Option("--as", help="A row of the prompts table, a curl call, or code for fal's clients."),
     ] = ReplayForm.ROW,
+    send: Annotated[
+        bool,
+        typer.Option(
+            "--send", help="Ask fal again, as a new take of the row: the same with another seed, paid for."
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --send, don't ask before paying.")] = False,
 ) -> None:
-    """Print exactly the request that made a picture. Sends nothing; the key is never printed.
+    """Print exactly the request that made a picture, or send it again as a new take. The key is never printed.
 
-    Exit codes: 0 found; 3 nothing is called so; 2 the key doesn't lead to one request.
+    Exit codes: 0 found, and with --send made again; 3 nothing is called so, or the new take brought no picture; 2 the
+    key doesn't lead to one request, the row asks for something else now, or nobody is there to ask.
     """
-    settings = Settings.without_key()
+    settings = Settings.from_environment() if send else Settings.without_key()
     from ideogram_pipeline.provenance.lineage import UnknownKey
     from ideogram_pipeline.provenance.replaying import request_of, written
     from ideogram_pipeline.storage import Store
 
     store = Store.open(settings.store)
     try:
-        typer.echo(written(request_of(store, key), form.value, store))
+        request = request_of(store, key)
     except UnknownKey as unknown:
         _err.print(str(unknown), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(EXIT_INCOMPLETE) from None
+    if not send:
+        typer.echo(written(request, form.value, store))
+        return
+    from ideogram_pipeline.generation.choice import Choice
+    from ideogram_pipeline.preview import new_take
+
+    take = new_take(settings, request)
+    price = "an unknown price" if take.price_usd is None else f"${take.price_usd:.2f}{_money_note(settings)}"
+    _out.print(
+        f"take {take.take} of {take.prompt_id} in the batch {take.batch}: "
+        f"{take.num_images} picture{'s' if take.num_images > 1 else ''} for {price}, with the seed {take.seed}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    _ask(yes, "Pay for it?")
+    _launch(settings, [take.batch], Choice(regenerate=True, prompt_ids=(take.prompt_id,)))
 
 
 @app.command()
@@ -487,12 +526,7 @@ def erase(
     )
     if dry_run:
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigurationError(
-                "Nobody is there to ask whether to erase this. Add --yes, or --dry-run to look."
-            )
-        typer.confirm("Erase all of it, for good?", abort=True)
+    _ask(yes, "Erase all of it, for good?")
     with _err.status("erasing"):
         erased = take_back(settings, found)
     _out.print(
@@ -750,6 +784,15 @@ def _cost(summary: BatchPlanSummary | PlanSummary) -> str:
 
 def _money_note(settings: Settings) -> str:
     return " of sandbox money" if settings.backend == "sandbox" else ""
+
+
+def _ask(yes: bool, question: str) -> None:
+    """Go on only if a person agrees, now or with `--yes` before."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"Nobody is there to ask: {question} Add --yes to do it; nothing was done.")
+    typer.confirm(question, abort=True)
 
 
 def _plain(text: str) -> str:

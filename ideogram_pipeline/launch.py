@@ -181,7 +181,7 @@ def _config(
 ) -> dict[str, Any]:
     """Return what Dagster's launchpad would say for the job that generates a batch."""
     given = {
-        "generation_requests": asdict(choice),
+        "generation_requests": {**asdict(choice), "prompt_ids": [*choice.prompt_ids]},
         "generated_images": {"max_spend_usd": max_spend_usd},
     }
     ops = {asset: definitions.resolve_assets_def(pipeline.key(asset)).op.name for asset in given}

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.files import NO_REVIEWS, left_without_picture, rejected_requests
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch
+from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.resources import BudgetResource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
@@ -199,6 +200,35 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
         )
         for batch in batches or table.batches
     ]
+
+
+def new_take(settings: Settings, request: GenerationRequest) -> GenerationRequest:
+    """Return the next take of the row that made a request, priced. Nothing is sent or written.
+
+    Raises:
+        ConfigurationError: the row is gone or asks for something else now, or its newest take has not ended.
+        PipelineError: a table can't be used.
+    """
+    who = f"{request.prompt_id} of the batch {request.batch!r}"
+    (plan,) = preview(settings, [request.batch], Choice(regenerate=True, prompt_ids=(request.prompt_id,)))
+    row = next(row for row in plan.rows if row.prompt_id == request.prompt_id)
+    take = row.request
+    if take is None:
+        raise ConfigurationError(f"{who} can't be sent as it is in the table now: {row.column}: {row.reason}")
+    if (take.endpoint_id, _but_seed(take)) != (request.endpoint_id, _but_seed(request)):
+        raise ConfigurationError(
+            f"{who} asks for something else in the table now, so this is no further take of it. Print the row of then "
+            "with `replay KEY --as row`, and put it into the table under a prompt_id of its own."
+        )
+    if take.replaces is None or row.decision != "new":
+        raise ConfigurationError(
+            f"The newest take of {who} has not ended: {row.reason}. Run the batch first."
+        )
+    return take
+
+
+def _but_seed(request: GenerationRequest) -> dict[str, JsonValue]:
+    return {name: value for name, value in request.arguments.items() if name != "seed"}
 
 
 def _reviews(settings: Settings) -> Sequence[Review]:

@@ -229,6 +229,34 @@ def test_an_interrupted_run_exits_with_130_and_the_next_one_pays_nothing_twice(p
     assert project.submits() == 3
 
 
+def test_a_picture_is_asked_for_again_as_a_new_take_after_a_person_has_agreed(project):
+    project("run")
+    code, out, err = project("replay", "p1", "--send")
+    assert (code, project.submits()) == (2, 3)
+    assert "take 1 of p1 in the batch default: 1 picture for $0.06 of sandbox money" in out
+    assert "Add --yes" in err
+    code, out, _err = project("replay", "p1", "--send", "--yes")
+    assert (code, project.submits()) == (0, 4)
+    metadata = pd.read_parquet(project.store / "images" / "batch=default" / "metadata.parquet")
+    takes = metadata[metadata.prompt_id == "p1"].sort_values("take")
+    assert list(takes["take"]) == [0, 1]
+    assert list(takes["prompt"]) == ["scene 1"] * 2
+    assert takes["seed"].nunique() == 2
+
+    project.write({"prompt_id": f"p{number}", "prompt": "another scene"} for number in range(3))
+    code, _out, err = project("replay", "p1", "--send", "--yes")
+    assert (code, project.submits()) == (2, 4)
+    assert "asks for something else in the table now" in err
+
+
+def test_a_row_that_is_no_longer_in_the_table_gets_no_further_take(project):
+    project("run")
+    project.write([{"prompt_id": "p9", "prompt": "added"}])
+    code, _out, err = project("replay", "p1", "--send", "--yes")
+    assert (code, project.submits()) == (2, 3)
+    assert "No row of the batch 'default' is called 'p1'" in err
+
+
 def test_the_doctor_finds_a_healthy_project_healthy_and_names_what_is_not(project):
     code, out, _err = project("doctor")
     assert (code, out.count("bad ")) == (0, 0)

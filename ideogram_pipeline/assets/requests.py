@@ -38,6 +38,9 @@ class RequestsConfig(dg.Config):
         description="Ask for a new take of the rows of which a picture is rejected in the reviews table, and pay for "
         "no other row. Where a request has several pictures, one that is rejected is enough, and all are made anew.",
     )
+    prompt_ids: list[str] = Field(
+        default=[], description="Work only these rows of the batch; all of them if none is named."
+    )
 
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:

@@ -33,6 +33,8 @@ class Choice:
 
     regenerate_rejected: bool = False
     """A new take of every row of which a picture of the newest take is rejected; no other row is paid for."""
+    prompt_ids: Sequence[str] = ()
+    """Only these rows of the batch; all of them if none is named."""
 
     def __post_init__(self) -> None:
         """Raise a `ConfigurationError` for a limit that lets nothing through, or wishes that exclude each other."""

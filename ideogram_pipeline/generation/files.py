@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.buckets import bucket
-from ideogram_pipeline.generation.planner import NOT_REJECTED, ONLY_FAILED, Plan, References
+from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, ONLY_FAILED, Plan, References
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import refusal, refused
@@ -404,5 +404,5 @@ def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     return {
         row.prompt_id: row.fingerprint
         for row in ended
-        if row.state != "generated" and row.reason not in (ONLY_FAILED, NOT_REJECTED)
+        if row.state != "generated" and row.reason not in (ONLY_FAILED, NOT_REJECTED, NOT_NAMED)
     }

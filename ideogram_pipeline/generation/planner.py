@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.ledger import Entry
 from ideogram_pipeline.generation.requests import (
@@ -60,6 +61,8 @@ ONLY_FAILED = "left out: only_failed"
 """Why a row that no run was asked for yet is left out of a run that is only for failed ones."""
 NOT_REJECTED = "left out: regenerate_rejected"
 """Why a row without a picture is left out of a run that is only for rejected ones."""
+NOT_NAMED = "left out: prompt_ids"
+"""Why a row is left out of a run that is only for others, which are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +198,20 @@ def plan_batch(
     A `choice` of only failed rows needs the rows that the last run `left_without` a picture, by prompt id, with the
     fingerprint of what they asked for. A choice of rejected pictures needs the fingerprints of the requests they are
     of. Without `decisions` nothing is written, and every call decides for itself.
+
+    Raises:
+        ConfigurationError: the choice names a row that the batch doesn't have.
     """
+    choice, rejections = choice or Choice(), list(rejections)
+    unknown = set(choice.prompt_ids).difference(
+        (row.prompt_id for row in rows), (rejection.row_id for rejection in rejections)
+    )
+    if unknown:
+        raise ConfigurationError(
+            f"No row of the batch {batch!r} is called {', '.join(map(repr, sorted(unknown)))}: look at prompt_ids."
+        )
     drafts = _Drafts(_in_order(rows), references, entries)
-    chosen = _Chosen(drafts, choice or Choice(), left_without or {}, rejected, decisions)
+    chosen = _Chosen(drafts, choice, left_without or {}, rejected, decisions)
     earlier = _newest_requests(entries)
     planned = (
         draft if isinstance(draft, PlannedRow) else _planned(draft, chosen, entries, earlier)
@@ -297,17 +311,12 @@ class _Chosen:
             takes = {
                 draft.first.fingerprint: draft.current.take + 1
                 for draft in drafts
-                if draft.state in ("generated", "refused", "failed")
-                and (
-                    draft.current.fingerprint in rejected
-                    if choice.regenerate_rejected
-                    else not self._leaves_out(draft)
-                )
+                if draft.state in ("generated", "refused", "failed") and self._is_regenerated(draft, rejected)
             }
             self._takes = decisions.takes(takes) if decisions else takes
         self._let_through: Collection[str] | None = None
         if choice.limit is not None:
-            wanted = ((draft, self._asked(draft)) for draft in drafts if not self._leaves_out(draft))
+            wanted = ((draft, self._asked(draft)) for draft in drafts if not self._left_out(draft))
             to_pay = (
                 request.fingerprint
                 for draft, request in wanted
@@ -318,18 +327,30 @@ class _Chosen:
 
     def request(self, draft: _Draft) -> tuple[GenerationRequest, str]:
         """Return what is asked for a row, and why the row is left out if it is."""
-        if self._leaves_out(draft):
-            reason = ONLY_FAILED if self._choice.only_failed else NOT_REJECTED
+        if reason := self._left_out(draft):
             return draft.current, reason if draft.is_to_pay else ""
         asked = self._asked(draft)
         if self._let_through is None or asked.fingerprint in self._let_through:
             return asked, ""
         return draft.current, f"left out: limit {self._choice.limit}" if draft.is_to_pay else ""
 
-    def _leaves_out(self, draft: _Draft) -> bool:
+    def _is_named(self, draft: _Draft) -> bool:
+        return not self._choice.prompt_ids or draft.row.prompt_id in self._choice.prompt_ids
+
+    def _is_regenerated(self, draft: _Draft, rejected: Collection[str]) -> bool:
         if self._choice.regenerate_rejected:
-            return draft.first.fingerprint not in self._takes
-        return self._choice.only_failed and not draft.was_left_without(self._left_without)
+            return draft.current.fingerprint in rejected and self._is_named(draft)
+        return not self._left_out(draft)
+
+    def _left_out(self, draft: _Draft) -> str:
+        """Return why a row is left out; nothing if it isn't."""
+        if not self._is_named(draft):
+            return NOT_NAMED
+        if self._choice.regenerate_rejected and draft.first.fingerprint not in self._takes:
+            return NOT_REJECTED
+        if self._choice.only_failed and not draft.was_left_without(self._left_without):
+            return ONLY_FAILED
+        return ""
 
     def _asked(self, draft: _Draft) -> GenerationRequest:
         take = self._takes.get(draft.first.fingerprint, 0)

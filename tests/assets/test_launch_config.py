@@ -75,7 +75,14 @@ def test_every_option_explains_itself_in_the_launchpad(project):
         for asset in ("generation_requests", "generated_images")
         for name, field in ops[asset].config_type.fields["config"].config_type.fields.items()
     }
-    assert set(options) == {"regenerate", "only_failed", "regenerate_rejected", "limit", "max_spend_usd"}
+    assert set(options) == {
+        "regenerate",
+        "only_failed",
+        "regenerate_rejected",
+        "limit",
+        "prompt_ids",
+        "max_spend_usd",
+    }
     assert all(options.values())
 
 

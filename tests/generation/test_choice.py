@@ -15,7 +15,7 @@ from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
-from ideogram_pipeline.generation.planner import ONLY_FAILED, References, plan_batch
+from ideogram_pipeline.generation.planner import NOT_NAMED, ONLY_FAILED, References, plan_batch
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import take_seed
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
@@ -284,6 +284,24 @@ def test_a_limit_on_new_takes_leaves_the_other_rows_with_the_pictures_they_have(
         ("p1", 0),
         ("p2", 0),
     ]
+
+
+def test_a_new_take_of_named_rows_pays_for_no_other(tmp_path, sandbox):
+    batch = Batch(tmp_path / "store", sandbox.url, rows=3)
+    batch.run()
+    batch.cells["added"] = {"prompt": "added"}
+    again = Choice(regenerate=True, prompt_ids=("p1",))
+    for attempt in (1, 2):
+        outcomes = batch.run(again, "run-2", attempt)
+        assert outcomes["added"].reason == NOT_NAMED
+        assert sandbox.stats().accepted == 4
+    assert {row.prompt_id: row.take for row in batch.images() if row.current} == {"p0": 0, "p1": 1, "p2": 0}
+    assert decisions(batch.plan(Choice(only_failed=True), "run-3"))["added"] == ("left out", 0)
+
+
+def test_a_row_that_the_batch_does_not_have_can_not_be_named(batch):
+    with pytest.raises(ConfigurationError, match="No row of the batch 'drop' is called 'p7', 'p9'"):
+        batch.plan(Choice(prompt_ids=("p9", "p0", "p7")))
 
 
 def test_two_runs_with_different_wishes_each_read_their_own_plan(batch):
