@@ -8,6 +8,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ideogram_pipeline.likeness import perceptual_hash
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -17,6 +19,9 @@ EXTENSIONS: dict[PictureKind, str] = {"jpeg": "jpg", "png": "png", "webp": "webp
 
 MAX_PIXELS = 64_000_000
 """A picture that claims more pixels than this is refused before it is decoded."""
+
+_LOOK_SIDE = 320
+"""Pixels of the longer side of the small picture by which two are compared."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -38,6 +43,8 @@ class Picture:
     """Length of the file."""
     sha256: str
     """Hex digest of the file."""
+    perceptual_hash: str | None = None
+    """What it looks like, as `likeness` has it; None where no pixel was decoded."""
 
 
 def inspect(content: bytes) -> Picture:
@@ -47,7 +54,8 @@ def inspect(content: bytes) -> Picture:
         BadPicture: the bytes are cut short, no picture, not JPEG, PNG or WebP, or claim too many pixels.
     """
     with _decoded(content) as image:
-        return _facts(_kind(image), image.width, image.height, content)
+        looks = perceptual_hash(_shrunk(image, _LOOK_SIDE))
+        return _facts(_kind(image), image.width, image.height, content, looks)
 
 
 def verify(content: bytes, *, thumbnail_side: int | None) -> tuple[Picture, bytes | None]:
@@ -62,18 +70,21 @@ def verify(content: bytes, *, thumbnail_side: int | None) -> tuple[Picture, byte
     if thumbnail_side is None and content.startswith(_PNG):
         return _facts("png", *_checked_png(content), content), None
     with _decoded(content) as image:
-        thumbnail = _shrink(image, thumbnail_side) if thumbnail_side else None
-        return _facts(_kind(image), image.width, image.height, content), thumbnail
+        small = _shrunk(image, thumbnail_side or _LOOK_SIDE)
+        facts = _facts(_kind(image), image.width, image.height, content, perceptual_hash(small))
+        return facts, _webp(small) if thumbnail_side else None
 
 
 def thumbnail(content: bytes, side: int) -> bytes:
     """Return a WebP of the picture, at most `side` pixels wide and high."""
     with _decoded(content) as image:
-        return _shrink(image, side)
+        return _webp(_shrunk(image, side))
 
 
-def _facts(kind: PictureKind, width: int, height: int, content: bytes) -> Picture:
-    return Picture(kind, width, height, len(content), hashlib.sha256(content).hexdigest())
+def _facts(
+    kind: PictureKind, width: int, height: int, content: bytes, perceptual_hash: str | None = None
+) -> Picture:
+    return Picture(kind, width, height, len(content), hashlib.sha256(content).hexdigest(), perceptual_hash)
 
 
 def _checked_png(content: bytes) -> tuple[int, int]:
@@ -128,9 +139,13 @@ def _kind(image: Image.Image) -> PictureKind:
     raise BadPicture(f"it is {image.format or 'of unknown kind'}, not JPEG, PNG or WebP")
 
 
-def _shrink(image: Image.Image, side: int) -> bytes:
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
     shrunk = image.convert("RGB")
     shrunk.thumbnail((side, side), reducing_gap=1.0)
+    return shrunk
+
+
+def _webp(image: Image.Image) -> bytes:
     sink = io.BytesIO()
-    shrunk.save(sink, "WEBP", quality=72, method=1)
+    image.save(sink, "WEBP", quality=72, method=1)
     return sink.getvalue()

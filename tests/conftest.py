@@ -496,6 +496,7 @@ def _store_images(store: Store, request: GenerationRequest, content: bytes) -> t
                 width=facts.width,
                 height=facts.height,
                 format=facts.kind,
+                perceptual_hash=facts.perceptual_hash,
             )
         )
     return tuple(images)

@@ -76,6 +76,7 @@ def image_sources() -> dict[str, list[Source]]:
         "endpoint": [("generation_requests", "endpoint"), ("prompts", "endpoint")],
         "fingerprint": [("generation_requests", "fingerprint")],
         "request_json": [request],
+        "reference_distance": [request, ("references", "perceptual_hash")],
     }
 
 

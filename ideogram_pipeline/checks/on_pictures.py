@@ -10,6 +10,7 @@ import dagster as dg
 
 from ideogram_pipeline.assets.retries import RUN_RETRIES_TAG
 from ideogram_pipeline.checks.findings import Verdict, looked_at, sampled
+from ideogram_pipeline.likeness import NEAR_DUPLICATE
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import LimitsResource, StoreResource
 
@@ -36,6 +37,9 @@ CHECKS = {
     "was stored by an older version has none. Delete what is damaged and run the batch again.",
     "sizes_as_asked": "Pictures are as wide and high as asked for: exactly so, or the nearest resolution that Ideogram "
     "renders. Rows that follow their source picture are left out. Choose a size that Ideogram renders.",
+    "no_near_duplicates": "No picture looks like another one of the batch, older takes too, or like its reference: of "
+    "the 64 bits of their perceptual hashes more than 4 differ. It compares pictures, not who or what they show. Look at "
+    "both; reject one of them, or change the prompt.",
     "no_duplicate_pictures": "No two rows have the very same picture. Rows with the same prompt and seed do: give them "
     "different seeds, or leave the seed empty.",
     "paid_once": "The ledger has exactly one paid request for every generated row, and no earlier attempt that may "
@@ -79,6 +83,7 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         yield marked(pictures, there).of(asset)
         yield sizes(pictures).of(asset)
         yield duplicates(pictures).of(asset)
+        yield near_duplicates(pictures).of(asset)
         yield paid_once(rows, Ledger(opened, batch).entries).of(asset)
         yield refusals(rows, limits.max_refused_fraction).of(asset)
         whole_enough = whole(rows, limits.max_failed_fraction)
@@ -269,6 +274,24 @@ def duplicates(pictures: "Sequence[PictureFacts]") -> Verdict:
         found,
         "Give the rows different seeds, or leave the seed empty.",
         counts={"pictures": len(pictures), "different": len(by_digest)},
+    )
+
+
+def near_duplicates(pictures: "Sequence[PictureFacts]") -> Verdict:
+    """Look for pictures that look like another one, or like a reference that they were made with."""
+    found, compared = [], 0
+    for picture in pictures:
+        distances = (picture.nearest_distance, picture.reference_distance)
+        compared += any(distance is not None for distance in distances)
+        for other, distance in zip((picture.nearest_image, "its reference"), distances, strict=True):
+            if distance is not None and distance <= NEAR_DUPLICATE:
+                differ = f"{distance} of 64 bits differ"
+                found.append((picture.prompt_id, f"{picture.file_name} looks like {other}: {differ}"))
+    return Verdict(
+        "no_near_duplicates",
+        found,
+        "Look at both. Reject one of them and run with regenerate_rejected, or change the prompt or the seed.",
+        counts={"compared": compared, "pictures": len(pictures)},
     )
 
 

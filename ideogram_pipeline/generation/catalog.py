@@ -90,6 +90,9 @@ class CatalogIndex(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    columns: tuple[str, ...] = Field(
+        default=(), description="Those of its files; another version of ours may have others."
+    )
     files: Mapping[str, CatalogFile] = Field(default={}, description="By path.")
     refreshed: tuple[str, ...] = Field(default=(), description="Batches that the last refresh had to read.")
 
@@ -154,11 +157,12 @@ def batch_rows(store: Store, batch: str, *, asked_for: bool) -> Iterator[Catalog
 
 
 def read_index(store: Store) -> CatalogIndex:
-    """Return what the last refresh knew; nothing before the first, or where it can't be read."""
+    """Return what the last refresh knew; nothing before the first, where it can't be read, or had other columns."""
     try:
-        return CatalogIndex.model_validate_json(store.get(INDEX))
+        index = CatalogIndex.model_validate_json(store.get(INDEX))
     except (FileNotFoundError, ValueError):
         return CatalogIndex()
+    return index if index.columns == tuple(CatalogRow.model_fields) else CatalogIndex()
 
 
 def refresh(store: Store, *, anew: bool = False) -> CatalogSummary:
@@ -189,7 +193,7 @@ def refresh(store: Store, *, anew: bool = False) -> CatalogSummary:
                 rewritten.add(file)
             made[file] = CatalogFile(etag=etag, sha256=sha256, batches=batches)
     made = {file: made[file] for file in state.sources if file in made}
-    new = CatalogIndex(files=made, refreshed=tuple(sorted(refreshed)))
+    new = CatalogIndex(columns=tuple(CatalogRow.model_fields), files=made, refreshed=tuple(sorted(refreshed)))
     if new != index:
         store.put(INDEX, new.model_dump_json().encode())
     return _summary(made, len(rewritten))

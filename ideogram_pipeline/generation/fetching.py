@@ -306,6 +306,7 @@ class Fetcher:
             width=made.received.width,
             height=made.received.height,
             format=made.received.kind,
+            perceptual_hash=made.received.perceptual_hash,
         )
 
 

@@ -336,6 +336,9 @@ class PictureFacts(NamedTuple):
     sha256: str
     sha256_received: str
     manifest_id: str | None
+    nearest_image: str | None
+    nearest_distance: int | None
+    reference_distance: int | None
     bytes: int
     width: int
     height: int

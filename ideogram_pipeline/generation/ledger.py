@@ -96,6 +96,9 @@ class StoredImage(_Record):
     manifest_id: str | None = Field(
         default=None, description="Identity of the Content Credentials it was signed with, if it was."
     )
+    perceptual_hash: str | None = Field(
+        default=None, description="What it looks like, as `likeness` has it, where its pixels were decoded."
+    )
     bytes: int = Field(description="Length of the file.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")

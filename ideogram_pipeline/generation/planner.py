@@ -527,6 +527,7 @@ def _uses(row: PromptRow, endpoint: Endpoint, references: References) -> tuple[P
                     uri=reference.uri,
                     sha256=reference.sha256,
                     path=picture_path(reference),
+                    perceptual_hash=reference.perceptual_hash,
                 )
             )
         needed = (

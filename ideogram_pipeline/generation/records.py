@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
@@ -26,18 +27,41 @@ from ideogram_pipeline.generation.outcomes import (
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
+from ideogram_pipeline.likeness import distance, nearest
 
 
 def image_rows(plan: Plan, entries: Mapping[str, Entry]) -> Iterator[ImageRow]:
     """Yield a row for every picture the ledger knows of a batch: those of the plan's rows first, in their order."""
     current: set[str] = set()
+    alike = _alike(entries)
     for row in plan.rows:
         request = row.request
         if request and (fingerprint := _current(request, entries)) in entries:
             current.add(fingerprint)
-            yield from _images(entries[fingerprint], request.extra)
+            yield from _images(entries[fingerprint], alike, request.extra)
     for fingerprint in sorted(entries.keys() - current):
-        yield from _images(entries[fingerprint], None)
+        yield from _images(entries[fingerprint], alike, None)
+
+
+class _Alike(NamedTuple):
+    """The picture that looks most like another one."""
+
+    file_name: str
+    distance: int
+
+
+def _alike(entries: Mapping[str, Entry]) -> dict[str, _Alike]:
+    """Return the picture that looks most like each one, by the path of that."""
+    hashes = {
+        image.path: image.perceptual_hash
+        for entry in entries.values()
+        for attempt in entry.attempts
+        for image in (attempt.settled.images if attempt.settled else ())
+        if image.perceptual_hash
+    }
+    paths = list(hashes)
+    found = zip(paths, nearest(list(hashes.values())), strict=False)
+    return {path: _Alike(_name(paths[other.index]), other.distance) for path, other in found}
 
 
 def _current(request: GenerationRequest, entries: Mapping[str, Entry]) -> str:
@@ -47,13 +71,15 @@ def _current(request: GenerationRequest, entries: Mapping[str, Entry]) -> str:
     return request.fingerprint
 
 
-def _images(entry: Entry, extra: str | None) -> Iterator[ImageRow]:
+def _images(entry: Entry, alike: Mapping[str, _Alike], extra: str | None) -> Iterator[ImageRow]:
     for attempt in entry.attempts:
         for image in attempt.settled.images if attempt.settled else ():
-            yield _image(entry, attempt, image, extra)
+            yield _image(entry, attempt, image, alike.get(image.path), extra)
 
 
-def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None) -> ImageRow:
+def _image(
+    entry: Entry, attempt: Attempt, image: StoredImage, alike: _Alike | None, extra: str | None
+) -> ImageRow:
     request, submitted, settled = attempt.reserved.request, attempt.submitted, attempt.settled
     assert settled is not None
     sent = request.arguments
@@ -61,7 +87,7 @@ def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None
     image_id, image_sha256 = _first(request, "image_url")
     mask_id, mask_sha256 = _first(request, "mask_url")
     return ImageRow(
-        file_name=PurePosixPath(image.path).name,
+        file_name=_name(image.path),
         prompt_id=request.prompt_id,
         batch=request.batch,
         image_index=image.index,
@@ -102,6 +128,10 @@ def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None
         sha256=image.sha256,
         sha256_received=image.sha256_received or image.sha256,
         manifest_id=image.manifest_id,
+        perceptual_hash=image.perceptual_hash,
+        nearest_image=alike.file_name if alike else None,
+        nearest_distance=alike.distance if alike else None,
+        reference_distance=_from_references(image, request),
         submitted_at=submitted.submitted_at if submitted else None,
         started_at=settled.completed_at - worked if worked is not None else None,
         completed_at=settled.completed_at,
@@ -114,6 +144,21 @@ def _image(entry: Entry, attempt: Attempt, image: StoredImage, extra: str | None
         code_version=attempt.reserved.code_version,
         extra=request.extra if extra is None else extra,
     )
+
+
+def _name(path: str) -> str:
+    return PurePosixPath(path).name
+
+
+def _from_references(image: StoredImage, request: GenerationRequest) -> int | None:
+    known = [
+        use.perceptual_hash
+        for use in request.pictures
+        if use.field in ("reference_image_urls", "image_urls") and use.perceptual_hash
+    ]
+    if image.perceptual_hash is None or not known:
+        return None
+    return min(distance(image.perceptual_hash, one) for one in known)
 
 
 def outcome_rows(

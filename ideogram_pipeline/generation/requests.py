@@ -25,6 +25,9 @@ class PictureUse(BaseModel):
     uri: str = Field(description="Where the table says the picture is.")
     sha256: str = Field(description="Hex digest of the picture's bytes.")
     path: str = Field(description="The copy of those bytes in the store.")
+    perceptual_hash: str | None = Field(
+        default=None, description="What it looks like, as `likeness` has it, where that is known."
+    )
 
     @property
     def token(self) -> str:

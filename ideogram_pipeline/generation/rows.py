@@ -106,6 +106,24 @@ class ImageRow(BaseModel):
         default=None,
         description="Identity of the Content Credentials (C2PA) that it was signed with; empty where it was not.",
     )
+    perceptual_hash: str | None = Field(
+        default=None,
+        description="What it looks like: 64-bit difference hash, 16 hex digits; empty for a PNG without a thumbnail.",
+    )
+    nearest_image: str | None = Field(
+        default=None,
+        description="The picture of this batch, older takes too, that looks most like it, by its file_name.",
+    )
+    nearest_distance: int | None = Field(
+        default=None,
+        description="In how many of 64 bits the two hashes differ. Up to 4, one is likely the other again; unlike "
+        "pictures differ in about 32. It says nothing of who or what is shown.",
+    )
+    reference_distance: int | None = Field(
+        default=None,
+        description="The same for the picture and that one of its character and style references which looks most "
+        "like it.",
+    )
     submitted_at: datetime | None = Field(description="When fal's answer to the submit had arrived.")
     started_at: datetime | None = Field(
         description="completed_at less inference_s: fal doesn't tell the start."

@@ -184,7 +184,13 @@ def _remove_from_batch(store: Store, batch: str, entries: Mapping[str, Entry]) -
     _delete(store, f"inbox/batch={batch}", lambda name: name[:64] in entries)
     _delete(store, f"run_plans/batch={batch}", lambda _: True)
     _keep(store, files.plan_path(batch), PlannedRow, lambda row: row.fingerprint not in entries)
-    _keep(store, files.metadata_path(batch), ImageRow, lambda row: row.fingerprint not in entries)
+    _keep(
+        store,
+        files.metadata_path(batch),
+        ImageRow,
+        lambda row: row.fingerprint not in entries,
+        lambda row: _without_likeness(row, starts),
+    )
     _keep(store, files.outcomes_path(batch), OutcomeRow, lambda row: row.fingerprint not in entries)
     _keep(
         store, files.edges_path(batch), EdgeRow, lambda row: row.from_id not in ends and row.to_id not in ends
@@ -256,12 +262,25 @@ def _delete(store: Store, folder: str, matches: Callable[[str], bool]) -> None:
             store.delete(one)
 
 
-def _keep(store: Store, path: str, model: type[Row], stays: Callable[[Row], bool]) -> None:
-    """Leave only some of a file's rows in it; a file that isn't there has none."""
+def _without_likeness(row: ImageRow, starts: tuple[str, ...]) -> ImageRow:
+    """Return a row that names no picture which goes; the next run of the batch compares it with those that stay."""
+    if row.nearest_image is None or not row.nearest_image.startswith(starts):
+        return row
+    return row.model_copy(update={"nearest_image": None, "nearest_distance": None})
+
+
+def _keep(
+    store: Store,
+    path: str,
+    model: type[Row],
+    stays: Callable[[Row], bool],
+    left: Callable[[Row], Row] = lambda row: row,
+) -> None:
+    """Leave only some of a file's rows in it, as `left` leaves them; a file that isn't there has none."""
     try:
         rows = list(parquet.read(store, path, model))
     except FileNotFoundError:
         return
-    kept = [row for row in rows if stays(row)]
+    kept = [left(row) for row in rows if stays(row)]
     if len(kept) < len(rows):
         parquet.write(store, path, model, kept)

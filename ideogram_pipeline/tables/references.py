@@ -83,6 +83,7 @@ def _reference(row: ReferenceRow, picture: Picture) -> Reference:
         width=picture.width,
         height=picture.height,
         bytes=picture.bytes,
+        perceptual_hash=picture.perceptual_hash,
     )
 
 

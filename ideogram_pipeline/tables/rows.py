@@ -156,6 +156,9 @@ class Reference(ReferenceRow):
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     bytes: int = Field(description="Length of the file.")
+    perceptual_hash: str | None = Field(
+        default=None, description="64-bit difference hash of what it looks like, 16 hex digits."
+    )
 
 
 class Review(_Row):

@@ -1,8 +1,13 @@
 """What is checked on the catalog: each check passing, and failing for a real cause."""
 
+import hashlib
+import shutil
+
 import pytest
 
 from ideogram_pipeline.generation import catalog, files
+from ideogram_pipeline.provenance.erasing import descent
+from ideogram_pipeline.repair import erase
 from ideogram_pipeline.storage import parquet
 
 
@@ -23,6 +28,7 @@ def test_a_fresh_catalog_passes(published, evaluations):
     found = evaluations(published.run("publish"))
     assert {name: evaluation.passed for name, evaluation in found.items()} == {
         "catalog_complete": True,
+        "erased_stays_erased": True,
         "one_backend": True,
     }
     assert found["catalog_complete"].metadata["pictures"].value == 2
@@ -85,3 +91,27 @@ def test_rows_that_stand_twice_in_a_file_are_an_error(published, rows_of):
     edit(published, lambda rows: [*rows, rows[0]])
     found = published.check_again("image_catalog")["catalog_complete"]
     assert rows_of(found) == [(catalog.path("default"), "has rows twice")]
+
+
+def test_what_was_erased_and_came_back_from_a_backup_is_an_error(project, rows_of):
+    project.write({"prompt": "a lighthouse", "reference_id": "ada"}, {"prompt": "a harbour"})
+    project.generate()
+    project.run("publish")
+    before = project.folder / "before"
+    shutil.copytree(project.folder / "store", before)
+    digest = hashlib.sha256((project.folder / "ada.png").read_bytes()).hexdigest()
+
+    erase(project.settings, descent(project.store, "ada"))
+    assert project.check_again("image_catalog")["erased_stays_erased"].metadata["erased"].value == 1
+    assert project.check_again("image_catalog")["erased_stays_erased"].passed
+
+    shutil.copytree(before, project.folder / "store", dirs_exist_ok=True)
+    found = project.check_again("image_catalog")["erased_stays_erased"]
+    assert not found.passed
+    ((picture, came_from), (copy, _)) = rows_of(found)
+    assert picture.startswith("images/batch=default/p1-")
+    assert came_from == f"it came from {digest}"
+    assert copy == f"references/{digest}.png"
+
+    erase(project.settings, descent(project.store, digest))
+    assert project.check_again("image_catalog")["erased_stays_erased"].passed

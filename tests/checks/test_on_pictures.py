@@ -7,7 +7,11 @@ import pytest
 
 from ideogram_pipeline.checks.on_pictures import CHECKS
 from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation.rows import ImageRow
+from ideogram_pipeline.likeness import distance
+from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
+from ideogram_pipeline.storage import parquet
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 ROWS = ({"prompt": "a lighthouse"}, {"prompt": "a harbour", "image_size": "1000x500"})
@@ -119,6 +123,47 @@ def test_two_rows_with_the_very_same_picture_warn(project, evaluations, rows_of)
     assert (found.passed, found.severity) == (False, WARN)
     assert rows_of(found) == [("p1", "has the same picture as p2, p3")]
     assert (found.metadata["pictures"].value, found.metadata["different"].value) == (4, 2)
+
+
+def edited(project, **changes):
+    """Change the rows of pictures, by prompt id, and check them again."""
+    rows = files.read_images(project.store, "default")
+    changed = [row.model_copy(update=changes.get(row.prompt_id, {})) for row in rows]
+    parquet.write(project.store, files.metadata_path("default"), ImageRow, changed)
+    return project.check_again("generated_images")["no_near_duplicates"]
+
+
+def test_pictures_that_look_alike_warn_and_name_each_other(project, evaluations, rows_of):
+    project.write(*[{"prompt": "a lighthouse", "seed": 5}] * 2, {"prompt": "a harbour, at night", "seed": 6})
+    found = evaluations(project.generate())["no_near_duplicates"]
+    first, second, _ = [path.name for path in pictures(project)]
+    assert (found.passed, found.severity) == (False, WARN)
+    assert rows_of(found) == [
+        ("p1", f"{first} looks like {second}: 0 of 64 bits differ"),
+        ("p2", f"{second} looks like {first}: 0 of 64 bits differ"),
+    ]
+    assert (found.metadata["compared"].value, found.metadata["pictures"].value) == (3, 3)
+
+
+def test_a_characters_picture_is_compared_with_its_reference(project):
+    project.write({"prompt": "a lighthouse", "reference_id": "ada"}, {"prompt": "a harbour"})
+    project.generate()
+    reference = inspect((project.folder / "ada.png").read_bytes()).perceptual_hash
+    first, second = files.read_images(project.store, "default")
+    assert first.perceptual_hash == inspect(pictures(project)[0].read_bytes()).perceptual_hash
+    assert first.reference_distance == distance(first.perceptual_hash, reference)
+    assert second.reference_distance is None
+
+
+def test_a_picture_that_looks_like_its_reference_warns_and_one_just_beyond_does_not(worked, rows_of):
+    first = pictures(worked)[0].name
+    found = edited(worked, p1={"reference_distance": 4}, p2={"reference_distance": 5})
+    assert rows_of(found) == [("p1", f"{first} looks like its reference: 4 of 64 bits differ")]
+    found = edited(
+        worked, p1={"reference_distance": None}, p2={"nearest_distance": None, "reference_distance": None}
+    )
+    assert found.passed
+    assert found.metadata["compared"].value == 1
 
 
 @pytest.mark.parametrize(

@@ -161,3 +161,12 @@ def test_one_refresh_more_costs_the_same_however_many_batches_there_are(store, w
 def test_a_store_without_pictures_has_an_empty_catalog(store):
     summary = catalog.refresh(store)
     assert (summary.batches, summary.images, summary.rewritten) == (0, 0, 0)
+
+
+def test_files_with_the_columns_of_another_version_are_made_again(store, work_batch):
+    work_batch([{"prompt_id": "a", "prompt": "a lighthouse"}])
+    catalog.refresh(store)
+    index = json.loads(store.get(catalog.INDEX))
+    store.put(catalog.INDEX, json.dumps(index | {"columns": index["columns"][:-1]}).encode())
+    assert catalog.refresh(store).rewritten == 1
+    assert catalog.refresh(store).rewritten == 0

@@ -52,6 +52,10 @@ bytes int64
 sha256 string
 sha256_received string
 manifest_id string?
+perceptual_hash string?
+nearest_image string?
+nearest_distance int64?
+reference_distance int64?
 submitted_at timestamp[us, tz=UTC]?
 started_at timestamp[us, tz=UTC]?
 completed_at timestamp[us, tz=UTC]
@@ -97,6 +101,19 @@ def test_a_row_says_what_was_asked_and_what_came(store, work_batch):
     assert (last.backend, last.dagster_run_id, last.request_id) == ("sandbox", "run-1", "request-b")
     assert (last.completed_at - last.started_at).total_seconds() == last.inference_s == 2.5
     assert json.loads(first.extra) == {"campaign": "spring"}
+
+
+def test_a_row_names_the_other_picture_of_its_batch_that_looks_most_like_it(store, work_batch):
+    work_batch(ROWS)
+    work_batch(ROWS[1:], batch="alone")
+    rows = files.read_images(store, "drop")
+    for row in rows:
+        others = {other.file_name for other in rows if other is not row}
+        assert row.nearest_image in others
+        assert (row.nearest_distance, row.reference_distance) == (0, None)
+    (alone,) = files.read_images(store, "alone")
+    assert alone.perceptual_hash
+    assert (alone.nearest_image, alone.nearest_distance) == (None, None)
 
 
 def test_the_cost_of_a_request_is_shared_by_its_pictures(store, work_batch):

@@ -101,7 +101,7 @@ def test_nothing_of_it_remains_but_digests_and_nothing_is_made_from_it_again(wor
     assert len(stone.images) == len(pictures)
 
     assert remains(store) == []
-    assert [row.prompt_id for row in files.images(store, "one")] == ["p2"]
+    assert [(row.prompt_id, row.nearest_image) for row in files.images(store, "one")] == [("p2", None)]
     assert [row.prompt_id for row in files.images(store, "two")] == ["p4"]
     again = worked.run()
     assert (again.generated, again.reused, again.rejected) == (0, 2, 3)

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from ideogram_pipeline.gallery.pages import write_gallery
+from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.planner import References
+from ideogram_pipeline.generation.rows import ImageRow
 from ideogram_pipeline.pictures import inspect
+from ideogram_pipeline.storage import parquet
 from ideogram_pipeline.tables.references import picture_path
 from ideogram_pipeline.tables.rows import Reference, Rejection, Review
 
@@ -188,6 +191,26 @@ def test_the_cost_filters_and_sorts(batch):
     choose(batch, "sort", "dearest")
     batch.wait_for_function("() => document.querySelector('.card b').textContent === 'a2'")
     assert ids(batch) == ["a2", "a3", "a1"] or ids(batch) == ["a2", "a1", "a3"]
+
+
+def test_the_pictures_that_look_alike_come_first_where_that_is_asked_for(store, work, look):
+    work([{"prompt_id": name, "prompt": name} for name in ("a", "b", "c", "d")])
+    distances = {"a": (30, None), "b": (40, 3), "c": (None, None), "d": (12, None)}
+    rows = [
+        row.model_copy(
+            update=dict(
+                zip(("nearest_distance", "reference_distance"), distances[row.prompt_id], strict=True)
+            )
+        )
+        for row in files.read_images(store, "drop")
+    ]
+    parquet.write(store, files.metadata_path("drop"), ImageRow, rows)
+    write_gallery(store)
+    page = look(url_of(store))
+    cards(page, 4)
+    choose(page, "sort", "alike")
+    page.wait_for_function("() => document.querySelector('.card b').textContent === 'b'")
+    assert ids(page) == ["b", "d", "a", "c"]
 
 
 def test_the_keyboard_moves_picks_rejects_and_undoes(batch):

@@ -132,6 +132,7 @@ const SORTS = {
   slowest: (a, b) => (b.facts.inference_s ?? -1) - (a.facts.inference_s ?? -1),
   id: (a, b) => a.facts.prompt_id.localeCompare(b.facts.prompt_id, undefined, { numeric: true }),
   review: (a, b) => reviewOrder(a) - reviewOrder(b),
+  alike: (a, b) => likeness(a) - likeness(b),
 };
 const FILTERS = {
   state: (entry) => words(entry.state),
@@ -154,6 +155,7 @@ let comparing = false;
 const byTake = (a, b) =>
   (b.facts.take || 0) - (a.facts.take || 0) || (a.facts.image_index || 0) - (b.facts.image_index || 0);
 const reviewOrder = (entry) => ["picked", "", "rejected"].indexOf(reviews.of(entry).review);
+const likeness = (entry) => Math.min(entry.facts.nearest_distance ?? 64, entry.facts.reference_distance ?? 64);
 const words = (name) => name.replaceAll("_", " ");
 const dollars = (amount) => (amount === undefined ? "unknown" : `$${amount.toFixed(3).replace(/0$/, "")}`);
 const link = (path) => document.body.dataset.root + path.split("/").map(encodeURIComponent).join("/");
