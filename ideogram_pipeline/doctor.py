@@ -65,6 +65,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _check("store", lambda: _store(settings))
     if settings.c2pa_certificate:
         yield _check("certificate", lambda: _certificate(settings))
+    if settings.faces:
+        yield _check("faces", lambda: _faces(settings))
     try:
         with fal_resource(settings).connect(Store.open("memory://")) as make_client:
             yield _check("fal", lambda: _fal(settings, make_client))
@@ -125,6 +127,11 @@ def _store(settings: Settings) -> str:
 def _certificate(settings: Settings) -> str:
     build_resources(settings)["marks"].open()
     return f"{settings.c2pa_certificate} signs valid Content Credentials"
+
+
+def _faces(settings: Settings) -> str:
+    build_resources(settings)["likeness"].open()
+    return "the models are installed and can be loaded"
 
 
 def _webhooks(settings: Settings, receiver: str) -> str:

@@ -41,7 +41,7 @@ def distance(one: str, other: str) -> int:
 class Nearest(NamedTuple):
     """The other picture that looks most like one."""
 
-    index: int
+    at: int
     """Which of them it is, from 0."""
     distance: int
     """In how many bits the two differ."""
@@ -62,5 +62,5 @@ def nearest(hashes: Sequence[str]) -> Iterator[Nearest]:
         differing = np.bitwise_count(block[:, None] ^ values[None, :])
         own = np.arange(len(block))
         differing[own, start + own] = 255
-        for row, index in enumerate(differing.argmin(axis=1)):
-            yield Nearest(int(index), int(differing[row, index]))
+        for row, at in enumerate(differing.argmin(axis=1)):
+            yield Nearest(int(at), int(differing[row, at]))

@@ -20,6 +20,7 @@ from ideogram_pipeline.settings import (
 )
 
 if TYPE_CHECKING:
+    from ideogram_pipeline.faces import Faces
     from ideogram_pipeline.fal import FalClient, FalHosts
     from ideogram_pipeline.generation.budget import Budget
     from ideogram_pipeline.generation.marking import Marking
@@ -119,6 +120,24 @@ class MarksResource(dg.ConfigurableResource[Any]):
         if not (self.certificate and self.key_file):
             return Marking(self.with_prompt)
         return Marking(self.with_prompt, Signer.load(self.certificate, self.key_file))
+
+
+class LikenessResource(dg.ConfigurableResource[Any]):
+    """How pictures are compared, beyond what each looks like."""
+
+    faces: bool = Field(
+        default=False, description="Measure how far each picture's face is from that of its reference."
+    )
+
+    def open(self) -> Faces | None:
+        """Return what measures faces, if they are to be.
+
+        Raises:
+            ConfigurationError: they are, and the extra `faces` is not installed.
+        """
+        from ideogram_pipeline.faces import Faces
+
+        return Faces() if self.faces else None
 
 
 class TablesResource(dg.ConfigurableResource[Any]):
@@ -333,6 +352,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             certificate=settings.c2pa_certificate,
             key_file=settings.c2pa_key,
         ),
+        "likeness": LikenessResource(faces=settings.faces),
         "tables": TablesResource(
             prompts=settings.prompts,
             references=settings.references,

@@ -103,7 +103,7 @@ def test_defaults_fill_only_what_a_table_leaves_empty(definitions, example):
 def test_a_component_without_a_prefix_has_the_plain_names():
     definitions = build()
     assert dg.AssetKey("generated_images") in definitions.resolve_all_asset_keys()
-    names = {"store", "tables", "fal", "budget", "limits", "progress", "frames", "marks"}
+    names = {"store", "tables", "fal", "budget", "limits", "progress", "frames", "marks", "likeness"}
     assert set(definitions.resources) == names
 
 

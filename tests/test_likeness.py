@@ -68,8 +68,8 @@ def test_the_nearest_is_the_one_that_differs_in_the_fewest_bits(numbers):
     assert len(found) == len(hashes)
     for index, other in enumerate(found):
         others = [distance(hashes[index], one) for at, one in enumerate(hashes) if at != index]
-        assert other.index != index
-        assert other.distance == min(others) == distance(hashes[index], hashes[other.index])
+        assert other.at != index
+        assert other.distance == min(others) == distance(hashes[index], hashes[other.at])
 
 
 @pytest.mark.parametrize("hashes", [[], ["00000000000000ff"]])

@@ -77,6 +77,7 @@ def image_sources() -> dict[str, list[Source]]:
         "fingerprint": [("generation_requests", "fingerprint")],
         "request_json": [request],
         "reference_distance": [request, ("references", "perceptual_hash")],
+        "face_distance": [request, ("references", "sha256")],
     }
 
 

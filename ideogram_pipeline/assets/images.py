@@ -13,7 +13,14 @@ from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes, terminated
 from ideogram_pipeline.pipeline import Pipeline
-from ideogram_pipeline.resources import BudgetResource, FalResource, MarksResource, Progress, StoreResource
+from ideogram_pipeline.resources import (
+    BudgetResource,
+    FalResource,
+    LikenessResource,
+    MarksResource,
+    Progress,
+    StoreResource,
+)
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.outcomes import Outcome, Outcomes
@@ -62,6 +69,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         config: ImagesConfig,
         store: StoreResource,
         marks: MarksResource,
+        likeness: LikenessResource,
         fal: FalResource,
         budget: BudgetResource,
         progress: dg.ResourceParam[Progress],
@@ -77,7 +85,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.telemetry import span
 
         opened = store.open()
-        marking = marks.open()
+        marking, faces = marks.open(), likeness.open()
         batch = context.partition_key
         run_id = context.run.run_id
         root_run_id = context.run.root_run_id or run_id
@@ -104,6 +112,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                         observer=progress,
                         webhook_url=fal.webhook_url,
                         marking=marking,
+                        faces=faces,
                     )
                     with (
                         logs.of_run(run_id),

@@ -10,6 +10,7 @@ import dagster as dg
 
 from ideogram_pipeline.assets.retries import RUN_RETRIES_TAG
 from ideogram_pipeline.checks.findings import Verdict, looked_at, sampled
+from ideogram_pipeline.faces import FAR
 from ideogram_pipeline.likeness import NEAR_DUPLICATE
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import LimitsResource, StoreResource
@@ -38,8 +39,11 @@ CHECKS = {
     "sizes_as_asked": "Pictures are as wide and high as asked for: exactly so, or the nearest resolution that Ideogram "
     "renders. Rows that follow their source picture are left out. Choose a size that Ideogram renders.",
     "no_near_duplicates": "No picture looks like another one of the batch, older takes too, or like its reference: of "
-    "the 64 bits of their perceptual hashes more than 4 differ. It compares pictures, not who or what they show. Look at "
-    "both; reject one of them, or change the prompt.",
+    "the 64 bits of their perceptual hashes more than 4 differ. It compares pictures, not who or what they show. Look "
+    "at both; reject one of them, or change the prompt.",
+    "faces_near_reference": "With IDEOGRAM_FACES: no picture's face is further than 0.6 from that of its character "
+    "reference, by dlib's model. A measure for reviewing, no claim of who is shown. Look at the pictures it names; "
+    "reject those that are unlike.",
     "no_duplicate_pictures": "No two rows have the very same picture. Rows with the same prompt and seed do: give them "
     "different seeds, or leave the seed empty.",
     "paid_once": "The ledger has exactly one paid request for every generated row, and no earlier attempt that may "
@@ -84,6 +88,7 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         yield sizes(pictures).of(asset)
         yield duplicates(pictures).of(asset)
         yield near_duplicates(pictures).of(asset)
+        yield far_faces(pictures).of(asset)
         yield paid_once(rows, Ledger(opened, batch).entries).of(asset)
         yield refusals(rows, limits.max_refused_fraction).of(asset)
         whole_enough = whole(rows, limits.max_failed_fraction)
@@ -292,6 +297,22 @@ def near_duplicates(pictures: "Sequence[PictureFacts]") -> Verdict:
         found,
         "Look at both. Reject one of them and run with regenerate_rejected, or change the prompt or the seed.",
         counts={"compared": compared, "pictures": len(pictures)},
+    )
+
+
+def far_faces(pictures: "Sequence[PictureFacts]") -> Verdict:
+    """Look for pictures whose face is far from that of their character reference, where that was measured."""
+    measured = [(picture, picture.face_distance) for picture in pictures if picture.face_distance is not None]
+    return Verdict(
+        "faces_near_reference",
+        [
+            (picture.prompt_id, f"{picture.file_name} is {distance:.2f} from its reference")
+            for picture, distance in sorted(measured, key=lambda one: -one[1])
+            if distance > FAR
+        ],
+        "Look at them in the gallery, which sorts by it, and reject those that are unlike. A style that is far from a "
+        "photo's is far by this measure too.",
+        counts={"measured": len(measured), "pictures": len(pictures)},
     )
 
 

@@ -21,6 +21,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from ideogram_pipeline.errors import PipelineError
+from ideogram_pipeline.faces import Faces
 from ideogram_pipeline.fal import CancelAnswer, FalClient, QueuedRequest
 from ideogram_pipeline.fal.errors import FalError, ModelRefused, RequestEnded, RequestNotFound
 from ideogram_pipeline.fal.http import pause
@@ -89,6 +90,7 @@ class Engine:
         budget: Budget,
         observer: Observer,
         marking: Marking,
+        faces: Faces | None = None,
         webhook_url: str | None = None,
     ) -> None:
         """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one."""
@@ -113,6 +115,7 @@ class Engine:
             max_wait_s=max_wait_s,
             thumbnails=thumbnails,
             marking=marking,
+            faces=faces,
         )
         self._stopped: str | None = None
         self._beat = ""

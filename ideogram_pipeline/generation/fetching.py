@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 
 from pydantic import JsonValue
 
+from ideogram_pipeline.faces import Faces
 from ideogram_pipeline.fal import Completed, FalClient, InQueue, QueuedRequest
 from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import Entry, Reserved, StoredImage
@@ -76,6 +77,7 @@ class Fetcher:
         max_wait_s: float,
         thumbnails: bool,
         marking: Marking,
+        faces: Faces | None,
     ) -> None:
         """Begin with the pictures that lie in the store for `entries`; `thumbnails` says whether to make any.
 
@@ -86,6 +88,7 @@ class Fetcher:
         self._store = store
         self._thumbnail_side = THUMBNAIL_SIDE if thumbnails else None
         self._marking = marking
+        self._faces = faces
         self._max_wait_s = max_wait_s
         self._finishing = asyncio.Semaphore(FINISHING)
         self._inbox = inbox
@@ -266,6 +269,19 @@ class Fetcher:
                 references.append(Reference(sha256, None))
         return references
 
+    async def _from_faces(self, request: GenerationRequest, content: bytes) -> float | None:
+        """Return how far a picture's face is from those of its character references, if that is measured."""
+        of_character = {
+            use.sha256: partial(self._store.get, use.path)
+            for use in request.pictures
+            if use.field == "reference_image_urls"
+        }
+        if self._faces is None or not of_character:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(
+            self._decoding, self._faces.distance, content, of_character
+        )
+
     async def _store_image(
         self, request: GenerationRequest, file: File, make_marked: MakeMarked, *, index: int
     ) -> StoredImage:
@@ -287,6 +303,7 @@ class Fetcher:
                 if attempt == DOWNLOAD_ATTEMPTS:
                     reason = f"picture {index} arrives damaged: {problem}; it is paid for and fetched again next run"
                     raise LeftOpen(Failed, reason) from None
+        face_distance = await self._from_faces(request, downloaded.content)
         name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
         path = f"images/batch={request.batch}/{name}.{EXTENSIONS[made.received.kind]}"
         with span("store", **request.ids, image_index=index, bytes=len(made.marked.content)):
@@ -307,6 +324,7 @@ class Fetcher:
             height=made.received.height,
             format=made.received.kind,
             perceptual_hash=made.received.perceptual_hash,
+            face_distance=face_distance,
         )
 
 

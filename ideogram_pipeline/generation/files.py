@@ -339,6 +339,7 @@ class PictureFacts(NamedTuple):
     nearest_image: str | None
     nearest_distance: int | None
     reference_distance: int | None
+    face_distance: float | None
     bytes: int
     width: int
     height: int

@@ -99,6 +99,9 @@ class StoredImage(_Record):
     perceptual_hash: str | None = Field(
         default=None, description="What it looks like, as `likeness` has it, where its pixels were decoded."
     )
+    face_distance: float | None = Field(
+        default=None, description="How far its face is from its reference's, where that was measured."
+    )
     bytes: int = Field(description="Length of the file.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")

@@ -61,7 +61,7 @@ def _alike(entries: Mapping[str, Entry]) -> dict[str, _Alike]:
     }
     paths = list(hashes)
     found = zip(paths, nearest(list(hashes.values())), strict=False)
-    return {path: _Alike(_name(paths[other.index]), other.distance) for path, other in found}
+    return {path: _Alike(_name(paths[other.at]), other.distance) for path, other in found}
 
 
 def _current(request: GenerationRequest, entries: Mapping[str, Entry]) -> str:
@@ -132,6 +132,7 @@ def _image(
         nearest_image=alike.file_name if alike else None,
         nearest_distance=alike.distance if alike else None,
         reference_distance=_from_references(image, request),
+        face_distance=image.face_distance,
         submitted_at=submitted.submitted_at if submitted else None,
         started_at=settled.completed_at - worked if worked is not None else None,
         completed_at=settled.completed_at,

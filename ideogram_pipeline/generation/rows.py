@@ -124,6 +124,12 @@ class ImageRow(BaseModel):
         description="The same for the picture and that one of its character and style references which looks most "
         "like it.",
     )
+    face_distance: float | None = Field(
+        default=None,
+        description="With IDEOGRAM_FACES: how far the faces of the picture and of its nearest character reference "
+        "are apart, by dlib's model; up to 0.6 is near. Empty where either shows none. A measure for "
+        "reviewing, no claim of who is shown.",
+    )
     submitted_at: datetime | None = Field(description="When fal's answer to the submit had arrived.")
     started_at: datetime | None = Field(
         description="completed_at less inference_s: fal doesn't tell the start."

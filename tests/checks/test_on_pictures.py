@@ -1,11 +1,14 @@
 """What is checked on a batch's pictures: each check passing, and failing for a real cause."""
 
 import json
+import shutil
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
 from ideogram_pipeline.checks.on_pictures import CHECKS
+from ideogram_pipeline.faces import FAR
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.rows import ImageRow
 from ideogram_pipeline.likeness import distance
@@ -13,6 +16,7 @@ from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.storage import parquet
 
+ASTRONAUT = Path(__file__).parents[2] / "data" / "astronaut.png"
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 ROWS = ({"prompt": "a lighthouse"}, {"prompt": "a harbour", "image_size": "1000x500"})
 
@@ -130,7 +134,7 @@ def edited(project, **changes):
     rows = files.read_images(project.store, "default")
     changed = [row.model_copy(update=changes.get(row.prompt_id, {})) for row in rows]
     parquet.write(project.store, files.metadata_path("default"), ImageRow, changed)
-    return project.check_again("generated_images")["no_near_duplicates"]
+    return project.check_again("generated_images")
 
 
 def test_pictures_that_look_alike_warn_and_name_each_other(project, evaluations, rows_of):
@@ -157,13 +161,32 @@ def test_a_characters_picture_is_compared_with_its_reference(project):
 
 def test_a_picture_that_looks_like_its_reference_warns_and_one_just_beyond_does_not(worked, rows_of):
     first = pictures(worked)[0].name
-    found = edited(worked, p1={"reference_distance": 4}, p2={"reference_distance": 5})
+    found = edited(worked, p1={"reference_distance": 4}, p2={"reference_distance": 5})["no_near_duplicates"]
     assert rows_of(found) == [("p1", f"{first} looks like its reference: 4 of 64 bits differ")]
-    found = edited(
-        worked, p1={"reference_distance": None}, p2={"nearest_distance": None, "reference_distance": None}
-    )
+    nothing = {"nearest_distance": None, "reference_distance": None}
+    found = edited(worked, p1={"reference_distance": None}, p2=nothing)["no_near_duplicates"]
     assert found.passed
     assert found.metadata["compared"].value == 1
+
+
+def test_faces_are_measured_where_that_is_asked_for_and_those_far_from_their_reference_warn(
+    project, evaluations, rows_of
+):
+    shutil.copy(ASTRONAUT, project.folder / "ada.png")
+    project.write(*[{"prompt": f"a portrait, {number}", "reference_id": "ada"} for number in range(4)])
+    found = evaluations(project.generate(faces=True))["faces_near_reference"]
+    measured = [row for row in files.read_images(project.store, "default") if row.face_distance is not None]
+    assert found.passed
+    assert found.metadata["measured"].value == len(measured) >= 1
+    assert all(0 <= row.face_distance < FAR for row in measured)
+    far = measured[0]
+    found = edited(project, **{far.prompt_id: {"face_distance": 0.61}})["faces_near_reference"]
+    assert (found.passed, found.severity) == (False, WARN)
+    assert rows_of(found) == [(far.prompt_id, f"{far.file_name} is 0.61 from its reference")]
+
+
+def test_without_being_asked_for_no_face_is_looked_at(worked):
+    assert all(row.face_distance is None for row in files.read_images(worked.store, "default"))
 
 
 @pytest.mark.parametrize(

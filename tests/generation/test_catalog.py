@@ -1,5 +1,6 @@
 """The catalog: every picture of every batch, found from the store's root, each exactly once at every moment."""
 
+import json
 from collections import Counter
 
 import pandas as pd

@@ -56,6 +56,7 @@ perceptual_hash string?
 nearest_image string?
 nearest_distance int64?
 reference_distance int64?
+face_distance double?
 submitted_at timestamp[us, tz=UTC]?
 started_at timestamp[us, tz=UTC]?
 completed_at timestamp[us, tz=UTC]

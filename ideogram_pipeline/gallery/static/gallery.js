@@ -133,6 +133,7 @@ const SORTS = {
   id: (a, b) => a.facts.prompt_id.localeCompare(b.facts.prompt_id, undefined, { numeric: true }),
   review: (a, b) => reviewOrder(a) - reviewOrder(b),
   alike: (a, b) => likeness(a) - likeness(b),
+  unlike: (a, b) => (b.facts.face_distance ?? -1) - (a.facts.face_distance ?? -1),
 };
 const FILTERS = {
   state: (entry) => words(entry.state),
