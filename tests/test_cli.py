@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -255,6 +256,22 @@ def test_a_row_that_is_no_longer_in_the_table_gets_no_further_take(project):
     code, _out, err = project("replay", "p1", "--send", "--yes")
     assert (code, project.submits()) == (2, 3)
     assert "No row of the batch 'default' is called 'p1'" in err
+
+
+def test_a_development_certificate_signs_what_verify_then_trusts(project):
+    code, _out, err = project("certificate", "keys")
+    assert (code, (project.folder / "keys").exists()) == (2, False)
+    assert "say --development" in err
+    code, out, _err = project("certificate", "--development", "keys")
+    assert code == 0
+    signing = dict(re.findall(r"export (IDEOGRAM_C2PA_\w+)=(\S+)", out))
+    (anchors,) = re.findall(r"--anchors (\S+)", out)
+    assert project("certificate", "--development", "keys")[0] == 2
+    assert "signs valid Content Credentials" in project("doctor", **signing)[1]
+    assert project("run", **signing)[0] == 0
+    code, out, _err = project("verify", "--json", "--anchors", anchors, str(project.store / "images"))
+    states = [json.loads(line)["credentials"]["state"] for line in out.splitlines()]
+    assert (code, states) == (0, ["trusted"] * 3)
 
 
 def test_the_doctor_finds_a_healthy_project_healthy_and_names_what_is_not(project):

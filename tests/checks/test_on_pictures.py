@@ -189,6 +189,23 @@ def test_without_being_asked_for_no_face_is_looked_at(worked):
     assert all(row.face_distance is None for row in files.read_images(worked.store, "default"))
 
 
+def test_a_signature_that_no_longer_holds_warns(project, evaluations, rows_of, certificate):
+    project.write(*ROWS)
+    signing = {"c2pa_certificate": str(certificate.chain), "c2pa_key": str(certificate.key)}
+    found = evaluations(project.generate(**signing))["marks_in_the_pictures"]
+    assert (found.passed, found.metadata["signed"].value) == (True, 2)
+    first = pictures(project)[0]
+    content = bytearray(first.read_bytes())
+    start = content.rindex(b"IDAT") + 8
+    content[start] ^= 1
+    first.write_bytes(content)
+    found = project.check_again("generated_images", **signing)["marks_in_the_pictures"]
+    assert (found.passed, found.severity) == (False, WARN)
+    ((row, why),) = rows_of(found)
+    assert row == "p1"
+    assert why.startswith(f"{first.name} has Content Credentials that don't hold")
+
+
 @pytest.mark.parametrize(
     ("what", "instead", "says"),
     [

@@ -7,9 +7,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
-QUERIES = re.findall(
-    r"```sql\n(.*?)```", (Path(__file__).parents[2] / "docs" / "lineage.md").read_text(), re.DOTALL
-)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def queries_in(name):
+    return re.findall(r"```sql\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
+
+
+QUERIES = queries_in("lineage.md")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,17 @@ def test_what_the_pictures_of_each_reference_have_cost(worked):
 def test_rows_that_were_submitted_more_than_once(worked):
     ((prompt_id, submits, runs),) = ask(worked, QUERIES[2])
     assert (prompt_id, submits, len(runs)) == ("p2", 2, 2)
+
+
+def test_pictures_of_different_batches_that_look_alike(make_project):
+    project = make_project()
+    same = {"prompt": "a lighthouse", "seed": 5}
+    project.write({"batch": "one", **same}, {"batch": "two", **same}, {"batch": "two", "prompt": "a harbour"})
+    project.run()
+    (query,) = queries_in("review.md")
+    ((one, other, bits),) = ask(project, query)
+    assert [path.split("/")[1] for path in (one, other)] == ["batch=one", "batch=two"]
+    assert bits == 0
 
 
 def test_there_are_three_of_them():
