@@ -169,6 +169,7 @@ def test_without_a_key_nothing_is_read_or_written(project):
     assert not project.store.exists()
 
 
+@pytest.mark.slow
 def test_a_plan_tells_the_price_and_writes_nothing(project):
     code, out, _err = project("plan", "--json")
     assert code == 0
@@ -217,6 +218,7 @@ def test_a_batch_that_fails_does_not_keep_the_next_from_being_run(project):
     assert (code, summary["rejected"], summary["generated"]) == (3, 1, 1)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_exits_with_130_and_the_next_one_pays_nothing_twice(project):
     process = project.start("run", SANDBOX_LATENCY_SCALE="8")
     while not list(project.folder.glob("var/ledger/batch=default/*/1-submitted.json")):
@@ -230,6 +232,7 @@ def test_an_interrupted_run_exits_with_130_and_the_next_one_pays_nothing_twice(p
     assert project.submits() == 3
 
 
+@pytest.mark.slow
 def test_a_picture_is_asked_for_again_as_a_new_take_after_a_person_has_agreed(project):
     project("run")
     code, out, err = project("replay", "p1", "--send")
@@ -250,6 +253,7 @@ def test_a_picture_is_asked_for_again_as_a_new_take_after_a_person_has_agreed(pr
     assert "asks for something else in the table now" in err
 
 
+@pytest.mark.slow
 def test_a_row_that_is_no_longer_in_the_table_gets_no_further_take(project):
     project("run")
     project.write([{"prompt_id": "p9", "prompt": "added"}])
@@ -258,6 +262,7 @@ def test_a_row_that_is_no_longer_in_the_table_gets_no_further_take(project):
     assert "No row of the batch 'default' is called 'p1'" in err
 
 
+@pytest.mark.slow
 def test_a_development_certificate_signs_what_verify_then_trusts(project):
     code, _out, err = project("certificate", "keys")
     assert (code, (project.folder / "keys").exists()) == (2, False)
@@ -274,6 +279,7 @@ def test_a_development_certificate_signs_what_verify_then_trusts(project):
     assert (code, states) == (0, ["trusted"] * 3)
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_a_healthy_project_healthy_and_names_what_is_not(project):
     code, out, _err = project("doctor")
     assert (code, out.count("bad ")) == (0, 0)
@@ -282,6 +288,7 @@ def test_the_doctor_finds_a_healthy_project_healthy_and_names_what_is_not(projec
     assert "missing.csv" in out
 
 
+@pytest.mark.slow
 def test_plan_and_doctor_say_that_a_budget_would_stop_the_run(project):
     code, out, _err = project("plan", IDEOGRAM_BUDGET_USD="0.01")
     assert code == 0
@@ -293,6 +300,7 @@ def test_plan_and_doctor_say_that_a_budget_would_stop_the_run(project):
     assert "would stop" not in out
 
 
+@pytest.mark.slow
 def test_the_doctor_counts_rows_that_only_the_plan_rejects_and_names_hosts_that_are_away(project):
     project.write([{"prompt_id": "a", "prompt": "x", "style": "NO_SUCH_STYLE"}])
     code, out, _err = project("doctor")

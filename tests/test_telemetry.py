@@ -94,6 +94,7 @@ def run(folder, **variables):
     )
 
 
+@pytest.mark.slow
 def test_a_real_run_sends_its_spans_and_counters(tmp_path, collector):
     ended = run(tmp_path, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, IDEOGRAM_LOG_FORMAT="json")
     assert ended.returncode == 0, ended.stderr
@@ -130,6 +131,7 @@ def test_a_real_run_sends_its_spans_and_counters(tmp_path, collector):
         assert secret not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_costs_a_run_nothing_but_patience(tmp_path, collector):
     away = collector.url
     collector.close()

@@ -7,8 +7,10 @@ is what claims between processes and hosts are built from (local disks, S3, GCS 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,8 +31,15 @@ Result = TypeVar("Result")
 REPEAT_FOR_S = 15.0
 """What fails while a run works is repeated for so long: less than an interrupted run is given to let go."""
 
+LETTING_GO_S = 0.05
+"""obstore's threads hand over their last answer in less; cut off by the end of Python (before 3.14) they abort it."""
 _PAGE = 1000
 _PART = 5 * 1024 * 1024
+
+
+@atexit.register
+def _let_go() -> None:
+    time.sleep(LETTING_GO_S)
 
 
 @dataclass(frozen=True, slots=True)

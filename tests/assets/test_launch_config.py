@@ -96,6 +96,7 @@ def generate_batch():
     return build_definitions(Settings.from_environment()).resolve_job_def("generate_batch")
 
 
+@pytest.mark.slow
 def test_a_new_take_is_paid_once_by_a_run_and_its_re_executions(strict, sandbox, tmp_path, monkeypatch):
     for name in ("store", "prompts", "references"):
         monkeypatch.setenv(f"IDEOGRAM_{name.upper()}", getattr(strict, name))

@@ -40,6 +40,7 @@ def multiprocess() -> dg.JobDefinition:
     return dg.Definitions([stopped], jobs=[job]).resolve_job_def("stop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
 @pytest.mark.parametrize(
     ("how", "status", "may_be_taken_up"),

@@ -183,6 +183,7 @@ def test_an_edited_row_starts_over_and_its_reason_names_the_edit_alone(batch):
     )
 
 
+@pytest.mark.slow
 def test_wherever_a_run_dies_its_retry_makes_no_further_take_and_pays_for_nothing_twice(tmp_path, sandbox):
     """The power goes after every single write of a run for new takes, also between fal's answer and its record."""
     origin = Batch(tmp_path / "origin", sandbox.url)

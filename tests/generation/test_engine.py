@@ -367,6 +367,7 @@ def test_the_brake_stops_a_batch_whose_first_rows_all_end_alike(store, sandbox, 
     assert BRAKE_AFTER <= sandbox.stats().accepted <= 20
 
 
+@pytest.mark.slow
 def test_the_brake_takes_back_what_fal_has_only_queued(store, sandbox, rows):
     sandbox.change(Change(faults=(Fault("policy_refusal"),), concurrency=1, latency_scale=0.1))
     outcomes = Run(store, sandbox, max_in_flight=40)(rows(40))

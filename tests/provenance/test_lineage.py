@@ -9,6 +9,8 @@ from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.provenance import drawing
 from ideogram_pipeline.provenance.lineage import UnknownKey, trace
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def worked(make_project):

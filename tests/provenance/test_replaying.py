@@ -16,6 +16,8 @@ from ideogram_pipeline.provenance.lineage import UnknownKey
 from ideogram_pipeline.provenance.replaying import request_of, written
 from ideogram_pipeline.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 ROW = {
     "prompt": 'it\'s "here" & <there> $HOME\nand ünïcode 🐈',
     "reference_id": "ada",
@@ -68,7 +70,6 @@ def test_every_way_to_name_a_picture_leads_to_its_request(worked):
         request_of(worked.store, "p9")
 
 
-@pytest.mark.slow
 def test_the_rows_of_the_sample_table_ask_for_the_same_again(sampled, tmp_path):
     store = sampled.store
     requests = [

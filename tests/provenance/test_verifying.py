@@ -8,6 +8,8 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.marks import Marks
 from ideogram_pipeline.provenance.verifying import verified
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def worked(project):
