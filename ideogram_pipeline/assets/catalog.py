@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import dagster as dg
 
+from ideogram_pipeline import memory
 from ideogram_pipeline.assets.columns import catalog_sources, described
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
@@ -39,6 +40,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
         opened = store.open()
         summary = catalog.refresh(opened)
+        memory.give_back()
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": summary.images,

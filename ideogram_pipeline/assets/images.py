@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from ideogram_pipeline import __version__, logs
+from ideogram_pipeline import __version__, logs, memory
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
@@ -122,6 +122,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                             return await engine.run(plan.requests), float(engine.spent_usd)
 
             outcomes, spent_usd = run_in_thread(work, is_terminated=lambda: terminated(context))
+        memory.give_back()
 
         ledger.look_again([outcome.request.fingerprint for outcome in outcomes.of_kind(NotReached, Unknown)])
         reused = 0
@@ -141,6 +142,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         )
         files.write_edges(opened, batch, edge_rows(ledger.entries))
         ledger.keep_copy()
+        memory.give_back()
         without = (row for row in results.outcomes if row.state != "generated")
         reasons = [
             logs.shown(f"{row.prompt_id}: {row.state}: {row.reason}") for row in islice(without, REASONS)

@@ -5,6 +5,7 @@ import hashlib
 import dagster as dg
 from pydantic import Field
 
+from ideogram_pipeline import memory
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described, request_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
@@ -91,6 +92,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 decisions=Decisions(opened, batch, root_run_id),
             )
         files.write_plan(opened, plan, root_run_id=root_run_id)
+        memory.give_back()
         return dg.MaterializeResult(
             metadata={
                 **metadata.of_plan(plan),

@@ -165,3 +165,32 @@ remove(store, found)
 def test_a_name_that_nothing_has_is_refused(worked):
     with pytest.raises(ConfigurationError, match="'nobody'"):
         descent(worked.store, "nobody")
+
+
+def test_nothing_of_it_remains_in_an_object_store_either(project, s3, tmp_path):
+    def downloaded(name):
+        for one in store.objects(""):
+            path = tmp_path / name / one.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(store.get(one.path))
+        return tmp_path / name
+
+    Image.effect_noise((64, 64), 50).save(project.folder / "ada.png")
+    bucket = {"store": f"s3://{s3.bucket()}/pictures"}
+    project.settings = project.settings.model_copy(update=bucket)
+    project.write(*ROWS)
+    project.run()
+    store = project.store
+    found = descent(store, "ada")
+    secret = [
+        *(row["prompt"].encode() for row in (ROWS[0], ROWS[2])),
+        (project.folder / "ada.png").read_bytes()[60:160],
+        *(store.get(path)[1500:1600] for path in found.images),
+        *(path.rsplit("/", 1)[-1].encode() for path in found.images),
+    ]
+    assert len(found.images) == 3
+    assert words_in(downloaded("before"), secret)
+    done = erase(project.settings, found)
+    assert (done.left, done.payloads_left) == ((), "")
+    assert words_in(downloaded("after"), secret) == []
+    assert (project.run().rejected, sorted(files.results(store))) == (2, ["one", "two"])
