@@ -1,9 +1,20 @@
-"""What a stage took of memory goes back to the system, so that the stages of a large batch don't add up."""
+"""Memory that is free is not kept: not by each thread, and not by a stage of a large batch for the next one."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+_M_ARENA_MAX = -8
+_HEAPS = 2
+"""With one for each of many threads, as glibc has it, runs took 40 MB more and were no quicker."""
+
+
+def share_heaps() -> None:
+    """Have glibc's threads share two heaps (mallopt(3), M_ARENA_MAX), where else each of many keeps what it freed."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_M_ARENA_MAX, _HEAPS)
 
 
 def give_back() -> None:

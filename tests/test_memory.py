@@ -29,6 +29,41 @@ print(kept, megabytes() - before)
 """
 
 
+HEAPS = """
+import ctypes, sys, threading
+if sys.argv[1] == "shared":
+    from ideogram_pipeline.definitions import build_definitions
+    from ideogram_pipeline.settings import Settings
+    build_definitions(Settings())
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.fopen.restype = ctypes.c_void_p, [ctypes.c_size_t], ctypes.c_void_p
+together = threading.Barrier(12)
+
+def allocate():
+    together.wait()
+    libc.malloc(1000)
+
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+told = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, told)
+libc.fclose(told)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")
+def test_the_threads_of_a_run_share_two_heaps(tmp_path):
+    told = tmp_path / "heaps.xml"
+    counts = {}
+    for how in ("shared", "each its own"):
+        subprocess.run([sys.executable, "-c", HEAPS, how, str(told)], check=True)
+        counts[how] = told.read_text().count("<heap nr=")
+    assert counts["shared"] <= 2 < counts["each its own"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")
 def test_what_was_freed_is_given_back():
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
