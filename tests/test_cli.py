@@ -96,6 +96,7 @@ def test_every_option_stands_in_the_readme():
         assert all(parameter.help for parameter in command.params)
 
 
+@pytest.mark.slow
 def test_a_run_makes_every_picture_and_a_second_one_pays_for_nothing(project):
     code, out, _err = project("run", "--json")
     first = json.loads(out.splitlines()[-1])

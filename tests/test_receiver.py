@@ -183,6 +183,7 @@ async def all_at_once(url, deliveries, on_answer=lambda _: None):
         return await asyncio.gather(*(send(http, one) for one in deliveries))
 
 
+@pytest.mark.slow
 def test_a_thousand_deliveries_each_result_once_and_forged_ones_refused(store, fal, start):
     receiver = start()
     forger, secret_text = Ed25519PrivateKey.generate(), "a prompt nobody should log"
@@ -219,6 +220,7 @@ def test_a_thousand_deliveries_each_result_once_and_forged_ones_refused(store, f
     assert fal.asked == 1
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_stopped_amid_deliveries_loses_none_that_it_has_taken(store, fal, start):
     first = start()
     deliveries = [fal.delivers(store, number) for number in range(400)]
