@@ -80,7 +80,14 @@ class Faces:
         import numpy as np
         from PIL import Image
 
-        image = Image.open(io.BytesIO(picture)).convert("RGB")
+        try:
+            image = Image.open(io.BytesIO(picture)).convert("RGB")
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+        ):  # as Pillow's decoders raise; measuring never costs a picture
+            return None
         image.thumbnail((_SIDE, _SIDE))
         pixels = np.array(image)
         found, scores, _ = self._detect.run(pixels, 0, 0.0)

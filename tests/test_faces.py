@@ -42,6 +42,7 @@ def test_a_picture_or_references_without_a_face_have_no_distance(faces):
     assert faces.distance(CAT, {"a": lambda: ASTRONAUT}) is None
     assert faces.distance(ASTRONAUT, {"cat": lambda: CAT}) is None
     assert faces.distance(ASTRONAUT, {}) is None
+    assert faces.distance(ASTRONAUT[:20_000], {"a": lambda: ASTRONAUT}) is None
 
 
 def test_of_several_references_the_nearest_counts_and_each_is_read_once(faces):

@@ -203,9 +203,9 @@ def plan_batch(
         ConfigurationError: the choice names a row that the batch doesn't have.
     """
     choice, rejections = choice or Choice(), list(rejections)
-    unknown = set(choice.prompt_ids).difference(
-        (row.prompt_id for row in rows), (rejection.row_id for rejection in rejections)
-    )
+    unknown = set(choice.prompt_ids)
+    if unknown:
+        unknown -= {*(row.prompt_id for row in rows), *(rejection.row_id for rejection in rejections)}
     if unknown:
         raise ConfigurationError(
             f"No row of the batch {batch!r} is called {', '.join(map(repr, sorted(unknown)))}: look at prompt_ids."
