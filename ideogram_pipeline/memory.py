@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 _M_ARENA_MAX = -8
@@ -18,10 +19,12 @@ def share_heaps() -> None:
 
 
 def give_back() -> None:
-    """Have glibc give back what it keeps of freed memory (malloc_trim(3)); with another C library this does nothing.
+    """Free what only refers to itself, and have glibc give back what it keeps of freed memory (malloc_trim(3)).
 
     It keeps what lies between blocks that are still in use, and more of it the larger the blocks were that it has seen.
+    With another C library nothing is given back.
     """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)

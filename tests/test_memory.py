@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from ideogram_pipeline.memory import give_back
 
 PROGRAM = """
 import ctypes
@@ -70,3 +73,16 @@ def test_what_was_freed_is_given_back():
     kept, left = map(int, ended.stdout.split())
     assert kept > 32
     assert left < 8
+
+
+class Loop:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_only_refers_to_itself_is_freed():
+    gone = weakref.ref(Loop())
+    give_back()
+    assert gone() is None

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from ideogram_pipeline import memory
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
@@ -30,6 +31,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.gallery.pages import write_gallery
         from ideogram_pipeline.generation import files
 
+        memory.give_back()
         opened = store.open()
         summary = write_gallery(opened, thumbnails=store.thumbnails, reviews=files.all_reviews(opened))
         return dg.MaterializeResult(

@@ -122,22 +122,24 @@ def verdicts(store: "Store", backend: str) -> tuple[Verdict, Verdict]:
             for row in catalog.read(store, file, None if file in outdated else looked_at):
                 there[row.path] = _Seen.of(row)
                 rows += 1
-        expected: dict[str, _Seen] = {}
-        for batch in sorted(looked_at):
-            made = catalog.batch_rows(store, batch, asked_for=sources[batch].asked_for)
-            expected |= {row.path: _Seen.of(row) for row in made}
-        compared += len(expected)
-        differing += [(path, "is missing from the catalog") for path in expected.keys() - there.keys()]
-        differing += [(path, "is in no batch") for path in there.keys() - expected.keys()]
-        both = expected.keys() & there.keys()
-        differing += [(path, "is not as its batch has it") for path in both if there[path] != expected[path]]
         if len(there) < rows:
             differing.append((file, "has rows twice"))
         strangers += [
             (path, f"is of the backend {seen.backend}")
-            for path, seen in (expected | there).items()
+            for path, seen in there.items()
             if seen.backend != backend
         ]
+        for batch in looked_at:
+            for row in catalog.batch_rows(store, batch, asked_for=sources[batch].asked_for):
+                compared += 1
+                seen = there.pop(row.path, None)
+                if seen is None:
+                    differing.append((row.path, "is missing from the catalog"))
+                    if row.backend != backend:
+                        strangers.append((row.path, f"is of the backend {row.backend}"))
+                elif seen != _Seen.of(row):
+                    differing.append((row.path, "is not as its batch has it"))
+        differing += [(path, "is in no batch") for path in there]
     complete = Verdict(
         "catalog_complete",
         sorted(differing),

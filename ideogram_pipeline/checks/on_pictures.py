@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
+from ideogram_pipeline import memory
 from ideogram_pipeline.assets.retries import RUN_RETRIES_TAG
 from ideogram_pipeline.checks.findings import Verdict, looked_at, sampled
 from ideogram_pipeline.faces import FAR
@@ -94,6 +95,7 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         whole_enough = whole(rows, limits.max_failed_fraction)
         if whole_enough.severity is dg.AssetCheckSeverity.ERROR:
             context.instance.add_run_tags(context.run.run_id, {RUN_RETRIES_TAG: "false"})
+        memory.give_back()
         yield whole_enough.of(asset)
 
     return checks_on_pictures

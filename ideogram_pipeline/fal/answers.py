@@ -73,7 +73,7 @@ class Answer:
     def json(self) -> JsonValue:
         """The body as JSON; None where it is not JSON."""
         try:
-            value: JsonValue = from_json(self.body)
+            value: JsonValue = from_json(self.body, cache_strings="keys")
         except ValueError:
             return None
         return value

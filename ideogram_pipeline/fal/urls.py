@@ -15,6 +15,8 @@ PUBLIC_QUEUE = "https://queue.fal.run"
 PUBLIC_BACKUP_QUEUE = "https://queue.falrun.com"
 NAMESPACES = frozenset({"workflows", "comfy"})
 """First segments that are followed by owner and app, rather than being the owner."""
+_REMEMBERED = 1024
+"""URLs that are not taken apart anew: those of some hundred requests in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class FalHosts:
         return parsed(url)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_REMEMBERED)
 def parsed(url: str) -> httpx2.URL:
     """The URL as the client takes it apart, which is the dearest part of a small call, so that it is done once.
 
@@ -85,7 +87,7 @@ def parsed(url: str) -> httpx2.URL:
     return httpx2.URL(url)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_REMEMBERED)
 def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port of an http(s) URL without credentials. Raises `UnsafeUrl` for anything else."""
     try:

@@ -88,10 +88,18 @@ def encoded_piece(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def read_piece(store: Store, path: str) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a file, one a line of it."""
-    text = store.get(path).decode()
-    for line in text.removeprefix(_BEFORE).removesuffix(_AFTER).split("\n"):
-        yield json.loads(line.removesuffix(","))
+    """Yield the entries of a file, one a line of it; no more of it is read than is gone through."""
+    for line in _lines(store.parts(path)):
+        if line.startswith(b"{"):
+            yield json.loads(line.removesuffix(b","))
+
+
+def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
+    yield rest
 
 
 def parts(pieces: Iterable[Piece]) -> list[list[Piece]]:

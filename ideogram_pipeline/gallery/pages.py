@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, get_args
 from urllib.parse import quote
@@ -255,18 +256,18 @@ class _Gallery:
 
     def _newest(self, parts: Iterable[Iterable[Piece]]) -> list[tuple[str, str]]:
         """Return small pictures and captions of a character's newest batches, as many as are printed."""
-        newest: list[tuple[str, str]] = []
-        for piece in (piece for part in parts for piece in part):
-            if not self._thumbnails or len(newest) >= CHARACTER_SHEETS * A_PAGE:
-                break
-            with suppress(FileNotFoundError):  # its batch was erased
-                held = map(Entry.model_validate, characters.read_piece(self._store, piece.path))
-                newest += [
-                    (entry.thumbnail, f"{entry.batch}: {entry.caption}")
-                    for entry in held
-                    if entry.image and not entry.older
-                ]
-        return newest[: CHARACTER_SHEETS * A_PAGE]
+        if not self._thumbnails:
+            return []
+        held = (entry for part in parts for piece in part for entry in self._held(piece))
+        current = (entry for entry in held if entry.image and not entry.older)
+        return [
+            (entry.thumbnail, f"{entry.batch}: {entry.caption}")
+            for entry in islice(current, CHARACTER_SHEETS * A_PAGE)
+        ]
+
+    def _held(self, piece: Piece) -> Iterator[Entry]:
+        with suppress(FileNotFoundError):  # its batch was erased
+            yield from map(Entry.model_validate, characters.read_piece(self._store, piece.path))
 
     def _write_sheets(self, folder: str, title: str, pictures: Sequence[tuple[str, str]]) -> int:
         """Write printed pages, remove those that are left of before, and return how many there are."""

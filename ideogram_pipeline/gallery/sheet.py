@@ -60,28 +60,32 @@ def printed_sheets(title: str, pictures: Iterable[tuple[bytes, str]], *, count: 
 
     A caption's first line is the picture's name; the rest is cut to the two lines that there is room for.
     """
+    pages = math.ceil(count / A_PAGE)
+    for number, group in enumerate(_groups(islice(pictures, count)), 1):
+        yield _printed(title, f"{number} of {pages}", group)
+
+
+def _printed(title: str, number: str, pictures: Iterable[tuple[bytes, str]]) -> bytes:
     from PIL import Image, ImageDraw, ImageFont
 
-    pages = math.ceil(count / A_PAGE)
     fonts = [ImageFont.load_default(size) for size in (26, 15, 14)]
-    for number, group in enumerate(_groups(islice(pictures, count)), 1):
-        page = Image.new("RGB", A4, "white")
-        draw = ImageDraw.Draw(page)
-        draw.text((_MARGIN, _MARGIN - 10), _fitting(draw, title, fonts[0], 900), "#1c1d20", fonts[0])
-        draw.text((A4[0] - _MARGIN, _MARGIN - 2), f"{number} of {pages}", "#63666d", fonts[1], anchor="ra")
-        for position, (content, caption) in enumerate(group):
-            row, column = divmod(position, _PAGE_COLUMNS)
-            left, top = _MARGIN + column * (_WIDTH + _BETWEEN), _MARGIN + _HEADER + row * _ROW
-            height = _ROW - _CAPTION - _BETWEEN
-            page.paste(_tile(content, (_WIDTH, height)), (left, top))
-            name, _, text = caption.partition("\n")
-            below = top + height + 4
-            draw.text((left, below), _fitting(draw, name, fonts[1], _WIDTH), "#1c1d20", fonts[1])
-            for line, words in enumerate(_lines(draw, text, fonts[2], _WIDTH)):
-                draw.text((left, below + 19 + 17 * line), words, "#63666d", fonts[2])
-        sink = io.BytesIO()
-        page.save(sink, "JPEG", quality=80, dpi=(150, 150))
-        yield sink.getvalue()
+    page = Image.new("RGB", A4, "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((_MARGIN, _MARGIN - 10), _fitting(draw, title, fonts[0], 900), "#1c1d20", fonts[0])
+    draw.text((A4[0] - _MARGIN, _MARGIN - 2), number, "#63666d", fonts[1], anchor="ra")
+    for position, (content, caption) in enumerate(pictures):
+        row, column = divmod(position, _PAGE_COLUMNS)
+        left, top = _MARGIN + column * (_WIDTH + _BETWEEN), _MARGIN + _HEADER + row * _ROW
+        height = _ROW - _CAPTION - _BETWEEN
+        page.paste(_tile(content, (_WIDTH, height)), (left, top))
+        name, _, text = caption.partition("\n")
+        below = top + height + 4
+        draw.text((left, below), _fitting(draw, name, fonts[1], _WIDTH), "#1c1d20", fonts[1])
+        for line, words in enumerate(_lines(draw, text, fonts[2], _WIDTH)):
+            draw.text((left, below + 19 + 17 * line), words, "#63666d", fonts[2])
+    sink = io.BytesIO()
+    page.save(sink, "JPEG", quality=80, dpi=(150, 150))
+    return sink.getvalue()
 
 
 def _groups(pictures: Iterable[tuple[bytes, str]]) -> Iterator[list[tuple[bytes, str]]]:

@@ -49,7 +49,7 @@ EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, cache_strings="keys")
 
 
 class Reserved(_Record):

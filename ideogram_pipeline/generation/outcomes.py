@@ -104,11 +104,13 @@ class Outcomes(Collection[Outcome]):
         self._requests = requests
         self._entries = entries
         self._ends: dict[str, _End] = {}
+        self._of_one_kind: dict[_End, _End] = {}
 
     def add(self, outcome: Outcome) -> None:
         """Take how a request ended, in place of how it had ended before."""
         because = outcome.because if isinstance(outcome, NotReached) else "stopped"
-        self._ends[outcome.request.fingerprint] = _End(type(outcome), reason_of(outcome), because)
+        end = _End(type(outcome), reason_of(outcome), because)
+        self._ends[outcome.request.fingerprint] = self._of_one_kind.setdefault(end, end)
 
     def of_kind(self, *kinds: type[Outcome]) -> Iterator[Outcome]:
         """Yield those that are of one of these kinds."""

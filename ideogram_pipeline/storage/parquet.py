@@ -155,7 +155,7 @@ class Rows(Collection[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows in the file's order."""
-        for chunk in self._file().iter_batches(batch_size=500, use_threads=False):
+        for chunk in self._file().iter_batches(batch_size=100, use_threads=False):
             for row in chunk.to_pylist():
                 yield self.model.model_validate(row)
 
@@ -181,7 +181,10 @@ def rows(
     """Return the rows of a Parquet file that was written from `model`; `where` as in `read`."""
     if where is None:
         return Rows(store.get(path), model)
-    return Rows(encode_tables(arrow_schema(model), [read_table(store, path, where=where)]), model)
+    import pyarrow as pa
+
+    found = (pa.Table.from_batches([batch]) for batch in _batches(store, path, where) if batch.num_rows)
+    return Rows(encode_tables(arrow_schema(model), found), model)
 
 
 def view(store: Store, path: str, kind: type[View]) -> list[View]:
@@ -207,9 +210,10 @@ def read(
 ) -> Iterator[Row]:
     """Yield the rows of a Parquet file that was written from `model`.
 
-    `where` keeps the rows whose column has one of some values; row groups that can't hold any are skipped.
+    `where` keeps the rows whose column has one of some values; row groups that can't hold any are skipped. Few rows are
+    in memory at a time.
     """
-    for batch in read_table(store, path, where=where).to_batches(max_chunksize=2_000):
+    for batch in _batches(store, path, where):
         for row in batch.to_pylist():
             yield model.model_validate(row)
 
@@ -224,20 +228,21 @@ def tables(store: Store, path: str) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([part])
 
 
-def read_table(store: Store, path: str, *, where: tuple[str, Collection[str]] | None = None) -> pa.Table:
-    """Return a Parquet file as an Arrow table; `where` as in `read`."""
+def _batches(store: Store, path: str, where: tuple[str, Collection[str]] | None) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+    import pyarrow.dataset as ds
 
-    filters = pc.field(where[0]).isin(pa.array(sorted(where[1]), pa.string())) if where else None
+    content = pa.BufferReader(store.get(path))
+    file = ds.ParquetFileFormat().make_fragment(content)  # type: ignore[arg-type]  # Arrow's own files are taken too
     # Without threads: one that still runs when the process ends aborts it, and these files are small.
-    return pq.read_table(
-        pa.BufferReader(store.get(path)),
-        filters=filters,
-        partitioning=None,
+    return file.to_batches(
+        filter=pc.field(where[0]).isin(pa.array(sorted(where[1]), pa.string())) if where else None,
+        batch_size=100,
+        batch_readahead=0,
+        fragment_readahead=0,
+        fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=False),
         use_threads=False,
-        pre_buffer=False,
     )
 
 

@@ -33,8 +33,11 @@ REPEAT_FOR_S = 15.0
 
 LETTING_GO_S = 0.05
 """obstore's threads hand over their last answer in less; cut off by the end of Python (before 3.14) they abort it."""
+_REMEMBERED = 1000
+"""Folders that are known to be on the disk; each that is forgotten costs one flush more."""
 _PAGE = 1000
 _PART = 5 * 1024 * 1024
+_READ_PART = 256 * 1024
 
 
 @atexit.register
@@ -138,6 +141,14 @@ class Store:
             if max_bytes is not None and found.meta["size"] > max_bytes:
                 raise ValueError(f"it is larger than {max_bytes // 1024 // 1024} MiB")
             return bytes(found.bytes())
+
+    def parts(self, path: str) -> Iterator[bytes]:
+        """Yield an object's bytes in parts, for those who don't need all of a large one at once, or ever."""
+        import obstore
+
+        with self._failures("read", path):
+            for part in obstore.get(self._backend, path).stream(min_chunk_size=_READ_PART):
+                yield bytes(part)
 
     async def get_async(self, path: str) -> bytes:
         """Return an object's bytes."""
@@ -347,6 +358,8 @@ class Store:
             if folder == root or folder in self._durable_folders:
                 break
             named.append(folder)
+        if len(self._durable_folders) >= _REMEMBERED:
+            self._durable_folders.clear()
         self._durable_folders.update(named)
 
     def _there_meanwhile(self, path: str) -> bytes:

@@ -205,6 +205,14 @@ def test_parts_that_end_early_leave_what_was_there(store):
     assert [found.path for found in store.objects("")] == ["page"]
 
 
+def test_what_is_read_in_parts_is_whole_and_in_order(store):
+    content = os.urandom(3 * MEGABYTE)
+    store.put("page", content)
+    assert b"".join(store.parts("page")) == content
+    with pytest.raises(FileNotFoundError, match="no-such-page"):
+        next(store.parts("no-such-page"))
+
+
 def test_what_is_larger_than_asked_for_is_not_read(store):
     store.put("table", b"x" * (MEGABYTE + 1))
     assert len(store.get("table", max_bytes=MEGABYTE + 1)) == MEGABYTE + 1
@@ -250,21 +258,38 @@ def test_nothing_is_written_into_a_folder_that_took_the_stores_place(on_disk):
     assert list(on_disk.folder.iterdir()) == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells which file a descriptor is")
-def test_a_created_object_and_every_name_that_leads_to_it_are_on_the_disk(on_disk, monkeypatch):
-    flushed, fsync = [], os.fsync
+@pytest.fixture
+def flushed(monkeypatch) -> list[Path]:
+    """What is flushed to the disk from now on, in order."""
+    paths, fsync = [], os.fsync
 
     def watched(descriptor):
-        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        paths.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watched)
+    return paths
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells which file a descriptor is")
+def test_a_created_object_and_every_name_that_leads_to_it_are_on_the_disk(on_disk, flushed):
     root = on_disk.folder
     asyncio.run(on_disk.create_async("ledger/one/1.json", b"{}"))
     assert flushed == [root / "ledger/one/1.json", root / "ledger/one", root / "ledger", root]
     flushed.clear()
     asyncio.run(on_disk.create_async("ledger/one/2.json", b"{}"))
     assert flushed == [root / "ledger/one/2.json", root / "ledger/one"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux tells which file a descriptor is")
+def test_a_folder_that_was_forgotten_is_flushed_again(on_disk, flushed, monkeypatch):
+    monkeypatch.setattr("ideogram_pipeline.storage.store._REMEMBERED", 2)
+    root = on_disk.folder
+    for folder in ("one", "two"):
+        asyncio.run(on_disk.create_async(f"ledger/{folder}/1.json", b"{}"))
+    flushed.clear()
+    asyncio.run(on_disk.create_async("ledger/one/2.json", b"{}"))
+    assert flushed == [root / "ledger/one/2.json", root / "ledger/one", root / "ledger", root]
 
 
 def test_the_etag_of_one_object_is_that_of_the_listing(store):
