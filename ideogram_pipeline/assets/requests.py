@@ -1,16 +1,19 @@
 """The plan of a batch: what will be asked of fal, what it will cost, and what needs no asking."""
 
-import hashlib
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
 
-from ideogram_pipeline import memory
+from ideogram_pipeline import digests, memory
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described, request_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
+
+if TYPE_CHECKING:
+    from ideogram_pipeline.generation.planner import Plan
 
 CODE_VERSION = "2"
 """Changes with the plan's columns or the rules by which a row becomes a request."""
@@ -71,6 +74,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.generation.planner import plan_batch
         from ideogram_pipeline.telemetry import span
 
+        memory.give_back()
         opened = store.open()
         batch = context.partition_key
         rows, rejections = files.read_prompts(opened, batch)
@@ -98,12 +102,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 **metadata.of_plan(plan),
                 "path": dg.MetadataValue.path(opened.where(files.plan_path(batch))),
             },
-            data_version=_identity([f"{row.prompt_id} {row.fingerprint or row.reason}" for row in plan.rows]),
+            data_version=_identity(plan),
         )
 
     return [generation_requests]
 
 
-def _identity(lines: list[str]) -> dg.DataVersion:
+def _identity(plan: "Plan") -> dg.DataVersion:
     """What the plan asks for, and not how much of it was done before."""
-    return dg.DataVersion(hashlib.sha256("\n".join(lines).encode()).hexdigest())
+    asked = (f"{row.prompt_id} {row.fingerprint or row.reason}" for row in plan.rows)
+    return dg.DataVersion(digests.of_lines(asked))

@@ -1,13 +1,12 @@
 """The tables people write, checked row by row and kept as typed Parquet."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 
 import dagster as dg
 from pydantic import BaseModel
 
-from ideogram_pipeline import logs
+from ideogram_pipeline import digests, logs
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
@@ -155,5 +154,4 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
 
 def _digest(rows: Iterable[BaseModel]) -> dg.DataVersion:
-    content = "\n".join(row.model_dump_json() for row in rows)
-    return dg.DataVersion(hashlib.sha256(content.encode()).hexdigest())
+    return dg.DataVersion(digests.of_lines(row.model_dump_json() for row in rows))

@@ -76,5 +76,5 @@ def looked_at(store: Store, paths: Sequence[str], look: Callable[[bytes], Seen])
         except FileNotFoundError:
             return None
 
-    with ThreadPoolExecutor(max_workers=8) as threads:
+    with ThreadPoolExecutor(max_workers=4) as threads:
         return dict(zip(paths, threads.map(seen, paths), strict=True))

@@ -76,29 +76,37 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     def checks_on_pictures(
         context: dg.AssetCheckExecutionContext, store: StoreResource, limits: LimitsResource
     ) -> Iterator[dg.AssetCheckResult]:
-        from ideogram_pipeline.generation import files
-        from ideogram_pipeline.generation.ledger import Ledger
-
-        opened, batch = store.open(), context.partition_key
-        rows = files.row_ends(opened, batch)
-        pictures = [picture for picture in files.picture_facts(opened, batch) if picture.current]
-        yield unanswered(rows).of(asset)
-        there = Stored.of(opened, f"images/batch={batch}", pictures)
-        yield stored(rows, pictures, there).of(asset)
-        yield marked(pictures, there).of(asset)
-        yield sizes(pictures).of(asset)
-        yield duplicates(pictures).of(asset)
-        yield near_duplicates(pictures).of(asset)
-        yield far_faces(pictures).of(asset)
-        yield paid_once(rows, Ledger(opened, batch).entries).of(asset)
-        yield refusals(rows, limits.max_refused_fraction).of(asset)
-        whole_enough = whole(rows, limits.max_failed_fraction)
-        if whole_enough.severity is dg.AssetCheckSeverity.ERROR:
-            context.instance.add_run_tags(context.run.run_id, {RUN_RETRIES_TAG: "false"})
+        found = verdicts(store.open(), context.partition_key, limits)
         memory.give_back()
-        yield whole_enough.of(asset)
+        for verdict in found:
+            if verdict.name == "batch_is_whole" and verdict.severity is dg.AssetCheckSeverity.ERROR:
+                context.instance.add_run_tags(context.run.run_id, {RUN_RETRIES_TAG: "false"})
+            yield verdict.of(asset)
 
     return checks_on_pictures
+
+
+def verdicts(store: "Store", batch: str, limits: LimitsResource) -> list[Verdict]:
+    """Look at everything that a batch has left; the verdict that can end the run comes last."""
+    from ideogram_pipeline.generation import files
+    from ideogram_pipeline.generation.ledger import Ledger
+
+    rows = files.row_ends(store, batch)
+    paid = paid_once(rows, Ledger(store, batch).entries)
+    pictures = [picture for picture in files.picture_facts(store, batch) if picture.current]
+    there = Stored.of(store, f"images/batch={batch}", pictures)
+    return [
+        unanswered(rows),
+        stored(rows, pictures, there),
+        marked(pictures, there),
+        sizes(pictures),
+        duplicates(pictures),
+        near_duplicates(pictures),
+        far_faces(pictures),
+        paid,
+        refusals(rows, limits.max_refused_fraction),
+        whole(rows, limits.max_failed_fraction),
+    ]
 
 
 def whole(rows: "Sequence[RowEnd]", allowed: float) -> Verdict:

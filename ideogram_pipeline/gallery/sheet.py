@@ -60,16 +60,19 @@ def printed_sheets(title: str, pictures: Iterable[tuple[bytes, str]], *, count: 
 
     A caption's first line is the picture's name; the rest is cut to the two lines that there is room for.
     """
+    from PIL import Image
+
     pages = math.ceil(count / A_PAGE)
+    page = Image.new("RGB", A4)  # one for all: a new one each time leaves holes in memory
     for number, group in enumerate(_groups(islice(pictures, count)), 1):
-        yield _printed(title, f"{number} of {pages}", group)
+        yield _printed(page, title, f"{number} of {pages}", group)
 
 
-def _printed(title: str, number: str, pictures: Iterable[tuple[bytes, str]]) -> bytes:
-    from PIL import Image, ImageDraw, ImageFont
+def _printed(page: Image.Image, title: str, number: str, pictures: Iterable[tuple[bytes, str]]) -> bytes:
+    from PIL import ImageDraw, ImageFont
 
     fonts = [ImageFont.load_default(size) for size in (26, 15, 14)]
-    page = Image.new("RGB", A4, "white")
+    page.paste("white", (0, 0, *A4))
     draw = ImageDraw.Draw(page)
     draw.text((_MARGIN, _MARGIN - 10), _fitting(draw, title, fonts[0], 900), "#1c1d20", fonts[0])
     draw.text((A4[0] - _MARGIN, _MARGIN - 2), number, "#63666d", fonts[1], anchor="ra")

@@ -282,9 +282,13 @@ class Fetcher:
             self._decoding, self._faces.distance, content, of_character
         )
 
-    async def _store_image(
+    async def _brought(
         self, request: GenerationRequest, file: File, make_marked: MakeMarked, *, index: int
-    ) -> StoredImage:
+    ) -> tuple[_Made, float | None]:
+        """Return a picture that has arrived whole, as it is to be stored, and how far its face is from the references'.
+
+        What fal sent is let go: many pictures wait for the store at a time.
+        """
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
             with span("download", **request.ids, image_index=index):
                 downloaded = await self._fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
@@ -292,7 +296,6 @@ class Fetcher:
                 made = await asyncio.get_running_loop().run_in_executor(
                     self._decoding, _made, downloaded.content, make_marked, self._thumbnail_side
                 )
-                break
             except CannotSign as problem:
                 reason = (
                     f"picture {index} can't be signed: {problem}; it is paid for and fetched again next run"
@@ -303,7 +306,14 @@ class Fetcher:
                 if attempt == DOWNLOAD_ATTEMPTS:
                     reason = f"picture {index} arrives damaged: {problem}; it is paid for and fetched again next run"
                     raise LeftOpen(Failed, reason) from None
-        face_distance = await self._from_faces(request, downloaded.content)
+            else:
+                return made, await self._from_faces(request, downloaded.content)
+        raise AssertionError("the last attempt either returns or raises")
+
+    async def _store_image(
+        self, request: GenerationRequest, file: File, make_marked: MakeMarked, *, index: int
+    ) -> StoredImage:
+        made, face_distance = await self._brought(request, file, make_marked, index=index)
         name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
         path = f"images/batch={request.batch}/{name}.{EXTENSIONS[made.received.kind]}"
         with span("store", **request.ids, image_index=index, bytes=len(made.marked.content)):

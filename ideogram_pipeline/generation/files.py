@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ideogram_pipeline import digests
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.buckets import bucket
 from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, ONLY_FAILED, Plan, References
@@ -114,7 +115,7 @@ def _in_short(table: PromptsTable) -> dict[str, BatchInTable]:
     return {
         batch: BatchInTable(
             images=images[batch],
-            digest=hashlib.sha256("\n".join(sorted(lines[batch])).encode()).hexdigest(),
+            digest=digests.of_lines(sorted(lines[batch])),
             named=tuple(sorted(named[batch])),
         )
         for batch in sorted(lines)
