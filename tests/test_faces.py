@@ -1,11 +1,13 @@
 """Faces: the one of the reference is near, whatever its dress; where there is none, nothing is said."""
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.faces import FAR, Faces
 
 DATA = Path(__file__).parents[1] / "data"
@@ -43,6 +45,13 @@ def test_a_picture_or_references_without_a_face_have_no_distance(faces):
     assert faces.distance(ASTRONAUT, {"cat": lambda: CAT}) is None
     assert faces.distance(ASTRONAUT, {}) is None
     assert faces.distance(ASTRONAUT[:20_000], {"a": lambda: ASTRONAUT}) is None
+
+
+@pytest.mark.parametrize("absent", ["dlib", "face_recognition_models"])
+def test_without_the_extra_it_is_said_how_to_install_it(monkeypatch, absent):
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'ideogram-pipeline\[faces\]'"):
+        Faces()
 
 
 def test_of_several_references_the_nearest_counts_and_each_is_read_once(faces):

@@ -135,16 +135,7 @@ class Fetcher:
                     self._store_image(
                         request,
                         file,
-                        self._mark(
-                            request,
-                            marks_of(
-                                reserved,
-                                queued.request_id,
-                                output.seed,
-                                index,
-                                with_prompt=self._marking.with_prompt,
-                            ),
-                        ),
+                        self._mark(reserved, queued.request_id, output.seed, index),
                         index=index,
                     )
                     for index, file in enumerate(output.images)
@@ -246,10 +237,11 @@ class Fetcher:
         self._news.set()
         self._news = asyncio.Event()
 
-    def _mark(self, request: GenerationRequest, marks: Marks) -> MakeMarked:
+    def _mark(self, reserved: Reserved, request_id: str, seed: int | None, index: int) -> MakeMarked:
+        marks = marks_of(reserved, request_id, seed, index, with_prompt=self._marking.with_prompt)
         if self._marking.signer is None:
             return partial(marked, marks=marks)
-        references = partial(self._references, request)
+        references = partial(self._references, reserved.request)
         return partial(signed, marks=marks, signer=self._marking.signer, references=references)
 
     async def _mark_again(self, image: StoredImage, marks: Marks) -> MakeMarked:

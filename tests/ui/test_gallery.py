@@ -193,15 +193,12 @@ def test_the_cost_filters_and_sorts(batch):
     assert ids(batch) == ["a2", "a3", "a1"] or ids(batch) == ["a2", "a1", "a3"]
 
 
-def test_the_pictures_that_look_alike_come_first_where_that_is_asked_for(store, work, look):
+def test_pictures_that_look_alike_or_whose_faces_differ_come_first_where_that_is_asked_for(store, work, look):
     work([{"prompt_id": name, "prompt": name} for name in ("a", "b", "c", "d")])
-    distances = {"a": (30, None), "b": (40, 3), "c": (None, None), "d": (12, None)}
+    columns = ("nearest_distance", "reference_distance", "face_distance")
+    distances = {"a": (30, None, 0.7), "b": (40, 3, 0.2), "c": (None, None, None), "d": (12, None, 0.5)}
     rows = [
-        row.model_copy(
-            update=dict(
-                zip(("nearest_distance", "reference_distance"), distances[row.prompt_id], strict=True)
-            )
-        )
+        row.model_copy(update=dict(zip(columns, distances[row.prompt_id], strict=True)))
         for row in files.read_images(store, "drop")
     ]
     parquet.write(store, files.metadata_path("drop"), ImageRow, rows)
@@ -211,6 +208,9 @@ def test_the_pictures_that_look_alike_come_first_where_that_is_asked_for(store, 
     choose(page, "sort", "alike")
     page.wait_for_function("() => document.querySelector('.card b').textContent === 'b'")
     assert ids(page) == ["b", "d", "a", "c"]
+    choose(page, "sort", "unlike")
+    page.wait_for_function("() => document.querySelector('.card b').textContent === 'a'")
+    assert ids(page) == ["a", "d", "b", "c"]
 
 
 def test_the_keyboard_moves_picks_rejects_and_undoes(batch):
