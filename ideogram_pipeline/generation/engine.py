@@ -318,7 +318,10 @@ class Engine:
             reserved = self._books.entry(request).last.reserved
             restored = await self._fetcher.fetch_again(reserved, queued, missing)
         except (FalError, FileNotFoundError, IndexError, ValidationError) as error:
-            reason = f"{lost} ({type(error).__name__}); a new take of the row (--regenerate) is paid for"
+            reason = (
+                f"{lost} ({type(error).__name__}); `ideogram-pipeline replay {queued.request_id} --send` makes a new "
+                "take, which is paid for"
+            )
             raise LeftOpen(Failed, reason) from None
         if [one.sha256 for one in restored] != [one.sha256 for one in missing]:
             raise LeftOpen(Failed, f"{lost}: fal has other bytes now")

@@ -904,6 +904,7 @@ def test_a_picture_that_is_lost_with_its_signature_is_reported(store, sandbox, r
     (again,) = Run(store, sandbox, marking=signing)(rows(1))
     assert isinstance(again, Failed)
     assert "is gone from the store and can't be had again" in again.reason
+    assert f"`ideogram-pipeline replay {outcome.entry.last.submitted.request_id} --send`" in again.reason
     assert not store.exists(image.path)
     assert sandbox.stats().accepted == 1
 
