@@ -319,6 +319,46 @@ def test_a_submit_that_fal_does_not_know_stays_unknown_and_is_never_sent_again_b
     assert sandbox.stats().submits == 8
 
 
+def reconcile(run):
+    async def look():
+        async with FalClient("key:secret", run.hosts) as fal:
+            return await reconcile_batch(fal, run.store, run.ledger)
+
+    with no_waiting():
+        return asyncio.run(look())
+
+
+def test_a_submit_that_may_be_either_of_two_requests_at_fal_stays_unknown(store, sandbox, rows):
+    (request,) = rows(1, reference_ids=())
+
+    async def submit_by_hand():
+        async with FalClient("key:secret", Run(store, sandbox).hosts) as fal:
+            await fal.submit(request.endpoint_id, request.arguments)
+
+    asyncio.run(submit_by_hand())
+    sandbox.change(Change(faults=(Fault("drop_after_accept"),)))
+    (outcome,) = Run(store, sandbox, api=NOWHERE)([request])
+    assert isinstance(outcome, Unknown)
+    while sandbox.stats().completed < 2:
+        pass  # fal lists what has ended, and nothing before
+    (found,) = reconcile(Run(store, sandbox))
+    assert (found.found, found.reason) == (None, "fal's list holds 2 requests with the same input")
+    assert kinds(Run(store, sandbox, run_id="run-2")([request])) == {Unknown: 1}
+    assert sandbox.stats().accepted == 2
+
+
+def test_a_list_of_fals_that_is_cut_short_is_not_believed(store, sandbox, rows, monkeypatch):
+    requests = rows(110, reference_ids=())  # of which fal's first page holds 100
+    sandbox.change(Change(faults=(Fault("drop_after_accept", match="scene 107"),)))
+    with monkeypatch.context() as patch:
+        patch.setattr("ideogram_pipeline.generation.reconcile.MAX_LISTED", 50)
+        outcomes = Run(store, sandbox, thumbnails=False)(requests)
+    assert kinds(outcomes) == {Generated: 109, Unknown: 1}
+    assert "more than 50 requests" in outcomes[107].reason
+    assert kinds(Run(store, sandbox, run_id="run-2")(requests)) == {Reused: 109, Generated: 1}
+    assert sandbox.stats().accepted == 110
+
+
 def test_an_unanswered_submit_is_sent_again_once_somebody_gave_it_up(store, sandbox, rows):
     sandbox.change(Change(faults=(Fault("drop_before_accept", match="scene 3"),)))
     run = Run(store, sandbox)
@@ -750,15 +790,6 @@ def test_a_lost_answer_is_found_by_the_address_it_gave_where_fals_list_says_noth
         outcome.request.arguments["prompt"] for outcome in outcomes
     ]
     assert letters(store) == []
-
-
-def reconcile(run):
-    async def look():
-        async with FalClient("key:secret", run.hosts) as fal:
-            return await reconcile_batch(fal, run.store, run.ledger)
-
-    with no_waiting():
-        return asyncio.run(look())
 
 
 def test_a_delivery_after_the_run_is_found_by_reconciling(store, sandbox, rows, receiver, monkeypatch):
