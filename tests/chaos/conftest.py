@@ -104,7 +104,7 @@ class Project:
     def settle(self, **environment):
         """Run to the end as a person would who wants every picture, and return the last summary."""
         self.run(**environment)
-        self("reconcile", "--resubmit-unknown-after", "0s")
+        self("reconcile", "--resubmit-unknown-after", "0s", **environment)
         return self.run(**environment)
 
     def ledger_files(self, step="*"):
