@@ -104,14 +104,10 @@ def _refresh_overviews(store: Store, settings: Settings, *, anew: bool = False) 
 class Erased:
     """What an erasure did, or would do."""
 
-    found: Descent
-    """All that came from the reference."""
     payloads: int
     """Requests whose payloads and pictures fal has deleted."""
     payloads_left: str
     """Why fal still has some; empty where it has none."""
-    runs: tuple[str, ...]
-    """Dagster runs whose records were removed, because they show the pictures."""
     left: tuple[str, ...]
     """What remains in the store; nothing where all is gone."""
 
@@ -132,10 +128,9 @@ def erase(settings: Settings, found: Descent) -> Erased:
     entomb(store, found)
     payloads, payloads_left = _erase_at_fal(settings, store, found)
     remove(store, found)
-    catalog.refresh(store)
-    write_gallery(store, thumbnails=settings.thumbnails, reviews=files.all_reviews(store))
-    runs = _forget_runs(settings, found)
-    return Erased(found, payloads, payloads_left, runs, tuple(remains(store)))
+    _refresh_overviews(store, settings)
+    _forget_runs(settings, found)
+    return Erased(payloads, payloads_left, tuple(remains(store)))
 
 
 def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int, str]:
@@ -165,15 +160,14 @@ def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int
     return deleted, left
 
 
-def _forget_runs(settings: Settings, found: Descent) -> tuple[str, ...]:
+def _forget_runs(settings: Settings, found: Descent) -> None:
     """Remove Dagster's records of the runs that worked on the batches: contact sheets stand in them."""
     instance = instance_of(settings)
     batches = found.entries.keys()
-    runs = [run for run in instance.get_runs() if run.tags.get(PARTITION_NAME_TAG) in batches]
-    for run in runs:
-        instance.delete_run(run.run_id)
+    for run in instance.get_runs():
+        if run.tags.get(PARTITION_NAME_TAG) in batches:
+            instance.delete_run(run.run_id)
     for records in Path(instance.root_directory).rglob("*.db"):
         with closing(sqlite3.connect(records, timeout=10.0)) as db:
             db.execute("VACUUM")
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return tuple(run.run_id for run in runs)
