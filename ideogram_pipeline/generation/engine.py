@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import chain, islice
 from typing import Protocol
@@ -30,7 +31,7 @@ from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.fetching import FINISHING, Fetcher
 from ideogram_pipeline.generation.inbox import Inbox
-from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.ledger import Ledger, Reserved
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -46,7 +47,7 @@ from ideogram_pipeline.generation.outcomes import (
     reason_of,
     state_of,
 )
-from ideogram_pipeline.generation.polling import Polling, known_work
+from ideogram_pipeline.generation.polling import Kind, Polling, known_work
 from ideogram_pipeline.generation.reconcile import Search, search
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.runs import beating, is_alive
@@ -198,15 +199,31 @@ class Engine:
         if not unknown:
             return []
         searched = await search(self._fal, self._store, self._books.ledger, unknown)
-        if searched.missing and self._inbox:
-            reserved = [self._books.ledger.entries[missing].last.reserved for missing in searched.missing]
-            await self._inbox.wait_for(reserved, self._polling.sweep_s)
+        missing = [self._books.ledger.entries[one].last.reserved for one in searched.missing]
+        if missing and await self._waited_for_the_end_of(missing):
             again = await search(self._fal, self._store, self._books.ledger, searched.missing)
             searched = Search((*searched.found, *again.found), again.missing)
         for fingerprint, reason in searched.missing.items():
             request = unknown[fingerprint]
             outcomes.add(Unknown(request, self._books.entry(request), f"{_UNANSWERED}; {reason}"))
         return [unknown[found] for found in searched.found]
+
+    async def _waited_for_the_end_of(self, unanswered: Sequence[Reserved]) -> bool:
+        """Wait until fal can tell of these, for they have most likely ended; say whether it took any waiting."""
+        if self._inbox:
+            await self._inbox.wait_for(unanswered, self._polling.sweep_s)
+            return True
+        now = datetime.now(UTC)
+        left_s = max(
+            self._polling.ended_after_s(Kind.of(one.request))
+            - max((now - one.reserved_at).total_seconds(), 0)
+            for one in unanswered
+        )
+        if left_s <= 0:
+            return False
+        _log.info("%d submits were not answered; fal is asked about them in %.1f s", len(unanswered), left_s)
+        await pause(left_s)
+        return True
 
     async def _work(self, waiting: Iterator[GenerationRequest], outcomes: Outcomes) -> None:
         for request in waiting:

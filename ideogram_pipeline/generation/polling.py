@@ -40,6 +40,7 @@ _SAMPLES = 200  # of the work of a kind
 _RECENT = 16  # ends, to tell how long the queue is
 _DISCOUNT = 0.85  # on that length: what is learned from late answers only would never fall
 _SHORT_QUEUE = 0.1  # of the usual work: a queue that may run dry
+_MOST_LIKELY = 1.5  # times the longest that a request took lately: one that has ended
 _SWEEP_TIMES = 3  # what deliveries took lately; a request that takes longer is asked about
 _UNDELIVERED = 3  # ends in a row that were found by asking: deliveries are no longer counted on
 _LAST, _LAST_SHARE = 4, 0.025  # how many requests are the last of a batch, at least and of all
@@ -170,6 +171,11 @@ class Polling:
     def sweep_s(self) -> float:
         """Seconds after which a request whose end was not delivered is asked about."""
         return min(max(SWEEP_S, _SWEEP_TIMES * max(self._deliveries, default=0.0)), LONGEST_SWEEP_S)
+
+    def ended_after_s(self, kind: Kind) -> float:
+        """Return how many seconds after its submit a request that nobody can ask about has most likely ended."""
+        longest = self._of(kind).end(1.0, beyond=0.0)
+        return _NO_NEWS_S if longest is None else _MOST_LIKELY * (max(self._queues, default=0.0) + longest)
 
     def left(self, request_id: str) -> None:
         """Take note that nobody asks about a request any more."""

@@ -308,6 +308,17 @@ def test_a_submit_whose_answer_was_lost_is_found_at_fal_and_fetched(store, sandb
     assert (stats.submits, stats.accepted) == (8, 8)
 
 
+def test_a_submit_whose_answer_was_lost_at_the_very_end_is_found_once_its_request_has_ended(
+    store, sandbox, rows
+):
+    sandbox.change(Change(latency_scale=1))
+    assert kinds(Run(store, sandbox)(rows(4))) == {Generated: 4}
+    sandbox.change(Change(faults=(Fault("drop_after_accept", match="scene 4"),)))
+    outcomes = asyncio.run(Run(store, sandbox, run_id="run-2").work(rows(5)))  # nothing else is waited for
+    assert kinds(outcomes) == {Reused: 4, Generated: 1}
+    assert sandbox.stats().accepted == 5
+
+
 def test_a_submit_that_fal_does_not_know_stays_unknown_and_is_never_sent_again_by_itself(
     store, sandbox, rows
 ):

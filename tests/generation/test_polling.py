@@ -228,6 +228,16 @@ def test_kinds_are_learned_apart():
     assert (polling.next_ask("fast"), polling.next_ask("slow")) == (2.0, 20.0)
 
 
+def test_a_request_that_nobody_can_ask_about_is_given_longer_than_any_other_took():
+    polling = Polling([(TURBO, 2.0), (TURBO, 4.0)])
+    assert 4.0 < polling.ended_after_s(TURBO) < 10.0
+    before = polling.ended_after_s(TURBO)
+    polling.submitted("queued", TURBO, 0.0)
+    polling.completed("queued", 3.0, 63.0)
+    assert polling.ended_after_s(TURBO) > before + 60.0
+    assert polling.ended_after_s(QUALITY) > 0.0
+
+
 def test_of_an_unknown_kind_only_a_few_are_asked_about_before_the_first_news():
     polling = Polling()
     for number in range(20):
