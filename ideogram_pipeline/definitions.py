@@ -12,7 +12,7 @@ from ideogram_pipeline.assets import catalog, gallery, images, requests, tables
 from ideogram_pipeline.executors import executor
 from ideogram_pipeline.frames import FramesIOManager
 from ideogram_pipeline.logs import configure as configure_logs
-from ideogram_pipeline.memory import share_heaps
+from ideogram_pipeline.memory import tune_heaps
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import build_resources
 from ideogram_pipeline.settings import Settings
@@ -28,7 +28,7 @@ def build_definitions(settings: Settings, *, overrides: Mapping[str, Any] | None
     assets that are run by themselves, without a job, use the location's executor and not one of ours.
     """
     configure_logs(settings.log_format)
-    share_heaps()
+    tune_heaps()
     pipeline = Pipeline.of(settings)
     resources = {**build_resources(settings), **(overrides or {})}
     resources.setdefault("frames", FramesIOManager(store=resources["store"]))

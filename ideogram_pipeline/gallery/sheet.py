@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ MAX_BYTES = 47_900
 _CELL = 160
 _GAP = 6
 _COLUMNS = 6
+
+_KINDS = ("WEBP", "PNG", "JPEG")
+"""In the order in which they are tried: thumbnails first."""
 
 A4 = (1240, 1754)
 """Pixels at 150 dpi."""
@@ -100,22 +104,26 @@ def _groups(pictures: Iterable[tuple[bytes, str]]) -> Iterator[list[tuple[bytes,
 def _tile(content: bytes, size: tuple[int, int]) -> Image.Image:
     from PIL import Image, ImageOps
 
-    return ImageOps.pad(Image.open(io.BytesIO(content)).convert("RGB"), size, color="#eeeeee")
+    small = Image.open(io.BytesIO(content), formats=_KINDS).convert("RGB")
+    return ImageOps.pad(small, size, method=Image.Resampling.BILINEAR, color="#eeeeee")
 
 
 def _lines(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> list[str]:
     """Return at most two lines."""
-    words, first = text[:200].split(), ""
-    while words and draw.textlength(f"{first} {words[0]}".strip(), font) <= width:
-        first = f"{first} {words.pop(0)}".strip()
-    rest = _fitting(draw, " ".join(words), font, width)
-    return [line for line in (first, rest) if line]
+    words = text[:200].split()
+    fits = _longest(len(words), lambda count: draw.textlength(" ".join(words[:count]), font) <= width)
+    rest = _fitting(draw, " ".join(words[fits:]), font, width)
+    return [line for line in (" ".join(words[:fits]), rest) if line]
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
     text = " ".join(text[:200].split())
     if draw.textlength(text, font) <= width:
         return text
-    while text and draw.textlength(f"{text}…", font) > width:
-        text = text[:-1]
-    return f"{text}…"
+    fits = _longest(len(text), lambda count: draw.textlength(f"{text[:count]}…", font) <= width)
+    return f"{text[:fits]}…"
+
+
+def _longest(count: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number up to `count` that fits, where none fits beyond one that doesn't."""
+    return bisect_left(range(1, count + 1), True, key=lambda number: not fits(number))
