@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -26,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 from ideogram_pipeline.errors import ConfigurationError, PipelineError
+from ideogram_pipeline.memory import lasting
 from ideogram_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -138,11 +138,9 @@ def _launch(
     """Run batches, show how far they are, say what came of them, and end with the exit code that `run` documents."""
     logging.getLogger("dagster").setLevel(logging.CRITICAL)
     os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "yes")
-    gc.disable()  # what imports make stays for good; looking for garbage among it takes a tenth of a small run
-    from ideogram_pipeline.launch import run as launch
+    with lasting():
+        from ideogram_pipeline.launch import run as launch
 
-    gc.freeze()
-    gc.enable()
     try:
         with Bar(settings) as bar:
             summary = launch(

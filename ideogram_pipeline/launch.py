@@ -24,6 +24,7 @@ from ideogram_pipeline.errors import ConfigurationError, PipelineError, StoreErr
 from ideogram_pipeline.generation import files as stored
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.planner import Plan
+from ideogram_pipeline.memory import lasting
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import Progress, build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
@@ -80,12 +81,12 @@ def run(
         PipelineError: a table, setting or the store is at fault; nothing more is submitted.
     """
     started = time.monotonic()
-    resources = build_resources(settings)
-    store = resources["store"].open()
-    fal_resource(settings).check()
-    instance = instance_of(settings)
+    with lasting():
+        store = build_resources(settings)["store"].open()
+        fal_resource(settings).check()
+        instance = instance_of(settings)
+        definitions = build_definitions(settings, overrides={"progress": progress})
     command = uuid4().hex
-    definitions = build_definitions(settings, overrides={"progress": progress})
     pipeline = Pipeline.of(settings)
 
     def execute(job: str, batch: str | None = None, config: Mapping[str, Any] | None = None) -> _Recorded:
@@ -108,7 +109,9 @@ def run(
         with _failures(instance.root_directory):
             return _recorded(instance, run_id)
 
-    hints = _lines(execute("refresh_tables"), pipeline.key("prompts"), "hints")
+    with lasting():
+        refreshed = execute("refresh_tables")
+    hints = _lines(refreshed, pipeline.key("prompts"), "hints")
     images = stored.batches(store)
     chosen = list(dict.fromkeys(batches)) or list(images)
     for batch in chosen:

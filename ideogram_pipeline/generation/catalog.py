@@ -11,6 +11,7 @@ refresh, or by the one that lost.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -237,18 +238,17 @@ def _tables(store: Store, batch: str, *, asked_for: bool) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     schema, folder = parquet.arrow_schema(CatalogRow), _folder(batch)
-    for part in parquet.tables(store, files.metadata_path(batch)):
-        rows = part
+    for rows in parquet.tables(store, files.metadata_path(batch)):
+        kept = {name for name in rows.column_names if asked_for or name != "current"}
+        new = pa.schema([field for field in schema if field.name not in kept])
+        # The path, and what was added since the batch was last run.
+        cells = {field.name: CatalogRow.model_fields[field.name].get_default() for field in new}
         if not asked_for:
-            none = pa.array([False] * rows.num_rows)
-            rows = rows.set_column(rows.schema.get_field_index("current"), "current", none)
-        paths = [f"{folder}/{name}" for name in rows["file_name"].to_pylist()]
-        rows = rows.append_column("path", pa.array(paths, pa.string()))
-        for field in schema:
-            if field.name not in rows.column_names:  # added since the batch was last run
-                default = CatalogRow.model_fields[field.name].get_default()
-                rows = rows.append_column(field, pa.array([default] * rows.num_rows, field.type))
-        yield rows.select(schema.names).cast(schema)
+            cells["current"] = False
+        paths = (f"{folder}/{name}" for name in rows["file_name"].to_pylist())
+        added = parquet.table_of(new, (json.dumps(cells | {"path": path}) for path in paths))
+        columns = [rows[name] if name in kept else added[name] for name in schema.names]
+        yield pa.Table.from_arrays(columns, names=schema.names).cast(schema)
 
 
 def _folder(batch: str) -> str:
