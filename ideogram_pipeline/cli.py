@@ -668,6 +668,8 @@ class Bar:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=_err,
+            auto_refresh=_err.is_terminal,  # elsewhere it is printed once, at the end
+            refresh_per_second=4,
         )
         self._task = self._bar.add_task("reading the tables", total=None, spent="")
 

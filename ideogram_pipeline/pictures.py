@@ -146,6 +146,9 @@ def _shrunk(image: Image.Image, side: int) -> Image.Image:
 
 
 def _webp(image: Image.Image) -> bytes:
+    # Known to Pillow from here on, which else loads all of its seventy formats to find it.
+    from PIL import WebPImagePlugin  # noqa: F401
+
     sink = io.BytesIO()
     image.save(sink, "WEBP", quality=72, method=1)
     return sink.getvalue()

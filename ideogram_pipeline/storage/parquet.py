@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # What a large batch's tables took, the system gets back; Arrow's own pools keep it. Read when pyarrow is imported.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+# pyarrow loads NumPy, whose algebra would keep a thread per core waiting for work that never comes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 Row = TypeVar("Row", bound=BaseModel)
 

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -38,6 +39,8 @@ _REMEMBERED = 1000
 _PAGE = 1000
 _PART = 5 * 1024 * 1024
 _READ_PART = 256 * 1024
+_LARGE = 256 * 1024
+"""Bytes. What is larger and on the disk needn't stay in the system's memory as well: a run doesn't read it again."""
 
 
 @atexit.register
@@ -202,12 +205,19 @@ class Store:
         """Write an object, replacing what was there; a durable one has survived a power cut when this returns."""
         import obstore
 
-        async def once() -> None:
-            with self._failures("write", path, _requests_of(len(content))):
+        def here() -> None:
+            with self._failures("write", path):
                 self._check_root()
-                await obstore.put_async(self._backend, path, content)
+                obstore.put(self._backend, path, content)
                 if durable:
-                    await self._flush(path)
+                    self._flush(path)
+
+        async def once() -> None:
+            if self.folder:
+                await _in_thread(here)
+                return
+            with self._failures("write", path, _requests_of(len(content))):
+                await obstore.put_async(self._backend, path, content)
 
         await _repeating(once)
 
@@ -217,20 +227,7 @@ class Store:
         A durable one has survived a power cut when this returns True. The very same content there counts as written by
         this call: a write may have succeeded that seemed to fail.
         """
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
-        def once() -> bool:
-            with self._failures("create", path):
-                try:
-                    obstore.put(self._backend, path, content, mode="create")
-                except AlreadyExistsError:
-                    if self._there_meanwhile(path) != content:
-                        return False
-                if durable and self.folder:
-                    self._flush_local(self.folder / path, self.folder)
-                return True
-
+        once = partial(self._created, path, content, durable=durable)
         return once() if self.folder else _repeating_here(once)
 
     async def create_async(self, path: str, content: bytes) -> bool:
@@ -242,14 +239,13 @@ class Store:
         from obstore.exceptions import AlreadyExistsError
 
         async def once() -> bool:
+            if self.folder:
+                return await _in_thread(partial(self._created, path, content, durable=True))
             with self._failures("create", path):
-                self._check_root()
                 try:
                     await obstore.put_async(self._backend, path, content, mode="create")
                 except AlreadyExistsError:
-                    if await asyncio.to_thread(self._there_meanwhile, path) != content:
-                        return False
-                await self._flush(path)
+                    return await asyncio.to_thread(self._there_meanwhile, path) == content
                 return True
 
         return await _repeating(once)
@@ -345,17 +341,31 @@ class Store:
         if self.folder and _identity(self.folder) != self._root:
             raise OSError("the store's folder was replaced by another one since it was opened")
 
-    async def _flush(self, path: str) -> None:
-        """Bring a local file and the names that lead to it from the system's memory to the disk."""
-        if self.folder:
-            await asyncio.to_thread(self._flush_local, self.folder / path, self.folder)
+    def _created(self, path: str, content: bytes, *, durable: bool) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
 
-    def _flush_local(self, file: Path, root: Path) -> None:
+        with self._failures("create", path):
+            self._check_root()
+            try:
+                obstore.put(self._backend, path, content, mode="create")
+            except AlreadyExistsError:
+                if self._there_meanwhile(path) != content:
+                    return False
+            if durable:
+                self._flush(path)
+            return True
+
+    def _flush(self, path: str) -> None:
+        """Bring a local file and the names that lead to it from the system's memory to the disk."""
+        if self.folder is None:
+            return
+        file = self.folder / path
         _fsync(file)
         named = []
         for folder in file.parents:
             _fsync(folder)
-            if folder == root or folder in self._durable_folders:
+            if folder == self.folder or folder in self._durable_folders:
                 break
             named.append(folder)
         if len(self._durable_folders) >= _REMEMBERED:
@@ -402,6 +412,17 @@ class Store:
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
         except OSError as error:
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
+
+
+async def _in_thread(call: Callable[[], Result]) -> Result:
+    """Make a call in a thread; whoever is cut off meanwhile goes on once it is certain what was written."""
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        running.exception()
+        raise
 
 
 async def _repeating(call: Callable[[], Awaitable[Result]]) -> Result:
@@ -456,6 +477,8 @@ def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise") and os.fstat(descriptor).st_size > _LARGE:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
 
