@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ideogram_pipeline.gallery import characters
 from ideogram_pipeline.gallery.characters import InBatch, Piece
 from ideogram_pipeline.gallery.entries import Entry, References, entries
-from ideogram_pipeline.gallery.sheet import A_PAGE, printed_sheets
+from ideogram_pipeline.gallery.sheet import A_PAGE, printed_sheets, printed_tile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
@@ -33,6 +33,7 @@ from ideogram_pipeline.tables.rows import Review
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
+    from PIL.Image import Image
 
 INDEX = "gallery/index.html"
 REMEMBERED = "gallery/index.json"
@@ -128,6 +129,7 @@ class _Gallery:
         self._templates = _templates(self._static)
         self._look = _look(self._templates, self._static.values(), thumbnails)
         self._references = References(store)
+        self._tiles: dict[str, Image] = {}
 
     def write(self, *, anew: bool) -> GallerySummary:
         before = _remembered(self._store)
@@ -179,6 +181,7 @@ class _Gallery:
 
     def _write_batch(self, batch: str, mark: str) -> BatchPage:
         """Write a batch's page, its printed pages and its characters' entries."""
+        self._tiles.clear()
         packer = Packer()
         lines: list[bytes] = []
         members: dict[str, list[bytes]] = defaultdict(list)
@@ -282,10 +285,19 @@ class _Gallery:
                 self._store.delete(stored.path)
         return number
 
-    def _drawn(self, pictures: Iterable[tuple[str, str]]) -> Iterator[tuple[bytes, str]]:
+    def _drawn(self, pictures: Iterable[tuple[str, str]]) -> Iterator[tuple[Image, str]]:
         for path, caption in pictures:
             with suppress(FileNotFoundError):  # removed since
-                yield self._store.get(path), caption
+                yield self._tile(path), caption
+
+    def _tile(self, path: str) -> Image:
+        """Return a small picture for a printed page; a batch's first ones are often a character's newest too."""
+        if path not in self._tiles:
+            tile = printed_tile(self._store.get(path))
+            if len(self._tiles) >= CHARACTER_SHEETS * A_PAGE:
+                return tile
+            self._tiles[path] = tile
+        return self._tiles[path]
 
     def _write_page(self, path: str, template: str, root: str, **context: object) -> str:
         """Write a page, which may be large, and return its hex digest."""

@@ -10,9 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageDraw, ImageFont
-
-    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+    from PIL import Image
 
 MAX_BYTES = 47_900
 """As a data URI, a third longer for its base64, this stays below 64 kB."""
@@ -59,7 +57,12 @@ def contact_sheet(pictures: Sequence[bytes]) -> bytes:
         sheet = sheet.reduce(2)
 
 
-def printed_sheets(title: str, pictures: Iterable[tuple[bytes, str]], *, count: int) -> Iterator[bytes]:
+def printed_tile(thumbnail: bytes) -> Image.Image:
+    """Return a small picture as it stands on a printed page."""
+    return _tile(thumbnail, (_WIDTH, _ROW - _CAPTION - _BETWEEN))
+
+
+def printed_sheets(title: str, tiles: Iterable[tuple[Image.Image, str]], *, count: int) -> Iterator[bytes]:
     """Yield JPEG pages of A4 at 150 dpi with the first `count` pictures and their captions, one page in memory.
 
     A caption's first line is the picture's name; the rest is cut to the two lines that there is room for.
@@ -68,62 +71,85 @@ def printed_sheets(title: str, pictures: Iterable[tuple[bytes, str]], *, count: 
 
     pages = math.ceil(count / A_PAGE)
     page = Image.new("RGB", A4)  # one for all: a new one each time leaves holes in memory
-    for number, group in enumerate(_groups(islice(pictures, count)), 1):
-        yield _printed(page, title, f"{number} of {pages}", group)
+    fonts = [_Lettering(size) for size in (26, 15, 14)]
+    for number, group in enumerate(_groups(islice(tiles, count)), 1):
+        yield _printed(page, fonts, title, f"{number} of {pages}", group)
 
 
-def _printed(page: Image.Image, title: str, number: str, pictures: Iterable[tuple[bytes, str]]) -> bytes:
-    from PIL import ImageDraw, ImageFont
+def _printed(
+    page: Image.Image,
+    fonts: Sequence[_Lettering],
+    title: str,
+    number: str,
+    tiles: Iterable[tuple[Image.Image, str]],
+) -> bytes:
+    from PIL import ImageDraw
 
-    fonts = [ImageFont.load_default(size) for size in (26, 15, 14)]
     page.paste("white", (0, 0, *A4))
     draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, _MARGIN - 10), _fitting(draw, title, fonts[0], 900), "#1c1d20", fonts[0])
-    draw.text((A4[0] - _MARGIN, _MARGIN - 2), number, "#63666d", fonts[1], anchor="ra")
-    for position, (content, caption) in enumerate(pictures):
+    headline, names, small = fonts
+    draw.text((_MARGIN, _MARGIN - 10), _fitting(title, headline, 900), "#1c1d20", headline.font)
+    draw.text((A4[0] - _MARGIN, _MARGIN - 2), number, "#63666d", names.font, anchor="ra")
+    for position, (tile, caption) in enumerate(tiles):
         row, column = divmod(position, _PAGE_COLUMNS)
         left, top = _MARGIN + column * (_WIDTH + _BETWEEN), _MARGIN + _HEADER + row * _ROW
-        height = _ROW - _CAPTION - _BETWEEN
-        page.paste(_tile(content, (_WIDTH, height)), (left, top))
+        page.paste(tile, (left, top))
         name, _, text = caption.partition("\n")
-        below = top + height + 4
-        draw.text((left, below), _fitting(draw, name, fonts[1], _WIDTH), "#1c1d20", fonts[1])
-        for line, words in enumerate(_lines(draw, text, fonts[2], _WIDTH)):
-            draw.text((left, below + 19 + 17 * line), words, "#63666d", fonts[2])
+        below = top + tile.height + 4
+        draw.text((left, below), _fitting(name, names, _WIDTH), "#1c1d20", names.font)
+        for line, words in enumerate(_lines(text, small, _WIDTH)):
+            draw.text((left, below + 19 + 17 * line), words, "#63666d", small.font)
     sink = io.BytesIO()
     page.save(sink, "JPEG", quality=80, dpi=(150, 150))
     return sink.getvalue()
 
 
-def _groups(pictures: Iterable[tuple[bytes, str]]) -> Iterator[list[tuple[bytes, str]]]:
-    waiting = iter(pictures)
+def _groups(tiles: Iterable[tuple[Image.Image, str]]) -> Iterator[list[tuple[Image.Image, str]]]:
+    waiting = iter(tiles)
     while group := list(islice(waiting, A_PAGE)):
         yield group
 
 
 def _tile(content: bytes, size: tuple[int, int]) -> Image.Image:
-    from PIL import Image, ImageOps
+    # Known to Pillow from here on, which else loads all of its seventy formats to find it.
+    from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401
 
     small = Image.open(io.BytesIO(content), formats=_KINDS).convert("RGB")
     return ImageOps.pad(small, size, method=Image.Resampling.BILINEAR, color="#eeeeee")
 
 
-def _lines(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> list[str]:
+def _lines(text: str, font: _Lettering, width: int) -> list[str]:
     """Return at most two lines."""
     words = text[:200].split()
-    fits = _longest(len(words), lambda count: draw.textlength(" ".join(words[:count]), font) <= width)
-    rest = _fitting(draw, " ".join(words[fits:]), font, width)
+    fits = _longest(len(words), lambda count: font.width(" ".join(words[:count])) <= width)
+    rest = _fitting(" ".join(words[fits:]), font, width)
     return [line for line in (" ".join(words[:fits]), rest) if line]
 
 
-def _fitting(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
+def _fitting(text: str, font: _Lettering, width: int) -> str:
     text = " ".join(text[:200].split())
-    if draw.textlength(text, font) <= width:
+    if font.width(text) <= width:
         return text
-    fits = _longest(len(text), lambda count: draw.textlength(f"{text[:count]}…", font) <= width)
+    fits = _longest(len(text), lambda count: font.width(f"{text[:count]}…") <= width)
     return f"{text[:fits]}…"
 
 
 def _longest(count: int, fits: Callable[[int], bool]) -> int:
     """Return the largest number up to `count` that fits, where none fits beyond one that doesn't."""
     return bisect_left(range(1, count + 1), True, key=lambda number: not fits(number))
+
+
+class _Lettering:
+    """A font, and how wide its letters are, kerning aside; each is measured once."""
+
+    def __init__(self, size: int) -> None:
+        from PIL import ImageFont
+
+        self.font = ImageFont.load_default(size)
+        self._widths: dict[str, float] = {}
+
+    def width(self, text: str) -> float:
+        """Return the pixels that a text takes."""
+        for letter in set(text) - self._widths.keys():
+            self._widths[letter] = self.font.getlength(letter)
+        return sum(self._widths[letter] for letter in text)

@@ -85,7 +85,7 @@ class Store:
         self._backend = backend
         self._s3 = s3
         self._root = _identity(folder) if folder else None
-        self._durable_folders: set[Path] = set()
+        self._durable_folders: set[str] = set()
         self._counting = threading.Lock()
 
     @classmethod
@@ -360,14 +360,18 @@ class Store:
         """Bring a local file and the names that lead to it from the system's memory to the disk."""
         if self.folder is None:
             return
-        file = self.folder / path
-        _fsync(file)
+        name, root = (
+            self.where(path),
+            str(self.folder),
+        )  # text: of paths as objects it would cost half of a write
+        _fsync(name)
         named = []
-        for folder in file.parents:
-            _fsync(folder)
-            if folder == self.folder or folder in self._durable_folders:
+        while name != root:
+            name = os.path.dirname(name)
+            _fsync(name)
+            if name in self._durable_folders:
                 break
-            named.append(folder)
+            named.append(name)
         if len(self._durable_folders) >= _REMEMBERED:
             self._durable_folders.clear()
         self._durable_folders.update(named)
@@ -473,7 +477,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _fsync(path: Path) -> None:
+def _fsync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
