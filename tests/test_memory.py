@@ -1,12 +1,13 @@
 """Memory: what was taken and freed again, the system gets back."""
 
+import gc
 import subprocess
 import sys
 import weakref
 
 import pytest
 
-from ideogram_pipeline.memory import give_back
+from ideogram_pipeline.memory import give_back, lasting
 
 PROGRAM = """
 import ctypes
@@ -86,3 +87,15 @@ def test_what_only_refers_to_itself_is_freed():
     gone = weakref.ref(Loop())
     give_back()
     assert gone() is None
+
+
+def test_what_lasts_is_not_looked_through_again():
+    kept = []
+    with pytest.raises(LookupError), lasting():
+        assert not gc.isenabled()
+        kept.append([])
+        raise LookupError
+    assert gc.isenabled()
+    assert gc.get_freeze_count()
+    assert not any(one is kept[0] for one in gc.get_objects())
+    gc.unfreeze()
