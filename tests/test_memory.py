@@ -91,11 +91,17 @@ def test_what_only_refers_to_itself_is_freed():
 
 def test_what_lasts_is_not_looked_through_again():
     kept = []
-    with pytest.raises(LookupError), lasting():
+    with lasting():
         assert not gc.isenabled()
         kept.append([])
-        raise LookupError
     assert gc.isenabled()
     assert gc.get_freeze_count()
     assert not any(one is kept[0] for one in gc.get_objects())
+    gc.unfreeze()
+
+
+def test_after_a_failure_garbage_is_looked_for_again():
+    with pytest.raises(LookupError), lasting():
+        raise LookupError
+    assert gc.isenabled()
     gc.unfreeze()
