@@ -28,6 +28,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+from ideogram_pipeline.gallery.pages import BATCH_SHEETS
+from ideogram_pipeline.gallery.sheet import A_PAGE, printed_sheets, printed_tile
 from ideogram_pipeline.memory import tune_heaps
 from ideogram_pipeline.pictures import verify
 from ideogram_pipeline.sandbox import RunningSandbox, SandboxSettings, environment
@@ -67,6 +69,8 @@ class Told:
     cpu_s: float
     decoding_s: float
     """Of the CPU time: decoding pictures and making thumbnails, as timed separately on some of them."""
+    printing_s: float
+    """Of the CPU time: drawing the batch's printed pages from its thumbnails, as timed separately."""
     calls: int
     peak_mb: float
 
@@ -155,7 +159,9 @@ def ours(server: Sandbox, contest: Contest, folder: Path) -> Told:
     told = _told("ours", server, contest, ended, max(path.stat().st_mtime for path in settled))
     pictures = sorted((folder / "store" / "images").rglob("*.png"))[:100]
     _decoding_s(pictures[0])  # what Pillow loads, it loads once
-    return replace(told, decoding_s=contest.rows * mean(map(_decoding_s, pictures)))
+    return replace(
+        told, decoding_s=contest.rows * mean(map(_decoding_s, pictures)), printing_s=_printing_s(folder)
+    )
 
 
 def without_thumbnails(server: Sandbox, contest: Contest, folder: Path) -> Told:
@@ -182,6 +188,7 @@ def again(server: Sandbox, contest: Contest, folder: Path) -> Told:
         working_s=0,
         cpu_s=ended.cpu_s,
         decoding_s=0,
+        printing_s=0,
         calls=server.calls() - calls,
         peak_mb=ended.peak_mb,
     )
@@ -220,6 +227,7 @@ def _told(who: str, server: Sandbox, contest: Contest, ended: _Ended, last_pictu
         working_s=last_picture_at - requests[0][0],
         cpu_s=ended.cpu_s,
         decoding_s=0,
+        printing_s=0,
         calls=server.calls(),
         peak_mb=ended.peak_mb,
     )
@@ -253,6 +261,15 @@ def _decoding_s(path: Path) -> float:
     return time.thread_time() - started
 
 
+def _printing_s(folder: Path) -> float:
+    thumbnails = [path.read_bytes() for path in (folder / "store" / "gallery").glob("*/thumbnails/*")]
+    pictures = ((printed_tile(content), "name\nThe words below a picture") for content in thumbnails)
+    started = time.thread_time()
+    for _ in printed_sheets("bench", pictures, count=min(len(thumbnails), BATCH_SHEETS * A_PAGE)):
+        pass
+    return time.thread_time() - started
+
+
 def session(contest: Contest, clients: Sequence, rounds: int) -> list[Told]:
     """Let the clients work in turn on one sandbox."""
     told = []
@@ -275,9 +292,9 @@ def table(told: Sequence[Told]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
     yield (
         "| client | pictures | wall / floor | first submit to last picture / floor | calls a picture "
-        "| CPU ms a picture | of these decoding | pictures/s | floor s | wall s | peak MB |"
+        "| CPU ms a picture | of these decoding | printed pages | pictures/s | floor s | wall s | peak MB |"
     )
-    yield "|---" * 11 + "|"
+    yield "|---" * 12 + "|"
     for one in told:
         in_floors = [
             f"{seconds / one.floor_s:.3f}" if one.floor_s > 1 and seconds else "-"
@@ -287,6 +304,7 @@ def table(told: Sequence[Told]) -> Iterator[str]:
         yield (
             f"| {one.who} | {one.pictures} | {' | '.join(in_floors)} | {one.calls / one.pictures:.2f} "
             f"| {1000 * one.cpu_s / one.pictures:.1f} | {1000 * one.decoding_s / one.pictures:.1f} "
+            f"| {1000 * one.printing_s / one.pictures:.1f} "
             f"| {speed} | {one.floor_s:.1f} | {one.wall_s:.1f} | {one.peak_mb:.0f} |"
         )
 
