@@ -28,7 +28,7 @@ def tune_heaps() -> None:
 
 @contextmanager
 def lasting() -> Iterator[None]:
-    """Take what the block makes, such as modules, to stay for good.
+    """Take what the block makes, such as modules, to stay until the process ends: what refers to itself is never freed.
 
     Looking for garbage among it again and again takes a tenth of a small run.
     """

@@ -78,12 +78,39 @@ def test_the_same_rows_make_the_same_file(rows):
     assert parquet.encode(Sample, rows) == parquet.encode(Sample, rows)
 
 
-@given(rows=st.lists(SAMPLES, max_size=8))
-def test_where_keeps_the_rows_that_hold_the_value(rows):
+@given(rows=st.lists(SAMPLES, max_size=8), row_group_size=st.integers(1, 4))
+def test_where_keeps_the_rows_that_hold_the_value(rows, row_group_size):
     store = Store.open("memory://")
-    parquet.write(store, "rows.parquet", Sample, rows)
-    kept = list(parquet.read(store, "rows.parquet", Sample, where=("state", ["open"])))
-    assert kept == [row for row in rows if row.state == "open"]
+    store.put("rows.parquet", parquet.encode(Sample, rows, row_group_size=row_group_size))
+    for column, values in (("state", ["open"]), ("name", ["", *(row.name for row in rows[::2])])):
+        wanted = [row for row in rows if getattr(row, column) in values]
+        assert list(parquet.read(store, "rows.parquet", Sample, where=(column, values))) == wanted
+        assert list(parquet.rows(store, "rows.parquet", Sample, where=(column, values))) == wanted
+
+
+def test_row_groups_that_can_not_hold_the_value_are_not_read(on_disk):
+    """Here, because they are damaged."""
+    samples = [
+        Sample(
+            name=name,
+            count=1,
+            share=0.5,
+            here=True,
+            state="open",
+            seen_at=datetime(2026, 1, 1, tzinfo=UTC),
+            tags=(),
+        )
+        for name in ("anna", "bert", "carl")
+    ]
+    content = bytearray(parquet.encode(Sample, samples, row_group_size=1))
+    for group in (0, 2):
+        column = pq.ParquetFile(pa.BufferReader(bytes(content))).metadata.row_group(group).column(0)
+        start = column.dictionary_page_offset or column.data_page_offset
+        content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    on_disk.put("rows.parquet", bytes(content))
+    assert list(parquet.read(on_disk, "rows.parquet", Sample, where=("name", ["bert"]))) == [samples[1]]
+    with pytest.raises(OSError, match="page"):
+        list(parquet.read(on_disk, "rows.parquet", Sample, where=("name", ["anna"])))
 
 
 def test_an_empty_file_has_its_columns(on_disk):
