@@ -360,10 +360,8 @@ class Store:
         """Bring a local file and the names that lead to it from the system's memory to the disk."""
         if self.folder is None:
             return
-        name, root = (
-            self.where(path),
-            str(self.folder),
-        )  # as text: a flush takes twice as long with path objects
+        # As text: a flush takes twice as long with path objects.
+        name, root = self.where(path), str(self.folder)
         _fsync(name)
         named = []
         while name != root:
