@@ -253,7 +253,7 @@ def _decoded(model: type[Row], batches: Iterable[pa.RecordBatch]) -> Iterator[Ro
 def _batches(
     store: Store, path: str, where: tuple[str, Collection[str]] | None, batch_size: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield runs of rows, none longer than `batch_size`."""
+    """Yield the rows, at most `batch_size` at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -266,12 +266,13 @@ def _batches(
     for batch in file.iter_batches(
         batch_size=batch_size, row_groups=list(_may_hold(file, name, values)), use_threads=False
     ):
-        start = 0
+        start, found = 0, []
         for kept, run in groupby(batch[name].to_pylist(), key=values.__contains__):
             length = len(list(run))
             if kept:
-                yield batch.slice(start, length)
+                found.append(batch.slice(start, length))
             start += length
+        yield from pa.Table.from_batches(found, batch.schema).combine_chunks().to_batches()
 
 
 def _may_hold(file: pq.ParquetFile, name: str, values: Collection[str]) -> Iterator[int]:

@@ -88,6 +88,17 @@ def test_where_keeps_the_rows_that_hold_the_value(rows, row_group_size):
         assert list(parquet.rows(store, "rows.parquet", Sample, where=(column, values))) == wanted
 
 
+def test_rows_that_lie_scattered_lie_together_in_what_is_kept(on_disk):
+    rows = [
+        Rejection(file="t.csv", row_number=number, row_id="r", batch="ab"[number % 2], column="", reason="no")
+        for number in range(100)
+    ]
+    parquet.write(on_disk, "rows.parquet", Rejection, rows)
+    kept = parquet.rows(on_disk, "rows.parquet", Rejection, where=("batch", ["b"]))
+    assert list(kept) == rows[1::2]
+    assert pq.ParquetFile(pa.BufferReader(kept.content)).num_row_groups == 1
+
+
 def test_row_groups_that_can_not_hold_the_value_are_not_read(on_disk):
     """Here, because they are damaged."""
     samples = [
