@@ -11,6 +11,10 @@ Under `ledger/batch=<batch>/<fingerprint>/` each attempt to submit a request lea
 `ledger_copies/batch=<batch>.gz` repeats them, so that a ledger is opened with few requests; it may be deleted.
 Every file is created only if it isn't there, so each transition happens once, whoever tries; a fingerprint whose
 attempt is reserved but neither released nor submitted has an unknown answer and is never submitted again by itself.
+
+An empty file is one that a power cut left, and its transition did not happen: whoever wrote it went on only once the
+bytes were on the disk. So an empty file with later ones beside it was damaged, and so was one that can't be read. Its
+entry is `damaged`: nothing is submitted or fetched for that fingerprint, and no other one is kept from anything.
 """
 
 from __future__ import annotations
@@ -26,15 +30,15 @@ from datetime import datetime
 from decimal import Decimal
 from gzip import GzipFile
 from io import BytesIO
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.rows import is_name
 
 MAX_ATTEMPTS = 3
 """A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
@@ -45,7 +49,7 @@ _GZIP = 31
 
 CostSource = Literal["billing_event", "billable_units_header", "price_list", "unknown"]
 """Who says what something cost, the strongest proof first."""
-EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed"]
+EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed", "damaged"]
 
 
 class _Record(BaseModel):
@@ -184,7 +188,9 @@ class Entry:
     """All attempts of one fingerprint, oldest first."""
 
     attempts: tuple[Attempt, ...] = field(default=())
-    """Never empty in a ledger."""
+    """Never empty in a ledger, unless it is damaged."""
+    damage: str = ""
+    """Which file can't be read and what to do, where one can't; the attempts are those whose reservation can."""
 
     @property
     def last(self) -> Attempt:
@@ -199,6 +205,8 @@ class Entry:
     @property
     def cost(self) -> Cost:
         """What all attempts cost together, not known if one isn't; its source is the weakest of those that cost any."""
+        if self.damage:
+            return _UNKNOWN
         costs = [attempt.cost for attempt in self.attempts if not attempt.released]
         known = [cost.usd for cost in costs if cost.usd is not None]
         if len(known) < len(costs):
@@ -211,6 +219,8 @@ class Entry:
     @property
     def state(self) -> EntryState:
         """What may be done next: submit (`new`, `retryable`), fetch (`submitted`), wait (`reserved`), or nothing."""
+        if self.damage:
+            return "damaged"
         if not self.attempts or self.last.released:
             return "retryable" if self.paid_attempts else "new"
         if self.last.settled:
@@ -227,7 +237,7 @@ _READ_AT_ONCE = 1_000
 """Files that are read side by side, which bounds what reading takes beside what is kept."""
 _READ_BYTES = 1 << 16
 _NAME = re.compile(
-    r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>\d+)-(?P<step>reserved|released|submitted|settled|billed)\.json"
+    r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>[1-9]\d{0,8})-(?P<step>reserved|released|submitted|settled|billed)\.json"
 )
 _STEPS: Mapping[str, type[_Record]] = {
     "reserved": Reserved,
@@ -236,6 +246,11 @@ _STEPS: Mapping[str, type[_Record]] = {
     "settled": Settled,
     "billed": Billed,
 }
+"""In the order in which they are made; `released` and `submitted` exclude each other."""
+_DAMAGED = "damaged"
+"""Stands among an entry's files for all that can't be read, with what there is to say."""
+_UNREADABLE = b"\0"
+"""Stands for the bytes of a file that can't be read."""
 
 
 class Entries(Mapping[str, Entry]):
@@ -351,8 +366,10 @@ class Ledger:
         folder, content = f"{self._folder}/{fingerprint}", record.model_dump_json().encode()
         path = f"{folder}/{attempt}-{step}.json"
         if not await self._store.create_async(path, content):
-            await asyncio.to_thread(self._read, folder)
-            raise AlreadyWritten(path)
+            cut = await asyncio.to_thread(self._store.delete_empty, path)
+            if not (cut and await self._store.create_async(path, content)):
+                await asyncio.to_thread(self._read, folder)
+                raise AlreadyWritten(path)
         self._not_copied += 1
         self.entries.wrote(fingerprint, _line(attempt, step, content), after)
 
@@ -393,22 +410,29 @@ class Ledger:
 
         with ThreadPoolExecutor(max_workers=16) as threads:
             for fingerprint, found in groupby(contents(threads), key=lambda one: _fingerprint(one[0])):
-                self._found(fingerprint, [file for file in found if file[1]])
+                self._found(fingerprint, found)
 
-    def _found(self, fingerprint: str, files: list[tuple[bytes, bytes]]) -> None:
-        steps = {}
-        for file, content in files:
-            _, attempt, step = _named(file)
-            steps[attempt, step] = content
-        for attempt, _ in steps:
-            if (attempt, "reserved") not in steps:
-                raise StoreError(
-                    f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
-                    "Restore the file from a backup; nothing of this batch is submitted meanwhile."
-                )
-        if steps:
-            lines = [_line(*step, content) for step, content in sorted(steps.items())]
+    def _found(self, fingerprint: str, files: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take what was read of a fingerprint's files: each by its word in the listing, with its bytes."""
+        steps = {(attempt, step): content for file, content in files for _, attempt, step in [_named(file)]}
+        whole = {one: content for one, content in steps.items() if content not in (b"", _UNREADABLE)}
+        lines = [_line(*one, whole[one]) for one in sorted(whole)]
+        if damaged := min(_damaged(steps), key=_order, default=None):
+            lines.append(_line(damaged[0], _DAMAGED, self._advice(fingerprint, *damaged).encode()))
+        if lines:
             self.entries.found(fingerprint, b"".join(lines))
+
+    def _advice(self, fingerprint: str, attempt: int, step: str) -> str:
+        where = self._store.where(f"{self._folder}/{fingerprint}/{attempt}-{step}.json")
+        or_else = (
+            "or have `ideogram-pipeline reconcile --adopt` enter what was paid"
+            if step == "reserved"
+            else "or remove it: the row then goes one step back and is looked for at fal, and is not paid again"
+        )
+        return (
+            f"its ledger file {where!r} is missing or damaged, so nobody knows whether it was paid, and it is not sent "
+            f"again by itself. Restore the file from a backup, {or_else}."
+        )
 
     def _listed(self, folder: str) -> list[bytes]:
         """Return the ledger's files below a folder, sorted: each as a word that no other has, nor it with other bytes.
@@ -419,7 +443,7 @@ class Ledger:
         return sorted(
             f"{found.path[below:]}:{found.size}:{found.etag}".replace(" ", "").encode()
             for found in self._store.objects(folder)
-            if _NAME.search(found.path)
+            if _NAME.fullmatch(found.path[below:])
         )
 
     def _copied(self) -> Iterator[tuple[bytes, bytes]]:
@@ -437,22 +461,29 @@ class Ledger:
                 yield file, content
 
     def _content(self, path: str) -> bytes:
-        """Return a ledger file's bytes, which can be read; nothing of one that a power cut left empty."""
+        """Return a ledger file's bytes: none if it is empty, and `_UNREADABLE` if they aren't what its name says."""
         content = self._store.get(path)
         if not content:
-            # Whoever wrote it went on only once the bytes were on the disk. They aren't, so the power went first.
-            self._store.delete(path)
             return content
+        fingerprint, attempt, step = _named(path.removeprefix(f"{self._folder}/").encode())
         try:
-            _STEPS[_named(path.removeprefix(f"{self._folder}/").encode())[2]].model_validate_json(content)
-        except ValueError as error:
-            raise StoreError(f"The ledger file {self._store.where(path)!r} can't be read: {error}") from None
+            record = _STEPS[step].model_validate_json(content)
+        except ValueError:
+            return _UNREADABLE
+        if isinstance(record, Reserved) and (record.request.fingerprint, record.attempt) != (
+            fingerprint,
+            attempt,
+        ):
+            return _UNREADABLE
         return content
 
 
 def batches(store: Store) -> list[str]:
-    """Return the batches that have a ledger, sorted."""
-    return [folder.removeprefix("batch=") for folder in store.folders("ledger")]
+    """Return the batches that have a ledger, sorted; a copy of a batch's folder under another name is none."""
+    found = [
+        folder.removeprefix("batch=") for folder in store.folders("ledger") if folder.startswith("batch=")
+    ]
+    return [batch for batch in found if is_name(batch)]
 
 
 def _joined(files: Iterable[bytes], copied: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
@@ -462,6 +493,25 @@ def _joined(files: Iterable[bytes], copied: Iterator[tuple[bytes, bytes]]) -> It
         while name and name < file:
             name, content = next(copied, (b"", b""))
         yield file, content if name == file else b""
+
+
+def _damaged(steps: Mapping[tuple[int, str], bytes]) -> Iterator[tuple[int, str]]:
+    """Yield the files of an entry that can't be read, and those that must be there and aren't.
+
+    A bill may be read before the end that it is for, and is never waited for.
+    """
+    last = max((one for one in steps if one[1] != "billed"), key=_order, default=None)
+    for one, content in steps.items():
+        if content == _UNREADABLE or (not content and one[1] != "billed" and one != last):
+            yield one
+    known = {attempt for attempt, _ in steps}
+    missing = next(attempt for attempt in count(1) if (attempt, "reserved") not in steps)
+    if missing < max(known, default=0) or missing in known:
+        yield missing, "reserved"
+
+
+def _order(one: tuple[int, str]) -> tuple[int, int]:
+    return one[0], list(_STEPS).index(one[1])
 
 
 def _named(file: bytes) -> tuple[str, int, str]:
@@ -489,6 +539,11 @@ def _lines(files: bytes) -> Iterator[tuple[int, str, bytes]]:
 
 def _entry(files: bytes) -> Entry:
     attempts: dict[int, dict[str, _Record]] = defaultdict(dict)
+    damage = ""
     for attempt, step, content in _lines(files):
-        attempts[attempt][step] = _STEPS[step].model_validate_json(content)
-    return Entry(tuple(Attempt(**steps) for steps in attempts.values()))  # type: ignore[arg-type]  # each step was parsed as its own type
+        if step == _DAMAGED:
+            damage = content.decode()
+        else:
+            attempts[attempt][step] = _STEPS[step].model_validate_json(content)
+    told = tuple(Attempt(**steps) for steps in attempts.values() if "reserved" in steps)  # type: ignore[arg-type]  # each step was parsed as its own type
+    return Entry(told, damage)

@@ -30,6 +30,8 @@ class Rebuilt:
     """Pictures that are whole."""
     damaged: tuple[str, ...]
     """Pictures of the ledger that are missing or not what was stored, by their paths."""
+    unreadable: tuple[str, ...]
+    """What can't be read of the ledger, and what to do: a line for each request that it is about."""
 
 
 def rebuild_batch(store: Store, batch: str) -> Rebuilt:
@@ -50,13 +52,16 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
     damaged = [
         path for image in images if not _is_whole(store, path := f"{folder}/{image.file_name}", image.sha256)
     ]
-    return Rebuilt(batch, len(current), len(images) - len(damaged), tuple(damaged))
+    unreadable = tuple(f"{one[:8]}: {entry.damage}" for one, entry in entries.items() if entry.damage)
+    return Rebuilt(batch, len(current), len(images) - len(damaged), tuple(damaged), unreadable)
 
 
 def _newest(entries: Mapping[str, Entry]) -> list[str]:
     """Return the fingerprint of each prompt row's newest request, in the order of the table."""
     newest: dict[str, tuple[datetime, int, str]] = {}
     for fingerprint, entry in entries.items():
+        if not entry.attempts:
+            continue
         reserved, request = entry.last.reserved, entry.last.reserved.request
         if request.prompt_id not in newest or newest[request.prompt_id][0] <= reserved.reserved_at:
             newest[request.prompt_id] = reserved.reserved_at, request.row_number, fingerprint
@@ -103,6 +108,8 @@ def _outcome(entry: Entry) -> Outcome:
             return Unknown(
                 request, entry, "its submit was never answered; `ideogram-pipeline reconcile` looks for it"
             )
+        case "damaged":
+            return Unknown(request, entry, entry.damage)
         case _:
             return NotReached(request, entry, "the next run fetches it")
 

@@ -86,7 +86,7 @@ def descent(store: Store, reference: str) -> Descent:
     ledgers = {batch: Ledger(store, batch).entries for batch in batches_with_ledger(store)}
     for entries in ledgers.values():
         for entry in entries.values():
-            asked = entry.last.reserved.request.pictures
+            asked = entry.last.reserved.request.pictures if entry.attempts else ()
             digests |= {use.sha256 for use in asked if reference in (use.reference_id, use.sha256)}
     if not digests:
         raise ConfigurationError(
@@ -101,7 +101,7 @@ def descent(store: Store, reference: str) -> Descent:
         grown = False
         for batch, entries in ledgers.items():
             for fingerprint, entry in entries.items():
-                uses = {use.sha256 for use in entry.last.reserved.request.pictures}
+                uses = {use.sha256 for one in entry.attempts[-1:] for use in one.reserved.request.pictures}
                 if fingerprint not in found[batch] and not uses.isdisjoint(digests | made):
                     found[batch][fingerprint] = entry
                     for image in _images(entry):

@@ -264,6 +264,22 @@ class Store:
 
         return once() if self.folder else _repeating_here(once)
 
+    def delete_empty(self, path: str) -> bool:
+        """Remove an object of no bytes, as a power cut leaves one of a local disk; return whether there was one.
+
+        Of several that find it so on a disk, nobody removes what another one has written in its place meanwhile.
+        """
+        try:
+            if self.folder:
+                with self._failures("delete", path):
+                    return _unlink_empty(self.where(path))
+            if self.get(path):
+                return False
+        except FileNotFoundError:
+            return False
+        self.delete(path)
+        return True
+
     def exists(self, path: str) -> bool:
         """Say whether an object is there."""
         import obstore
@@ -473,6 +489,22 @@ def _requests_of(size: int) -> int:
 def _identity(folder: Path) -> tuple[int, int]:
     found = folder.stat()
     return found.st_dev, found.st_ino
+
+
+def _unlink_empty(path: str) -> bool:
+    """Unlink a file of no bytes; who else would do so waits, and sees that the name is another file's by then."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        held, named = os.fstat(descriptor), os.stat(path)
+        if named.st_size or (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
+            return False
+        os.unlink(path)
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _fsync(path: str) -> None:
