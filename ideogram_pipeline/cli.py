@@ -179,10 +179,11 @@ def plan(
     """Say what a run would do with every row and what it would cost. Sends and writes nothing."""
     settings = Settings.from_environment()
     from ideogram_pipeline.generation.choice import Choice
-    from ideogram_pipeline.preview import PlanSummary, budget_left, preview
+    from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview
 
     plans = preview(settings, batch or [], Choice(regenerate, only_failed, limit, regenerate_rejected))
-    summary = PlanSummary.of(plans, budget_left(settings))
+    lost = lost_ledgers(settings, [plan.batch for plan in plans])
+    summary = PlanSummary.of(plans, budget_left(settings), lost)
     if json:
         typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))
     else:
@@ -200,6 +201,14 @@ def reconcile(
             "again, and it may then be paid twice.",
         ),
     ] = None,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="First enter into the ledger what was paid for and it doesn't know: after it was lost, restored "
+            "from a backup, or copied with its store.",
+        ),
+    ] = False,
 ) -> None:
     """Look at fal for submits that were never answered, and for what it charged for the others.
 
@@ -207,10 +216,15 @@ def reconcile(
     price as the row's cost, in metadata, outcomes, catalog and gallery at once (cost_source: billing_event); this takes
     a key that may read billing events (scope ADMIN), and goes without where it may not.
 
-    Exit codes: 0 no submit is unknown any more; 3 some submits stay unknown.
+    With --adopt, requests of the rows that stand in the tables now, all takes, are looked for in the ledger's copy, in
+    what the batches left (metadata with its pictures, outcomes, lineage) and in fal's list of the last 30 days. What is
+    found is not paid for again. fal lists no request that is still queued, nor one whose input it doesn't store.
+
+    Exit codes: 0 no submit is unknown any more; 3 some submits stay unknown, or fal's list was not read to its end.
     """
     settings = Settings.from_environment()
     resubmit_after = _duration(resubmit_unknown_after) if resubmit_unknown_after else None
+    left_open = _adopt(settings, batch or []) if adopt else 0
     from ideogram_pipeline.repair import reconcile as look
 
     reconciled = look(settings, batch or [], resubmit_after=resubmit_after)
@@ -235,7 +249,26 @@ def reconcile(
         f"{len(reconciled.unanswered)} submits were never answered; {unknown} of them are still unknown.",
         soft_wrap=True,
     )
-    raise typer.Exit(EXIT_INCOMPLETE if unknown else 0)
+    raise typer.Exit(EXIT_INCOMPLETE if unknown or left_open else 0)
+
+
+def _adopt(settings: Settings, batches: list[str]) -> int:
+    """Enter what was paid for, say what was found, and return how much of it stays open."""
+    from ideogram_pipeline.repair import adopt
+
+    with _err.status("the store") as status:
+        adoption = adopt(settings, batches, told=lambda doing: status.update(_plain(doing)))
+    lines = [f"{one.batch}, {one.prompt_id}, take {one.take}: {one.says}" for one in adoption.adopted]
+    lines += [f"open: {one}" for one in adoption.left_open]
+    lines += [f"paid for once, and no row asks for it: {one}" for one in adoption.lost]
+    if adoption.not_found:
+        lines.append(
+            f"{adoption.not_found} rows were not found: they are new, or fal lists them no longer. The next run pays "
+            "for them."
+        )
+    for line in (*lines, f"{len(adoption.adopted)} requests were entered into the ledger."):
+        _out.print(line, highlight=False, markup=False, soft_wrap=True)
+    return len(adoption.left_open)
 
 
 def _billed(settings: Settings, bill: Bill) -> str:
@@ -754,6 +787,8 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
         _out.print(
             f"advice: {rows} {advice.example}: {advice.text}", highlight=False, soft_wrap=True, markup=False
         )
+    for lost in summary.lost_ledgers:
+        _out.print(f"a run would refuse: {lost}", highlight=False, soft_wrap=True, markup=False)
     _out.print(f"A run would cost {_cost(summary)}{_money_note(settings)}.", highlight=False, soft_wrap=True)
     if summary.is_stopped_by_budget:
         _out.print(

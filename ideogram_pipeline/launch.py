@@ -22,6 +22,7 @@ from ideogram_pipeline.assets.retries import Interrupted, Unmendable
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError, PipelineError, StoreError
 from ideogram_pipeline.generation import files as stored
+from ideogram_pipeline.generation import traces
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.memory import lasting
@@ -78,7 +79,8 @@ def run(
     many pictures the rows of each batch ask for, once that is known.
 
     Raises:
-        PipelineError: a table, setting or the store is at fault; nothing more is submitted.
+        PipelineError: a table, setting or the store is at fault, or a ledger lacks what was paid for; nothing more is
+            submitted.
     """
     started = time.monotonic()
     with lasting():
@@ -119,6 +121,8 @@ def run(
             raise ConfigurationError(
                 f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(images) or 'none'}."
             )
+    for batch in chosen:
+        traces.check(store, batch)
     expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
     reasons: list[str] = []

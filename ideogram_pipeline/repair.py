@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,11 +12,14 @@ from pathlib import Path
 
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
+from ideogram_pipeline import __version__
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
-from ideogram_pipeline.generation import catalog, files
+from ideogram_pipeline.generation import catalog, files, traces
+from ideogram_pipeline.generation.adopting import Adoption
+from ideogram_pipeline.generation.adopting import adopt as enter_what_was_paid
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
@@ -24,6 +27,7 @@ from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
 from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.launch import instance_of
+from ideogram_pipeline.preview import first_takes
 from ideogram_pipeline.provenance.erasing import Descent, entomb, remains, remove
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.sandbox import forget_uploads
@@ -83,13 +87,40 @@ async def _look_for_bills(client: FalClient, ledger: Ledger) -> str:
     return ""
 
 
+def adopt(settings: Settings, batches: Sequence[str], *, told: Callable[[str], None]) -> Adoption:
+    """Enter into the ledger what was paid for and it doesn't know, for the rows of the tables as they are now.
+
+    `told` hears how far it is.
+
+    Raises:
+        PipelineError: a table, the configuration or the store is at fault.
+    """
+    store = build_resources(settings)["store"].open()
+    told("the tables")
+    asked = first_takes(settings, batches)
+    if not batches:
+        left = {*batches_with_ledger(store), *files.batches_with_results(store)} - asked.keys()
+        asked |= {batch: [] for batch in sorted(left)}
+    with fal_resource(settings).connect(store) as make_client:
+
+        async def work() -> Adoption:
+            async with make_client() as client:
+                return await enter_what_was_paid(
+                    client, store, asked, backend=settings.backend, code_version=__version__, told=told
+                )
+
+        return asyncio.run(work())
+
+
 def rebuild(settings: Settings) -> list[Rebuilt]:
     """Make every metadata, outcome, catalog and gallery file anew, from the ledger and the pictures alone.
 
     Raises:
-        PipelineError: the store is at fault.
+        PipelineError: the store is at fault, or a ledger lacks what was paid for.
     """
     store = build_resources(settings)["store"].open()
+    for batch in batches_with_ledger(store):
+        traces.check(store, batch)  # what still names a request that the ledger lacks would be overwritten
     rebuilt = [rebuild_batch(store, batch) for batch in batches_with_ledger(store)]
     _refresh_overviews(store, settings, anew=True)
     return rebuilt

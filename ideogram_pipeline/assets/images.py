@@ -75,7 +75,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         progress: dg.ResourceParam[Progress],
     ) -> dg.MaterializeResult[None]:
         """The batch's pictures with their metadata, and an outcome for every row. Nothing is paid for twice."""
-        from ideogram_pipeline.generation import files
+        from ideogram_pipeline.generation import files, traces
         from ideogram_pipeline.generation.books import RunFacts
         from ideogram_pipeline.generation.edges import edge_rows
         from ideogram_pipeline.generation.engine import Engine
@@ -91,6 +91,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         root_run_id = context.run.root_run_id or run_id
         plan = files.read_plan(opened, batch, root_run_id=root_run_id)
         ledger = Ledger(opened, batch)
+        traces.check(opened, batch, ledger.entries)
         context.log.info(_ceiling(context.instance, pool, fal.max_in_flight))
         progress.begin(batch, plan.tally.images_at_work)
         facts = RunFacts(run_id=run_id, backend=fal.backend, code_version=__version__)

@@ -23,7 +23,7 @@ import asyncio
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -315,10 +315,10 @@ class Ledger:
         self.batch = batch
         """The partition."""
         self._store = store
-        self._folder = f"ledger/batch={batch}"
+        self._folder = _folder(batch)
         self.entries = Entries()
         """What is known, by fingerprint."""
-        self._copy = f"ledger_copies/batch={batch}.gz"
+        self._copy = _copy_path(batch)
         self._not_copied = 0
         self._read(self._folder)
 
@@ -397,7 +397,7 @@ class Ledger:
     def _read(self, folder: str) -> None:
         files = self._listed(folder)
         use_copy = folder == self._folder and len(files) > NOT_COPIED
-        joined = _joined(files, self._copied() if use_copy else iter(()))
+        joined = _joined(files, _copied(self._store, self._copy) if use_copy else iter(()))
 
         def read(known: tuple[bytes, bytes]) -> bytes:
             file, copied = known
@@ -446,20 +446,6 @@ class Ledger:
             if _NAME.fullmatch(found.path[below:])
         )
 
-    def _copied(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the files that the copy has and their bytes, sorted; none if there is no copy, or it is damaged."""
-        try:
-            packed = self._store.get(self._copy)
-            with GzipFile(fileobj=BytesIO(packed)) as whole:  # its checksum stands at its end
-                while whole.read(_READ_BYTES):
-                    pass
-        except (OSError, EOFError, zlib.error):
-            return
-        with GzipFile(fileobj=BytesIO(packed)) as lines:
-            for line in lines:
-                file, _, content = line.rstrip(b"\n").partition(b" ")
-                yield file, content
-
     def _content(self, path: str) -> bytes:
         """Return a ledger file's bytes: none if it is empty, and `_UNREADABLE` if they aren't what its name says."""
         content = self._store.get(path)
@@ -484,6 +470,54 @@ def batches(store: Store) -> list[str]:
         folder.removeprefix("batch=") for folder in store.folders("ledger") if folder.startswith("batch=")
     ]
     return [batch for batch in found if is_name(batch)]
+
+
+def names(store: Store, batch: str) -> set[str]:
+    """Return the fingerprints that a batch's ledger has a file of, by its listing alone."""
+    below = len(_folder(batch)) + 1
+    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)))
+    return {name["fingerprint"] for name in found if name}
+
+
+def restore_from_copy(store: Store, batch: str, *, but: Collection[str]) -> list[str]:
+    """Write the ledger files that a batch's copy has and its ledger lacks, or has empty; return their fingerprints.
+
+    What the copy has of the fingerprints `but` stays away. A file that is there with bytes is never replaced.
+    """
+    folder, restored = _folder(batch), []
+    there = {found.path: found.size for found in store.objects(folder)}
+    for file, content in _copied(store, _copy_path(batch)):
+        name, size, _ = file.decode().split(":", 2)
+        fingerprint, path = name.partition("/")[0], f"{folder}/{name}"
+        if fingerprint in but or there.get(path) or len(content) != int(size):
+            continue
+        store.delete_empty(path)
+        if store.create(path, content, durable=True):
+            restored.append(fingerprint)
+    return list(dict.fromkeys(restored))
+
+
+def _folder(batch: str) -> str:
+    return f"ledger/batch={batch}"
+
+
+def _copy_path(batch: str) -> str:
+    return f"ledger_copies/batch={batch}.gz"
+
+
+def _copied(store: Store, path: str) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the files that a copy has and their bytes, sorted; none if there is no copy, or it is damaged."""
+    try:
+        packed = store.get(path)
+        with GzipFile(fileobj=BytesIO(packed)) as whole:  # its checksum stands at its end
+            while whole.read(_READ_BYTES):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return
+    with GzipFile(fileobj=BytesIO(packed)) as lines:
+        for line in lines:
+            file, _, content = line.rstrip(b"\n").partition(b" ")
+            yield file, content
 
 
 def _joined(files: Iterable[bytes], copied: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:

@@ -70,9 +70,10 @@ def _newest(entries: Mapping[str, Entry]) -> list[str]:
 
 def refresh_costs(store: Store, ledger: Ledger, batch: str) -> bool:
     """Bring the costs in a batch's metadata and outcomes up to date with fal's bills; say whether any had changed."""
-    if not store.exists(files.outcomes_path(batch)):
+    try:
+        before = files.read_images(store, batch), files.read_outcomes(store, batch)
+    except FileNotFoundError:
         return False
-    before = files.read_images(store, batch), files.read_outcomes(store, batch)
     images, outcomes = with_costs(*before, ledger.entries)
     if (images, outcomes) == before:
         return False
