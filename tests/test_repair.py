@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -196,3 +198,69 @@ def test_a_duration_that_is_none_is_refused(text):
     ended = CliRunner().invoke(app, ["reconcile", f"--resubmit-unknown-after={text}"])
     assert isinstance(ended.exception, ConfigurationError)
     assert text in str(ended.exception)
+
+
+def test_the_ledger_folder_is_gone_and_no_run_pays_before_it_was_adopted(project):
+    project.run()
+    shutil.rmtree(project.store / "ledger")
+    ended = project.start("run")
+    _, err = ended.communicate()
+    assert ended.returncode == 2
+    assert "lacks 5 requests" in err
+    assert "reconcile --adopt" in err
+    assert "a run would refuse: The ledger of the batch 'default' lacks 5 requests" in project("plan")[1]
+    assert len(json.loads(project("plan", "--json")[1].splitlines()[-1])["lost_ledgers"]) == 1
+    code, out = project("doctor")
+    assert code == 2
+    assert "bad  ledger: The ledger of the batch 'default' lacks 5 requests" in out
+    assert project("rebuild")[0] == 0, "there is no ledger to make anything from"
+
+    code, out = project("reconcile", "--adopt")
+    assert (code, out.count("from metadata.parquet; its pictures are there")) == (0, 5)
+    assert "5 requests were entered into the ledger.\n" in out
+    code, summary = project.run()
+    assert (code, summary["reused"], summary["images"]) == (0, 5, 5)
+    assert project("doctor")[0] == 0
+    assert project.sandbox.stats().submits == 5
+
+
+def test_one_lost_ledger_keeps_a_run_from_submitting_anything_of_the_other_batches(project):
+    prompts = Path(project.environment["IDEOGRAM_PROMPTS"])
+    prompts.write_text("prompt_id,prompt,batch\na,a lighthouse,one\nb,a harbour,two\n")
+    project.run()
+    shutil.rmtree(project.store / "ledger" / "batch=two")
+    with prompts.open("a") as table:
+        table.write("c,a ship,one\n")
+    assert project("run")[0] == 2
+    assert project.sandbox.stats().submits == 2
+    assert project("rebuild")[0] == 0
+    assert project("reconcile", "--adopt", "--batch", "one")[0] == 0
+    assert project("run", "--batch", "one")[0] == 0
+    assert project("run")[0] == 2
+    assert project("reconcile", "--adopt")[0] == 0
+    assert project("run")[0] == 0
+    assert project.sandbox.stats().submits == 3
+
+
+def test_a_part_of_a_ledger_is_gone_and_rebuild_overwrites_nothing_that_tells_of_it(project):
+    project.run()
+    shutil.rmtree(next((project.store / "ledger" / "batch=default").iterdir()))
+    before = tables(project.store)
+    assert project("rebuild")[0] == 2
+    for path, frame in tables(project.store).items():
+        pd.testing.assert_frame_equal(frame, before[path])
+
+
+def test_a_list_that_is_cut_short_exits_3(project, serve):
+    async def cut_short(scope, receive, send):
+        body = b'{"items": [], "billing_events": [], "next_cursor": null, "has_more": true}'
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    project.environment["FAL_API_URL"] = serve(cut_short)
+    code, out = project("reconcile", "--adopt")
+    assert code == 3
+    assert "open: fal's list of fal-ai/ideogram/v3 from " in out
+    assert "is cut short" in out
+    assert "5 rows were not found: they are new, or fal lists them no longer." in out
