@@ -112,6 +112,8 @@ class Plan:
     """The partition."""
     rows: Rows[PlannedRow]
     """Every row of the batch, in the order of the table."""
+    reading: str = ""
+    """Which reading of which table it was made of, as `readings` calls it; empty where that isn't known."""
 
     @cached_property
     def tally(self) -> Tally:
