@@ -8,7 +8,7 @@ declarative automation the place of both.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -22,6 +22,7 @@ from ideogram_pipeline.settings import Automation, Settings
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.changes import Step
+    from ideogram_pipeline.generation.ledger import Ledger
     from ideogram_pipeline.generation.planner import Plan
     from ideogram_pipeline.generation.readings import Tables
     from ideogram_pipeline.jobs import Job
@@ -258,28 +259,30 @@ def _look(read: "Tables", digests: Mapping[str, str], seen: Mapping[str, str]) -
     def has_work(batch: str) -> bool:
         rows, rejections = read.read_prompts(batch)
         references = read.read_references(files.named_by(rows))
-        plan = plan_batch(batch, rows, rejections, references, Ledger(read.store, batch).entries)
-        return plan.has_work or not _is_recorded(read, plan)
+        ledger = Ledger(read.store, batch)
+        plan = plan_batch(batch, rows, rejections, references, ledger.entries)
+        return plan.has_work or not _is_recorded(read, plan, ledger)
 
     return look(
         digests, seen, has_work=has_work, at_most=RUNS_PER_TICK, goes_on=lambda: time.monotonic() < until
     )
 
 
-def _is_recorded(read: "Tables", plan: "Plan") -> bool:
+def _is_recorded(read: "Tables", plan: "Plan", ledger: "Ledger") -> bool:
     """Return whether the outcomes of a batch are those of just these rows, and of those that other tables have in it.
 
     A row that was rejected, taken out or changed back costs nothing, and is to be seen all the same.
     """
     from ideogram_pipeline.generation import files
+    from ideogram_pipeline.generation.recording import asked_together
 
     try:
         outcomes = files.read_outcomes(read.store, plan.batch)
     except FileNotFoundError:
         return False
-    others = files.plans(read.store, plan.batch, but=read.prompts_reading)
+    asked = asked_together(read.store, ledger, replace(plan, reading=read.prompts_reading))
     recorded = {(row.prompt_id, row.fingerprint) for row in outcomes}
-    return recorded == {(row.prompt_id, row.fingerprint) for one in (plan, *others) for row in one.rows}
+    return recorded == {(row.prompt_id, row.fingerprint) for row in asked.rows}
 
 
 def _publish(

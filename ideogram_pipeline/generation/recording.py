@@ -71,6 +71,12 @@ def rows_of(store: Store, ledger: Ledger, worked: Worked, results: Results) -> R
     return Results(Rows.of(ImageRow, images), Rows.of(OutcomeRow, outcomes))
 
 
+def asked_together(store: Store, ledger: Ledger, plan: Plan) -> Plan:
+    """Return what a plan and the newest plans of the other tables ask of a batch, as `record` would write it."""
+    others = files.plans(store, ledger.batch, but=plan.reading)
+    return _with_newest_takes(files.together([plan, *others]), ledger.entries)
+
+
 def _mark(store: Store, ledger: Ledger) -> str:
     """Bring the ledger up to date; return what changes with all that results are made of."""
     return "\n".join([ledger.catch_up(), *files.plan_marks(store, ledger.batch)])
