@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation import readings
-from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, ONLY_FAILED, Plan
+from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, NOT_WORKED, ONLY_FAILED, Plan
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.reviews import ReviewsTable
@@ -372,5 +372,5 @@ def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     return {
         row.prompt_id: row.fingerprint
         for row in ended
-        if row.state != "generated" and row.reason not in (ONLY_FAILED, NOT_REJECTED, NOT_NAMED)
+        if row.state != "generated" and row.reason not in (ONLY_FAILED, NOT_REJECTED, NOT_NAMED, NOT_WORKED)
     }

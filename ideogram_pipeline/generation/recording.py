@@ -17,7 +17,7 @@ from ideogram_pipeline.generation.edges import edge_rows
 from ideogram_pipeline.generation.files import Results
 from ideogram_pipeline.generation.ledger import Entries, Entry, Ledger
 from ideogram_pipeline.generation.outcomes import NotReached, Outcome, Outcomes, of_entry, recalled
-from ideogram_pipeline.generation.planner import Plan
+from ideogram_pipeline.generation.planner import NOT_WORKED, Plan
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
@@ -26,8 +26,6 @@ from ideogram_pipeline.storage.parquet import Rows
 
 ROUNDS = 5
 """So often a batch is written at most, while other runs go on writing what it is made of."""
-NOT_WORKED = "no run has worked this row yet: run the batch with the table it stands in"
-"""Why a row has no picture of which no run has recorded anything."""
 
 _Recorded = Mapping[tuple[str, str | None], OutcomeRow]
 

@@ -14,9 +14,8 @@ from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
-from ideogram_pipeline.generation.planner import References, plan_batch
+from ideogram_pipeline.generation.planner import NOT_WORKED, References, plan_batch
 from ideogram_pipeline.generation.rebuild import rebuild_batch
-from ideogram_pipeline.generation.recording import NOT_WORKED
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.prompts import PromptsTable
