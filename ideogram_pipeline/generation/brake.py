@@ -44,7 +44,7 @@ class Brake:
             self._pull(f"the first {BRAKE_AFTER} rows all ended alike, without a picture: {error}")
 
     def unread_submit(self, error: SubmitUnknown) -> None:
-        """Take note of an answer to a submit that tells nothing. Without any answer the network is at fault, not fal."""
+        """Take note of an answer to a submit that tells nothing. Without any answer the network is at fault."""
         if error.status is not None:
             self._unread_submits += 1
             self._pull_if_unread(self._unread_submits, error)
