@@ -62,9 +62,9 @@ def record(store: Store, ledger: Ledger, worked: Worked | None = None, *, anew: 
 
 def rows_of(store: Store, ledger: Ledger, worked: Worked, results: Results) -> Results:
     """Return those of a batch's results that a run was asked for: all of them where no other table has the batch."""
-    if _asked(store, ledger, worked) is worked.plan:
-        return results
     plan = _with_newest_takes(worked.plan, ledger.entries)
+    if _asked(store, ledger, worked).rows == plan.rows:
+        return results
     images, outcomes = _rows(store, ledger.entries, plan, worked, anew=False)
     return Results(Rows.of(ImageRow, images), Rows.of(OutcomeRow, outcomes))
 
