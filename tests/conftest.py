@@ -242,7 +242,8 @@ class S3Wire:
         """Fail the next requests with this method whose target holds this text.
 
         `reset` never reaches the server, `lose the answer` does; `hang` does and is never answered; `overwrite` makes a
-        conditional write a plain one; `list nothing` lists a folder that isn't there; a code of `CODES` is S3's own answer.
+        conditional write a plain one, `list nothing` lists a folder that isn't there; a code of `CODES` is S3's own
+        answer.
         """
         self._faults.append([kind, method, target, times])
 
