@@ -103,7 +103,7 @@ def _prompts(settings: Settings) -> str:
 
 
 def _references(settings: Settings) -> str:
-    table = read_references(settings.references, store=None)
+    table = read_references(settings.references, store=None, private_hosts=settings.private_hosts)
     if table.rejections:
         raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     return f"{settings.references}: {len(table.references)} pictures, {len(table.rejections)} rejected"

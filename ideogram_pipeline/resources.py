@@ -110,6 +110,13 @@ class TablesResource(dg.ConfigurableResource[Any]):
     defaults: dict[str, Any] = Field(
         default={}, description="Values for cells of the prompts table that are absent or blank, by column."
     )
+    private_hosts: list[str] = Field(
+        default=[],
+        description="Hosts on private networks that references may be fetched from: names or addresses.",
+    )
+    pass_urls: bool = Field(
+        default=False, description="Give fal the addresses of references on the web, instead of their bytes."
+    )
 
 
 class FalResource(dg.ConfigurableResource[Any]):
@@ -319,6 +326,8 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             references=settings.references,
             reviews=settings.reviews,
             defaults=dict(settings.defaults),
+            private_hosts=list(settings.private_hosts),
+            pass_urls=settings.pass_urls,
         ),
         "fal": _fal(settings, dg.EnvVar("FAL_KEY") if settings.fal_key else None),
         "budget": BudgetResource(

@@ -10,7 +10,7 @@ from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described, request_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
-from ideogram_pipeline.resources import StoreResource
+from ideogram_pipeline.resources import StoreResource, TablesResource
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.planner import Plan
@@ -65,7 +65,10 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     @pipeline.with_own_resources
     @retried_after_crashes
     def generation_requests(
-        context: dg.AssetExecutionContext, config: RequestsConfig, store: StoreResource
+        context: dg.AssetExecutionContext,
+        config: RequestsConfig,
+        store: StoreResource,
+        tables: TablesResource,
     ) -> dg.MaterializeResult[None]:
         """A request for every row of the batch: joined, checked, fingerprinted, priced; or why it can't be sent."""
         from ideogram_pipeline.generation import files
@@ -94,6 +97,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                     else ()
                 ),
                 decisions=Decisions(opened, batch, root_run_id),
+                pass_urls=tables.pass_urls,
             )
         files.write_plan(opened, plan, root_run_id=root_run_id)
         memory.give_back()

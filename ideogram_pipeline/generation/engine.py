@@ -31,7 +31,7 @@ from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.fetching import FINISHING, Fetcher
 from ideogram_pipeline.generation.inbox import Inbox
-from ideogram_pipeline.generation.ledger import Ledger, Reserved
+from ideogram_pipeline.generation.ledger import UNREAD, Ledger, Reserved
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -356,14 +356,13 @@ class Engine:
 
     async def _end(self, request: GenerationRequest, error: RequestEnded) -> None:
         """Record a request that ended without a result."""
-        pulled = self._brake.after(error)
+        unread = isinstance(error, ModelRefused) and error.names(UNREAD)
+        given_anew = unread and await self._references.forget(self._books.entry(request).last.reserved)
+        pulled = None if given_anew else self._brake.after(error)
         if pulled and not self._stopped:
             self._stopped = pulled
             await self.cancel_queued()
-        unfetched = isinstance(error, ModelRefused) and error.names("file_download_error")
-        if unfetched:
-            self._references.forget(request)
-        await self._books.ended(request, error, again=unfetched)
+        await self._books.ended(request, error, again=unread)
 
 
 def _log_end(outcome: Outcome) -> None:
