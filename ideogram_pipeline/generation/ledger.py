@@ -27,21 +27,22 @@ from decimal import Decimal
 from gzip import GzipFile
 from io import BytesIO
 from itertools import groupby, islice
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.ideogram.endpoints import MAX_SEED
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 
 MAX_ATTEMPTS = 3
 """A request is submitted at most this often, over all runs, counting the times its POST may have reached fal.
 
-Those that ended because fal could not read a signed URL or an address don't count: the picture was never looked at.
+Those that ended because fal could not fetch from a signed URL or an address don't count.
 """
-UNREAD = "file_download_error"
+UNFETCHED = "file_download_error"
 """fal's type of a refusal because a picture could not be fetched; it stands in the reason."""
 NOT_COPIED = 32
 """So many files are read one by one rather than copied."""
@@ -51,6 +52,22 @@ _GZIP = 31
 CostSource = Literal["billing_event", "billable_units_header", "price_list", "unknown"]
 """Who says what something cost, the strongest proof first."""
 EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed"]
+
+
+_LONGEST_INFERENCE_S = 7 * 86_400
+
+
+def _at_most(most: int) -> BeforeValidator:
+    """Take a number that fal named for absent where it is below zero, not finite, or beyond all reason.
+
+    Such numbers stand in ledgers that were written before they were checked, and no ledger file is ever changed.
+    """
+
+    def within(value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return value if is_number and 0 <= value <= most else None
+
+    return BeforeValidator(within)
 
 
 class _Record(BaseModel):
@@ -90,6 +107,9 @@ class Submitted(_Record):
     response_url: str = Field(description="As fal gave it.")
     cancel_url: str = Field(description="As fal gave it.")
     submitted_at: datetime = Field(description="UTC, when the answer had arrived.")
+    accepted_at: datetime | None = Field(
+        default=None, description="The same by fal's own clock, where its answer told the time."
+    )
 
 
 class StoredImage(_Record):
@@ -126,8 +146,12 @@ class Settled(_Record):
         default=False, description="The request ended without a result and a new one may succeed."
     )
     images: tuple[StoredImage, ...] = Field(default=(), description="The pictures, all in the store.")
-    seed: int | None = Field(default=None, description="The seed fal says it used.")
-    inference_s: float | None = Field(default=None, description="Seconds of work, as fal measured them.")
+    seed: Annotated[int | None, _at_most(MAX_SEED)] = Field(
+        default=None, description="The seed fal says it used, if that is one."
+    )
+    inference_s: Annotated[float | None, _at_most(_LONGEST_INFERENCE_S)] = Field(
+        default=None, description="Seconds of work, as fal measured them, if that can be."
+    )
     completed_at: datetime = Field(description="UTC, when the end was seen.")
     cost_usd: Decimal | None = Field(description="US dollars for the request, or None if not known.")
     cost_source: CostSource = Field(description="Who says what it cost.")
@@ -188,9 +212,9 @@ class Attempt:
         return Cost(self.billed.usd, "billing_event") if self.billed else self.expected
 
     @property
-    def was_not_read(self) -> bool:
+    def was_not_fetched(self) -> bool:
         """Whether it ended because fal could not read a picture where it lies; the next attempt uploads it."""
-        ended = self.settled is not None and self.settled.retryable and UNREAD in self.settled.reason
+        ended = self.settled is not None and self.settled.retryable and UNFETCHED in self.settled.reason
         return ended and not self.reserved.uploaded
 
 
@@ -229,7 +253,7 @@ class Entry:
         if not self.attempts or self.last.released:
             return "retryable" if self.paid_attempts else "new"
         if self.last.settled:
-            tried = sum(not (attempt.released or attempt.was_not_read) for attempt in self.attempts)
+            tried = sum(not (attempt.released or attempt.was_not_fetched) for attempt in self.attempts)
             again = self.last.settled.retryable and tried < MAX_ATTEMPTS
             return "retryable" if again else self.last.settled.state
         return "submitted" if self.last.submitted else "reserved"

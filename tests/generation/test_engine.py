@@ -28,7 +28,7 @@ from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.fetching import thumbnail_path
 from ideogram_pipeline.generation.inbox import Address, Letter, put_letter
-from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, UNREAD, Ledger, Reserved
+from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, UNFETCHED, Ledger, Reserved
 from ideogram_pipeline.generation.marking import Marking, signature_path
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -538,13 +538,19 @@ def test_a_picture_that_cannot_be_fetched_is_fetched_by_the_next_run(store, sand
     assert sandbox.stats().accepted == 8
 
 
-def test_an_expired_result_is_reported_with_its_request_id_and_not_paid_again(store, sandbox, rows):
+def test_an_expired_result_is_taken_from_fals_list(store, sandbox, rows):
     sandbox.change(Change(faults=(Fault("expired_result", match="scene 3"),)))
-    failed = Run(store, sandbox)(rows())[3]
-    assert isinstance(failed, Failed)
-    assert failed.entry.last.submitted.request_id in failed.reason
+    assert kinds(Run(store, sandbox)(rows())) == {Generated: 8}
+    assert sandbox.stats().accepted == 8
+
+
+def test_a_result_that_is_gone_leaves_its_row_open_where_fals_list_says_nothing(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("expired_result", match="scene 3"),)))
+    left = Run(store, sandbox, api=NOWHERE)(rows())[3]
+    assert isinstance(left, NotReached)
+    assert f"{left.entry.last.submitted.request_id} is with fal, could not be read yet" in left.reason
     sandbox.change(Change(faults=()))
-    assert isinstance(Run(store, sandbox)(rows())[3], Failed)
+    assert isinstance(Run(store, sandbox, api=NOWHERE)(rows())[3], Generated)
     assert sandbox.stats().accepted == 8
 
 
@@ -687,7 +693,7 @@ def test_a_bucket_whose_signed_urls_fal_cannot_read_stops_no_batch_and_is_rememb
 def test_a_row_that_was_refused_for_good_because_fal_could_not_read_it_is_made(store, sandbox, rows, s3_wire):
     (request,) = rows(1)
     ledger = Ledger(store, BATCH)
-    unread = ModelRefused(message="422 (file_download_error)", details=(ErrorDetail(UNREAD, "no"),))
+    unread = ModelRefused(message="422 (file_download_error)", details=(ErrorDetail(UNFETCHED, "no"),))
 
     async def refuse():
         books = Books(ledger, Run(store, sandbox).budget, RunFacts("run-0", "sandbox", "test"))
@@ -748,7 +754,7 @@ def test_the_brake_stops_a_batch_whose_uploads_fal_can_not_read_either(store, sa
     )
     outcomes = run(rows(40))
     assert kinds(outcomes)[NotReached] >= 20
-    assert UNREAD in outcomes[-1].reason
+    assert UNFETCHED in outcomes[-1].reason
     assert BRAKE_AFTER <= sandbox.stats().accepted <= 40
 
 
@@ -951,7 +957,7 @@ def test_a_delivered_refusal_is_read_in_full_from_fal(store, sandbox, rows, rece
     assert kinds(outcomes) == {Generated: 7, Refused: 1}
     assert "content_policy_violation" in outcomes[3].reason
     stats = sandbox.stats()
-    assert (stats.status_calls, stats.result_calls) == (0, 1)
+    assert (stats.status_calls, stats.result_calls) == (1, 3)  # an end counts once it was told three times
 
 
 def test_a_request_whose_end_never_comes_is_left_with_fal_in_time(store, sandbox, rows, receiver):
