@@ -179,7 +179,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     Raises:
         PipelineError: a table can't be used, or a named batch is not in it.
     """
-    store = _store(settings)
+    store = store_as_it_is(settings)
     table, references = _read_tables(settings, store, batches)
     reviews = _reviews(settings) if choice and choice.regenerate_rejected else ()
     rows: dict[str, list[PromptRow]] = defaultdict(list)
@@ -198,6 +198,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
             choice=choice,
             left_without=left_without_picture(store, batch),
             rejected=rejected_requests(store, batch, reviews),
+            pass_urls=settings.pass_urls,
         )
         for batch in batches or table.batches
     ]
@@ -205,7 +206,9 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
 
 def _read_tables(settings: Settings, store: Store, batches: Sequence[str]) -> tuple[PromptsTable, References]:
     table = read_prompts(settings.prompts, settings.defaults)
-    pictures = read_references(settings.references, store=None, erased=refused(store))
+    pictures = read_references(
+        settings.references, store=None, erased=refused(store), private_hosts=settings.private_hosts
+    )
     for batch in batches:
         if batch not in table.batches:
             raise ConfigurationError(
@@ -222,7 +225,7 @@ def first_takes(settings: Settings, batches: Sequence[str]) -> dict[str, list[Ge
     Raises:
         PipelineError: a table can't be used, or a named batch is not in it.
     """
-    table, references = _read_tables(settings, _store(settings), batches)
+    table, references = _read_tables(settings, store_as_it_is(settings), batches)
     asked: dict[str, list[GenerationRequest]] = {batch: [] for batch in batches or table.batches}
     for row in table.rows:
         if row.batch in asked:
@@ -233,7 +236,7 @@ def first_takes(settings: Settings, batches: Sequence[str]) -> dict[str, list[Ge
 
 def lost_ledgers(settings: Settings, batches: Sequence[str]) -> list[str]:
     """Say of each of these batches whose ledger lacks what was paid for, and what to do. Writes nothing."""
-    store = _store(settings)
+    store = store_as_it_is(settings)
     return [says for batch in batches if (says := traces.missing(store, batch))]
 
 
@@ -281,7 +284,7 @@ def budget_left(settings: Settings) -> float | None:
     budget = BudgetResource(
         per_run_usd=_number(settings.budget_usd), per_day_usd=_number(settings.budget_usd_per_day)
     )
-    left = asyncio.run(budget.open(_store(settings), "not begun").look())
+    left = asyncio.run(budget.open(store_as_it_is(settings), "not begun").look())
     return _number(left)
 
 
@@ -289,7 +292,7 @@ def _number(usd: Decimal | None) -> float | None:
     return None if usd is None else float(usd)
 
 
-def _store(settings: Settings) -> Store:
+def store_as_it_is(settings: Settings) -> Store:
     """Open the store, or an empty one where there is none yet: a preview makes no folder."""
     absent = "://" not in settings.store and not Path(settings.store).expanduser().exists()
     return Store.open("memory://" if absent else settings.store)

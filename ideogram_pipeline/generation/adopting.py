@@ -315,12 +315,13 @@ class _Adopter:
         made_by: ImageRow | None = None,
     ) -> bool:
         """Enter a request as submitted, and as settled where its end is known; say whether the ledger knows it now."""
-        ledger, at = self._ledgers[request.batch], at or (past.sent_at if past else datetime.now(UTC))
+        ledger, before = self._ledgers[request.batch], self._entry(request).state
+        at = at or (past.sent_at if past else datetime.now(UTC))
         if request_id is None or request_id in self._taken:
             return False
         try:
             queued = self._fal.attach(request.endpoint_id, request_id)
-            if self._entry(request).state != "reserved":
+            if before != "reserved":
                 await self._reserve(request, at, past=past, made_by=made_by)
             await ledger.submitted(
                 request.fingerprint,
@@ -335,8 +336,9 @@ class _Adopter:
             if settled:
                 await ledger.settle(request.fingerprint, settled)
         except (AlreadyWritten, FalError):
-            pass
-        ledger.look_again([request.fingerprint])
+            ledger.catch_up()
+        if before == "damaged":
+            ledger.catch_up()
         if self._may_be_entered(request):
             return False
         self._taken.add(request_id)
@@ -425,8 +427,8 @@ def _rows(store: Store, path: str, model: type[Any], fingerprints: Mapping[str, 
 
 def _of_plans(store: Store, batch: str) -> Iterator[GenerationRequest]:
     """Yield the requests that runs of a batch were asked for."""
-    paths = [found.path for found in store.objects(f"run_plans/batch={batch}")]
-    for path in (*paths, files.plan_path(batch)):
+    folders = (f"run_plans/batch={batch}", f"plans/batch={batch}")
+    for path in [found.path for folder in folders for found in store.objects(folder)]:
         with suppress(FileNotFoundError, ValueError):
             for row in parquet.read(store, path, PlannedRow):
                 if request := row.request:

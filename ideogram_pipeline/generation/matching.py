@@ -48,7 +48,7 @@ class Past(NamedTuple):
     request_id: str
     """fal's id of it."""
     sent_at: datetime
-    """When it was submitted."""
+    """When it was submitted; now, where fal doesn't say."""
     sent_sha256: str
     """Digest of the body as it was sent."""
     failed: bool
@@ -156,7 +156,7 @@ class Matcher:
         if sent.get("seed") not in self._possible_seeds(_shape(past.endpoint_id, sent)):
             return
         failed = past.status_code is not None and past.status_code >= 400
-        found = Past(past.request_id, past.sent_at, digest(sent), failed)
+        found = Past(past.request_id, past.sent_at or datetime.now(UTC), digest(sent), failed)
         by_digest = await self._by_digest(sent)
         if by_digest is None:
             self._listed._but_for_pictures[_key(past.endpoint_id, _without_pictures(sent))].append(found)
