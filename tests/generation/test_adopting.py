@@ -13,15 +13,13 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
 from ideogram_pipeline.generation import files, ledger, traces
 from ideogram_pipeline.generation.adopting import adopt
+from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.choice import Choice
-from ideogram_pipeline.generation.edges import edge_rows
-from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger, Reserved
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
-from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.provenance.erasing import descent, entomb, remove
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, forget_uploads, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
@@ -73,47 +71,27 @@ class Project:
 
     def run(self, **choice):
         """Work the batch, and return how many of its rows have their pictures."""
-        store = self.store
-        known = Ledger(store, BATCH)
-        plan = plan_batch(BATCH, self.table, [], self.references, known.entries, choice=Choice(**choice))
-        traces.check(store, BATCH, known.entries)
-
-        async def work():
-            async with self.client() as fal:
-                engine = Engine(
-                    fal,
-                    store,
-                    known,
-                    run=RunFacts(run_id="a-run", backend="sandbox", code_version="test"),
-                    observer=Watcher(),
-                    budget=Budget(
-                        store, run_id="a-run", per_run_usd=None, per_day_usd=None, allow_unknown=False
-                    ),
-                    max_in_flight=16,
-                    max_wait_s=60.0,
-                    inline_bytes=self.inline_bytes,
-                    thumbnails=False,
-                    marking=Marking(),
-                )
-                return await engine.run(plan.requests)
-
-        with no_waiting():
-            outcomes = asyncio.run(work())
+        store, entries = self.store, self.entries
+        plan = plan_batch(BATCH, self.table, [], self.references, entries, choice=Choice(**choice))
         files.write_plan(store, plan)
-        rows = files.write_results(
-            store,
-            BATCH,
-            image_rows(plan, known.entries),
-            outcome_rows(plan, outcomes, known.entries),
+        options = WorkOptions(
+            run=RunFacts(run_id="a-run", backend="sandbox", code_version="test"),
+            budget=Budget(store, run_id="a-run", per_run_usd=None, per_day_usd=None, allow_unknown=False),
+            observer=Watcher(),
+            marking=Marking(),
+            max_in_flight=16,
+            max_wait_s=60.0,
+            inline_bytes=self.inline_bytes,
+            thumbnails=False,
         )
-        files.write_edges(store, BATCH, edge_rows(known.entries))
-        known.keep_copy()
-        return sum(row.state == "generated" for row in rows.outcomes)
+        with no_waiting():
+            worked = asyncio.run(work(store, plan, self.client, options))
+        return sum(row.state == "generated" for row in worked.results.outcomes)
 
     def adopt(self):
         firsts = [plan_row(row, self.references) for row in self.table if self.can_be_sent(row)]
 
-        async def work():
+        async def look():
             async with self.client() as fal:
                 return await adopt(
                     fal,
@@ -125,7 +103,7 @@ class Project:
                 )
 
         with no_waiting():
-            return asyncio.run(work())
+            return asyncio.run(look())
 
     def can_be_sent(self, row):
         return set(row.reference_ids) <= self.references.usable.keys()
