@@ -129,8 +129,8 @@ def run(
             raise ConfigurationError(
                 f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(images) or 'none'}."
             )
-    for batch in chosen:
-        traces.check(store, batch)
+    if lost := traces.missing_of(store, chosen):
+        raise ConfigurationError(lost[0])
     expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
     reasons: list[str] = []

@@ -119,8 +119,10 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
         PipelineError: the store is at fault, or a ledger lacks what was paid for.
     """
     store = build_resources(settings)["store"].open()
-    for batch in batches_with_ledger(store):
-        traces.check(store, batch)  # what still names a request that the ledger lacks would be overwritten
+    if lost := traces.missing_of(store, batches_with_ledger(store)):
+        raise ConfigurationError(
+            lost[0]
+        )  # what still names a request that the ledger lacks would be overwritten
     rebuilt = [rebuild_batch(store, batch) for batch in batches_with_ledger(store)]
     _refresh_overviews(store, settings, anew=True)
     return rebuilt
