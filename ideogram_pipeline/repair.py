@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,8 @@ from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
 from ideogram_pipeline.generation import catalog, files
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
+from ideogram_pipeline.generation.cancelling import Cancelled, Stuck, WithFal, cancel, look, with_fal
+from ideogram_pipeline.generation.giving_up import GivenUp, give_up_batch
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
@@ -41,14 +44,25 @@ class Reconciled:
     """What fal charged for each batch that has accepted requests, as far as it was read now or before."""
     bills_unread: str
     """Why fal's bills could not be read, or empty."""
+    given_up: tuple[GivenUp, ...]
+    """What became of the requests with fal that were to be given up."""
+    damaged: tuple[str, ...]
+    """What can't be read of the ledgers, and what to do: a line for each request that it is about."""
 
 
-def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: timedelta | None) -> Reconciled:
+def reconcile(
+    settings: Settings,
+    batches: Sequence[str],
+    *,
+    resubmit_after: timedelta | None,
+    give_up_after: timedelta | None = None,
+) -> Reconciled:
     """Look for every unanswered submit in fal's list of requests, and for the bill of every accepted one.
 
     What is found is recorded, and the costs in metadata, outcomes, catalog and gallery are brought up to date. What
     isn't found stays as it was. With `resubmit_after`, a submit that was reserved longer ago than that, by a run that
-    no longer works, is given up: the next run submits it again, and it may then be paid twice.
+    no longer works, is given up: the next run submits it again, and it may then be paid twice. With `give_up_after`,
+    so is what fal has accepted longer ago than that and does not give.
 
     Raises:
         PipelineError: the configuration or the store is at fault.
@@ -60,17 +74,33 @@ def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: tim
             lost: list[Unanswered] = []
             bills: list[Bill] = []
             bills_unread = ""
+            given_up: list[GivenUp] = []
+            damaged: list[str] = []
             changed = False
             async with make_client() as client:
                 for batch in batches or batches_with_ledger(store):
                     ledger = Ledger(store, batch)
+                    damaged += [
+                        f"{batch}, {one[:8]}: {entry.damage}"
+                        for one, entry in ledger.entries.items()
+                        if entry.damage
+                    ]
+                    if give_up_after is not None:
+                        old = with_fal(ledger, older_than=give_up_after)
+                        given_up += await give_up_batch(client, store, ledger, old)
                     lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
                     bills_unread = bills_unread or await _look_for_bills(client, ledger)
                     bills.append(bill(batch, ledger.entries))
                     changed |= refresh_costs(store, ledger, batch)
             if changed:
                 _refresh_overviews(store, settings)
-            return Reconciled(tuple(lost), tuple(one for one in bills if one.requests), bills_unread)
+            return Reconciled(
+                tuple(lost),
+                tuple(one for one in bills if one.requests),
+                bills_unread,
+                tuple(given_up),
+                tuple(damaged),
+            )
 
         return asyncio.run(look())
 
@@ -81,6 +111,56 @@ async def _look_for_bills(client: FalClient, ledger: Ledger) -> str:
     except FalError as error:
         return str(error)
     return ""
+
+
+@contextmanager
+def stuck(settings: Settings) -> Iterator[StuckRequests]:
+    """Hand out the requests that are with fal, to be looked at and cancelled while the block lasts.
+
+    Raises:
+        PipelineError: the configuration or the store is at fault.
+    """
+    store = build_resources(settings)["store"].open()
+    with fal_resource(settings).connect(store) as make_client:
+        yield StuckRequests(store, make_client)
+
+
+class StuckRequests:
+    """The requests of a store that fal has accepted and whose end nobody has seen."""
+
+    def __init__(self, store: Store, make_client: Callable[[], FalClient]) -> None:
+        self._store = store
+        self._make_client = make_client
+
+    def look(self, batches: Sequence[str], older_than: timedelta, told: Callable[[], None]) -> list[Stuck]:
+        """Return those that have been with fal for so long, the oldest of each batch first; `told` after each."""
+        found = [
+            one
+            for batch in batches or batches_with_ledger(self._store)
+            for one in with_fal(Ledger(self._store, batch), older_than=older_than)
+        ]
+
+        async def work() -> list[Stuck]:
+            async with self._make_client() as client:
+                return await look(client, self._store, found, told)
+
+        return asyncio.run(work()) if found else []
+
+    def cancel(self, requests: Sequence[WithFal], told: Callable[[], None]) -> list[Cancelled]:
+        """Cancel requests, and record those that fal has dropped; `told` is called after each."""
+        by_batch: dict[str, list[WithFal]] = defaultdict(list)
+        for one in requests:
+            by_batch[one.request.batch].append(one)
+
+        async def work() -> list[Cancelled]:
+            async with self._make_client() as client:
+                return [
+                    one
+                    for batch, members in by_batch.items()
+                    for one in await cancel(client, self._store, Ledger(self._store, batch), members, told)
+                ]
+
+        return asyncio.run(work())
 
 
 def rebuild(settings: Settings) -> list[Rebuilt]:

@@ -1,0 +1,119 @@
+"""Giving up, by a person's word, requests that fal has accepted and whose pictures can't be had.
+
+fal is asked once more before that. What can still be read is kept, what still waits is cancelled, and where fal could
+not be asked nothing is decided: a wrong key or address must not cost a second payment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from ideogram_pipeline.fal import (
+    AccessRefused,
+    CancelAnswer,
+    Completed,
+    ConnectionFailed,
+    FalClient,
+    FalError,
+    NoAnswer,
+    QueuedRequest,
+    TooManyRequests,
+)
+from ideogram_pipeline.generation.cancelling import AT_ONCE, Living, WithFal, of_entry, settle_cancelled
+from ideogram_pipeline.generation.fetching import MAX_PICTURE_BYTES
+from ideogram_pipeline.generation.ledger import Entry, EntryState, Ledger
+from ideogram_pipeline.generation.reconcile import give_up
+from ideogram_pipeline.ideogram.endpoints import Output
+from ideogram_pipeline.pictures import BadPicture, verify
+from ideogram_pipeline.storage import Store
+
+REASON = "given up by choice; it may have been paid"
+_NOT_ASKED = (AccessRefused, ConnectionFailed, NoAnswer, TooManyRequests)
+"""What tells nothing of a request, and may pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """What became of a request that was to be given up."""
+
+    request: WithFal
+    """Which one."""
+    says: str
+    """What happened."""
+    is_decided: bool
+    """Whether the next run goes on with it: it was given up or cancelled, or its pictures can be had after all."""
+
+
+async def give_up_batch(
+    fal: FalClient, store: Store, ledger: Ledger, requests: Sequence[WithFal]
+) -> list[GivenUp]:
+    """Give up requests of a batch that no live run works on, after asking fal once more about each.
+
+    They are recorded as failed at an unknown cost: the next run submits them again, and they may then be paid twice.
+
+    Raises:
+        StoreError: the ledger is out of reach.
+    """
+    ledger.look_again([one.request.fingerprint for one in requests])
+    living, turn = Living(store), asyncio.Semaphore(AT_ONCE)
+
+    async def one(request: WithFal) -> GivenUp:
+        if owner := await living.at_work(request.owner):
+            return GivenUp(request, f"left alone: the run {owner} works on it", False)
+        async with turn:
+            return await _given_up(fal, ledger, request)
+
+    return list(await asyncio.gather(*map(one, requests)))
+
+
+async def _given_up(fal: FalClient, ledger: Ledger, request: WithFal) -> GivenUp:
+    fingerprint = request.request.fingerprint
+    queued = fal.attach(request.request.endpoint_id, request.request_id)
+    try:
+        cancelled = await _still_waits(fal, queued) and await fal.cancel(queued) is CancelAnswer.OK
+        is_there = not cancelled and await _can_be_had(fal, queued)
+    except _NOT_ASKED as error:
+        return GivenUp(request, f"left alone: fal could not be asked: {error}", False)
+    if is_there:
+        return GivenUp(request, "fal has it: the next run fetches it", True)
+    if of_entry(ledger.entries.get(fingerprint, Entry())) != request:
+        return GivenUp(request, "its end was recorded meanwhile", True)
+    if cancelled:
+        await settle_cancelled(ledger, fingerprint)
+        return GivenUp(request, "cancelled at fal, at no cost: the next run submits it again", True)
+    await give_up(ledger, fingerprint, REASON)
+    return GivenUp(request, told(ledger.entries[fingerprint].state), True)
+
+
+def told(state: EntryState) -> str:
+    """Say what comes of a request that was given up."""
+    if state == "retryable":
+        return "given up by choice; the next run submits it again, and it may then be paid twice"
+    return "given up by choice; it was sent too often to be sent again by itself: ask for a new take (--regenerate)"
+
+
+async def _still_waits(fal: FalClient, queued: QueuedRequest) -> bool:
+    try:
+        return not isinstance(await fal.status(queued), Completed)
+    except _NOT_ASKED:
+        raise
+    except FalError:
+        return False
+
+
+async def _can_be_had(fal: FalClient, queued: QueuedRequest) -> bool:
+    """Say whether a request's result can be read, and all of its pictures come whole."""
+    try:
+        output = Output.model_validate((await fal.result(queued)).payload)
+        for file in output.images:
+            downloaded = await fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
+            await asyncio.to_thread(verify, downloaded.content, thumbnail_side=None)
+    except _NOT_ASKED:
+        raise
+    except (FalError, ValidationError, BadPicture):
+        return False
+    return bool(output.images)
