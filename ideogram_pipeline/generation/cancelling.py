@@ -22,7 +22,7 @@ AT_ONCE = 16
 """So many requests are asked about at a time."""
 
 _ANSWERS = {
-    CancelAnswer.CANCELLATION_REQUESTED: "it runs and was told to stop; it may still end well, and the next run fetches it",
+    CancelAnswer.CANCELLATION_REQUESTED: "it runs, was told to stop and may still end well; the next run fetches it",
     CancelAnswer.ALREADY_COMPLETED: "it has ended: the next run fetches it",
     CancelAnswer.NOT_FOUND: "fal knows no such request; `ideogram-pipeline reconcile --give-up` gives it up",
 }

@@ -60,49 +60,49 @@ async def give_up_batch(
     """
     ledger.look_again([one.request.fingerprint for one in requests])
     living, turn = Living(store), asyncio.Semaphore(AT_ONCE)
+    decided: dict[str, GivenUp] = {}
+    for request in sorted(requests, key=lambda one: one.since, reverse=True):
+        if owner := await living.at_work(request.owner):
+            decided[request.request_id] = GivenUp(request, f"left alone: the run {owner} works on it", False)
+        elif of_entry(ledger.entries.get(request.request.fingerprint, Entry())) != request:
+            decided[request.request_id] = GivenUp(request, "its end was recorded meanwhile", True)
+        elif cancelled := await _cancelled(fal, ledger, request):
+            decided[request.request_id] = cancelled
 
     async def one(request: WithFal) -> GivenUp:
-        if owner := await living.at_work(request.owner):
-            return GivenUp(request, f"left alone: the run {owner} works on it", False)
         async with turn:
-            return await _given_up(fal, ledger, request)
+            return decided.get(request.request_id) or await _given_up(fal, ledger, request)
 
     return list(await asyncio.gather(*map(one, requests)))
 
 
-async def _given_up(fal: FalClient, ledger: Ledger, request: WithFal) -> GivenUp:
-    fingerprint = request.request.fingerprint
+async def _cancelled(fal: FalClient, ledger: Ledger, request: WithFal) -> GivenUp | None:
+    """Cancel what fal still queues; return None where it does not, and there is more to ask."""
     queued = fal.attach(request.request.endpoint_id, request.request_id)
     try:
-        cancelled = await _still_waits(fal, queued) and await fal.cancel(queued) is CancelAnswer.OK
-        is_there = not cancelled and await _can_be_had(fal, queued)
+        if isinstance(await fal.status(queued), Completed) or await fal.cancel(queued) is not CancelAnswer.OK:
+            return None
+    except FalError:
+        return None
+    await settle_cancelled(ledger, request.request.fingerprint)
+    return GivenUp(request, "cancelled at fal, at no cost: the next run submits it again", True)
+
+
+async def _given_up(fal: FalClient, ledger: Ledger, request: WithFal) -> GivenUp:
+    try:
+        if await _can_be_had(fal, fal.attach(request.request.endpoint_id, request.request_id)):
+            return GivenUp(request, "fal has it: the next run fetches it", True)
     except _NOT_ASKED as error:
         return GivenUp(request, f"left alone: fal could not be asked: {error}", False)
-    if is_there:
-        return GivenUp(request, "fal has it: the next run fetches it", True)
-    if of_entry(ledger.entries.get(fingerprint, Entry())) != request:
-        return GivenUp(request, "its end was recorded meanwhile", True)
-    if cancelled:
-        await settle_cancelled(ledger, fingerprint)
-        return GivenUp(request, "cancelled at fal, at no cost: the next run submits it again", True)
-    await give_up(ledger, fingerprint, REASON)
-    return GivenUp(request, told(ledger.entries[fingerprint].state), True)
+    await give_up(ledger, request.request.fingerprint, REASON)
+    return GivenUp(request, _told(ledger.entries[request.request.fingerprint].state), True)
 
 
-def told(state: EntryState) -> str:
+def _told(state: EntryState) -> str:
     """Say what comes of a request that was given up."""
     if state == "retryable":
         return "given up by choice; the next run submits it again, and it may then be paid twice"
     return "given up by choice; it was sent too often to be sent again by itself: ask for a new take (--regenerate)"
-
-
-async def _still_waits(fal: FalClient, queued: QueuedRequest) -> bool:
-    try:
-        return not isinstance(await fal.status(queued), Completed)
-    except _NOT_ASKED:
-        raise
-    except FalError:
-        return False
 
 
 async def _can_be_had(fal: FalClient, queued: QueuedRequest) -> bool:

@@ -164,7 +164,7 @@ async def _attach(fal: FalClient, ledger: Ledger, fingerprint: str, request_id: 
         return  # its own run got the answer after all
 
 
-async def give_up(ledger: Ledger, fingerprint: str, reason: str) -> None:
+async def give_up(ledger: Ledger, fingerprint: str, reason: str = _LOST) -> None:
     """Record that somebody chose to submit a request again, though it may have been paid."""
     settled = Settled(
         state="failed",
@@ -218,7 +218,7 @@ async def reconcile_batch(
             is_old = attempt.reserved.reserved_at + resubmit_after <= datetime.now(UTC)
             given_up = is_old and not await is_alive(store, attempt.reserved.owner)
         if given_up:
-            await give_up(ledger, fingerprint, _LOST)
+            await give_up(ledger, fingerprint)
         results.append(
             Unanswered(
                 batch=attempt.reserved.request.batch,
