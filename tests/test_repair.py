@@ -196,3 +196,65 @@ def test_a_duration_that_is_none_is_refused(text):
     ended = CliRunner().invoke(app, ["reconcile", f"--resubmit-unknown-after={text}"])
     assert isinstance(ended.exception, ConfigurationError)
     assert text in str(ended.exception)
+
+
+def hung(project):
+    """Leave five rows with fal that no live run works on: the first runs and never ends, the others wait behind it."""
+    project.sandbox.change(Change(faults=(Fault("stuck"),), concurrency=1))
+    process = project.start("run")
+    while len(list(project.store.glob("ledger/batch=default/*/1-submitted.json"))) < 5:
+        assert process.poll() is None, process.communicate()
+    live, said = project("cancel", "--yes")
+    assert (live, said.count("left alone"), project.sandbox.stats().cancels) == (3, 5, 0)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_request_that_never_ends_can_be_cancelled(project):
+    hung(project)
+    code, out = project("cancel")
+    assert (code, out.count("with fal since"), project.sandbox.stats().cancels) == (2, 5, 0)
+    assert project("cancel", "--older-than", "1h") == (0, "Nothing is with fal for so long.\n")
+    code, out = project("cancel", "--yes")
+    assert code == 3
+    assert "4 requests were cancelled, at no cost; 1 are still open.\n" in out
+    project.sandbox.change(Change(faults=()))
+    code, summary = project.run()
+    assert (code, summary["generated"]) == (0, 5)
+    assert project("cancel") == (0, "Nothing is with fal.\n")
+    assert project.sandbox.stats().accepted == 10
+
+
+def test_what_hangs_at_fal_is_given_up_by_a_persons_word(project):
+    hung(project)
+    assert project("reconcile", "--give-up", "--older-than", "1h")[0] == 0
+    assert project.sandbox.stats().cancels == 0
+    code, out = project("reconcile", "--give-up")
+    assert code == 0
+    assert out.count("cancelled at fal, at no cost") == 4
+    assert out.count("may then be paid twice") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--older-than=1h"], ["--give-up", "--resubmit-unknown-after=1h"], ["--give-up", "--older-than=x"]],
+)
+def test_a_persons_word_has_to_be_clear(options):
+    ended = CliRunner().invoke(app, ["reconcile", *options])
+    assert isinstance(ended.exception, ConfigurationError)
+
+
+def test_a_bad_ledger_file_makes_its_row_unknown_and_the_others_are_made(project):
+    project.run()
+    path = next(project.store.glob("ledger/batch=default/*/1-reserved.json"))
+    path.write_bytes(path.read_bytes()[:-10])
+    prompts = project.store.parent / "prompts.csv"
+    prompts.write_text(prompts.read_text() + "p5,scene 5\n")
+    code, summary = project.run()
+    assert (code, summary["unknown"], summary["reused"], summary["generated"]) == (3, 1, 4, 1)
+    outcomes = pd.read_parquet(project.store / "outcomes")
+    assert str(path) in outcomes[outcomes.state == "unknown"].reason.item()
+    for command in ("reconcile", "rebuild"):
+        code, out = project(command)
+        assert (code, str(path) in out) == (3, True), command
+    assert project.sandbox.stats().accepted == 6
