@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from ideogram_pipeline.fal.answers import JsonObject, text
-from ideogram_pipeline.fal.errors import EndpointNotFound, RequestNotFound, UnexpectedAnswer
+from ideogram_pipeline.fal.errors import EndpointNotFound, FalError, RequestNotFound, UnexpectedAnswer
 from ideogram_pipeline.fal.http import Call, Http
 
 M = TypeVar("M", bound=BaseModel)
@@ -105,6 +105,7 @@ class PlatformCalls:
 
         With payloads, it is how a submit whose answer was lost is found again: match `json_input`. A request still
         queued may be missing, the index lags by an unknown time, and payloads are there only where they are stored.
+        Raises `EndpointNotFound` where no such list is at the address of the Platform API.
         """
         query = {
             "endpoint_id": endpoint_id,
@@ -114,7 +115,18 @@ class PlatformCalls:
             "expand": ["payloads"] if with_payloads else [],
             "limit": 100,
         }
-        return await self._list("models/requests/by-endpoint", query, "items", PastRequest, max_items)
+        try:
+            return await self._list("models/requests/by-endpoint", query, "items", PastRequest, max_items)
+        except FalError as error:
+            if error.status != 404:
+                raise
+            raise EndpointNotFound(
+                message=f"There is no list of requests at {self._http.hosts.api} (404), so unanswered submits stay "
+                "unknown.",
+                guidance="Check the address of fal's Platform API.",
+                endpoint_id=endpoint_id,
+                status=error.status,
+            ) from None
 
     async def billing_events(
         self,
