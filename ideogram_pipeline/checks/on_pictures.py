@@ -35,8 +35,9 @@ CHECKS = {
     "pictures_in_the_store": "Every generated row has its files, with the size and bytes they had when they came. Run "
     "the batch again: a missing file is fetched again without paying, as long as fal has it.",
     "marks_in_the_pictures": "The files say of themselves what made them, and lead back to their request: the XMP of "
-    "a sample is read back from the store. A picture that brought Content Credentials has those instead, and one that "
-    "was stored by an older version has none. Delete what is damaged and run the batch again.",
+    "a sample is read back from the store. A picture that brought Content Credentials has those instead, one that "
+    "was stored by an older version has none, and for others the column `unmarked_because` "
+    "says why. Delete what is damaged and run the batch again.",
     "sizes_as_asked": "Pictures are as wide and high as asked for: exactly so, or the nearest resolution that Ideogram "
     "renders. Rows that follow their source picture are left out. Choose a size that Ideogram renders.",
     "no_near_duplicates": "No picture looks like another one of the batch, older takes too, or like its reference: of "
@@ -226,7 +227,9 @@ def marked(pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
         if seen is None or picture.sha256_received == picture.sha256:
             continue
         read += 1
-        if seen.marks is None:
+        if picture.unmarked_because:
+            pass  # the row says why
+        elif seen.marks is None:
             found.append((picture.prompt_id, f"{picture.file_name} has no marks"))
         elif seen.marks.fingerprint != picture.fingerprint:
             found.append((picture.prompt_id, f"{picture.file_name} says it is another request's"))
@@ -240,6 +243,7 @@ def marked(pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
         counts={
             "read": read,
             "marked": sum(picture.sha256_received != picture.sha256 for picture in pictures),
+            "unmarked": sum(picture.unmarked_because is not None for picture in pictures),
             "signed": sum(picture.manifest_id is not None for picture in pictures),
             "pictures": len(pictures),
         },

@@ -337,6 +337,7 @@ class PictureFacts(NamedTuple):
     sha256: str
     sha256_received: str
     manifest_id: str | None
+    unmarked_because: str | None
     nearest_image: str | None
     nearest_distance: int | None
     reference_distance: int | None

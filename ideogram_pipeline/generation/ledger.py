@@ -96,6 +96,9 @@ class StoredImage(_Record):
     sha256_received: str | None = Field(
         default=None, description="Hex digest of what fal sent, where marks were put into it."
     )
+    unmarked_because: str = Field(
+        default="", description="Why marks or a signature could not be put into it; empty where they could."
+    )
     prompt_marked: bool = Field(default=False, description="Whether the marks were to tell the prompt.")
     manifest_id: str | None = Field(
         default=None, description="Identity of the Content Credentials it was signed with, if it was."
