@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from ideogram_pipeline.fal import (
     AccessRefused,
     CancelAnswer,
@@ -21,13 +19,14 @@ from ideogram_pipeline.fal import (
     FalError,
     NoAnswer,
     QueuedRequest,
+    RequestEnded,
     TooManyRequests,
 )
+from ideogram_pipeline.generation.answers import Answers
 from ideogram_pipeline.generation.cancelling import AT_ONCE, Living, WithFal, of_entry, settle_cancelled
 from ideogram_pipeline.generation.fetching import MAX_PICTURE_BYTES
-from ideogram_pipeline.generation.ledger import Entry, EntryState, Ledger
+from ideogram_pipeline.generation.ledger import Entry, EntryState, Ledger, Reserved
 from ideogram_pipeline.generation.reconcile import give_up
-from ideogram_pipeline.ideogram.endpoints import Output
 from ideogram_pipeline.pictures import BadPicture, verify
 from ideogram_pipeline.storage import Store
 
@@ -89,9 +88,12 @@ async def _cancelled(fal: FalClient, ledger: Ledger, request: WithFal) -> GivenU
 
 
 async def _given_up(fal: FalClient, ledger: Ledger, request: WithFal) -> GivenUp:
+    queued = fal.attach(request.request.endpoint_id, request.request_id)
     try:
-        if await _can_be_had(fal, fal.attach(request.request.endpoint_id, request.request_id)):
+        if await _can_be_had(fal, ledger.entries[request.request.fingerprint].last.reserved, queued):
             return GivenUp(request, "fal has it: the next run fetches it", True)
+    except RequestEnded:
+        return GivenUp(request, "fal says how it ended: the next run records it", True)
     except _NOT_ASKED as error:
         return GivenUp(request, f"left alone: fal could not be asked: {error}", False)
     await give_up(ledger, request.request.fingerprint, REASON)
@@ -105,15 +107,15 @@ def _told(state: EntryState) -> str:
     return "given up by choice; it was sent too often to be sent again by itself: ask for a new take (--regenerate)"
 
 
-async def _can_be_had(fal: FalClient, queued: QueuedRequest) -> bool:
+async def _can_be_had(fal: FalClient, reserved: Reserved, queued: QueuedRequest) -> bool:
     """Say whether a request's result can be read, and all of its pictures come whole."""
     try:
-        output = Output.model_validate((await fal.result(queued)).payload)
-        for file in output.images:
-            downloaded = await fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
+        output = await Answers(fal, None).output(reserved, queued)
+        for url in output.images:
+            downloaded = await fal.download(url, max_bytes=MAX_PICTURE_BYTES)
             await asyncio.to_thread(verify, downloaded.content, thumbnail_side=None)
-    except _NOT_ASKED:
+    except (RequestEnded, *_NOT_ASKED):
         raise
-    except (FalError, ValidationError, BadPicture):
+    except (FalError, BadPicture):
         return False
-    return bool(output.images)
+    return True

@@ -7,9 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ideogram_pipeline.generation.ledger import Reserved
-from ideogram_pipeline.marks import ALGORITHM, TRAINED_ALGORITHM, CannotMark, Marks, has_credentials, written
+from ideogram_pipeline.marks import (
+    ALGORITHM,
+    TRAINED_ALGORITHM,
+    CannotMark,
+    Marks,
+    credentials,
+    has_credentials,
+    read,
+    written,
+)
 from ideogram_pipeline.marks.credentials import CannotSign, Reference, Signer
-from ideogram_pipeline.marks.difference import applied, difference
+from ideogram_pipeline.marks.difference import applied, difference, removed
+from ideogram_pipeline.pictures import BadPicture, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,36 @@ def signed_then(received: bytes, marks: Marks, manifest_id: str, signature: byte
     """Return the picture as it was marked and signed before."""
     content = applied(_to_sign(received, marks)[0], signature)
     return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None, manifest_id=manifest_id)
+
+
+def as_stored(there: bytes, made: Marked) -> Marked | None:
+    """Return what lies in the store where this picture was to be written, if it is the same picture, whole.
+
+    Another run may have marked or signed it otherwise. None for what is damaged, and for another request's picture.
+    """
+    try:
+        verify(there, thumbnail_side=None)
+    except BadPicture:
+        return None
+    said, ours = read(there), read(made.content)
+    if said is None and not (made.manifest_id and has_credentials(there)):
+        return Marked(there, unmarked_because=made.unmarked_because)
+    if said and ours and (said.fingerprint, said.image_index) != (ours.fingerprint, ours.image_index):
+        return None
+    is_signed = has_credentials(there) and credentials.is_installed()
+    found = credentials.read(there) if is_signed else None
+    tells_prompt = said.prompt is not None if said else made.tells_prompt
+    if found is None:
+        return Marked(there, is_changed=True, tells_prompt=tells_prompt)
+    unsigned = removed(made.content, made.signature) if made.signature else made.content
+    return Marked(
+        there,
+        is_changed=True,
+        unmarked_because=made.unmarked_because,
+        tells_prompt=tells_prompt,
+        manifest_id=found.manifest_id,
+        signature=difference(unsigned, there),
+    )
 
 
 def signature_path(image_path: str) -> str:

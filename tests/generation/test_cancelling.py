@@ -27,7 +27,7 @@ def store(tmp_path):
 @pytest.fixture
 def sandbox():
     """The first request of three runs and never ends, the others wait behind it."""
-    faults = (Fault("stuck", match="scene 0"), Fault("expired_result", match="scene 1"))
+    faults = (Fault("stuck", match="scene 0"), Fault("missing_download", match="scene 1"))
     with running_sandbox(SandboxSettings(concurrency=1, latency_scale=0, faults=faults)) as running:
         yield running
 
@@ -149,15 +149,15 @@ def give_up(store, hosts):
     return {one.request.request.prompt_id: (one.is_decided, one.says) for one in ended}
 
 
-def test_what_waits_is_cancelled_and_what_hangs_is_given_up_at_an_unknown_cost(store, sandbox, submitted):
+def test_giving_up_cancels_what_waits_and_leaves_what_fal_says_has_ended(store, sandbox, submitted):
     ended = give_up(store, FalHosts.at(sandbox.url))
-    assert states(store) == {"p0": GIVEN_UP, "p1": CANCELLED, "p2": CANCELLED}
-    assert "may then be paid twice" in ended["p0"][1]
-    [entry] = [one for one in Ledger(store, BATCH).entries.values() if one.cost.usd is None]
-    assert entry.last.settled.reason == "given up by choice; it may have been paid"
+    assert states(store) == {"p0": OPEN, "p1": CANCELLED, "p2": CANCELLED}
+    assert ended["p0"] == (True, "fal says how it ended: the next run records it")
 
 
-def test_what_fal_still_gives_is_not_given_up(store, sandbox, submitted):
+def test_what_fal_still_gives_is_not_given_up_and_what_it_does_not_give_is_at_an_unknown_cost(
+    store, sandbox, submitted
+):
     ledger = Ledger(store, BATCH)
 
     async def freed(fal):
@@ -171,7 +171,10 @@ def test_what_fal_still_gives_is_not_given_up(store, sandbox, submitted):
     with_client(FalHosts.at(sandbox.url), freed)
     ended = give_up(store, FalHosts.at(sandbox.url))
     assert ended["p2"] == (True, "fal has it: the next run fetches it")
-    assert states(store) == {"p0": GIVEN_UP, "p1": GIVEN_UP, "p2": OPEN}
+    assert states(store) == {"p0": OPEN, "p1": GIVEN_UP, "p2": OPEN}
+    assert "may then be paid twice" in ended["p1"][1]
+    [entry] = [one for one in Ledger(store, BATCH).entries.values() if one.last.settled]
+    assert entry.last.settled.reason == "given up by choice; it may have been paid"
 
 
 @pytest.mark.parametrize("trouble", ["nobody answers", "a wrong key"])
