@@ -77,6 +77,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         memory.give_back()
         opened = store.open()
         batch = context.partition_key
+        files.sweep(opened, batch)
         rows, rejections = files.read_prompts(opened, batch)
         root_run_id = context.run.root_run_id or context.run.run_id
         with span("plan", batch=batch, run_id=context.run.run_id, rows=len(rows)):

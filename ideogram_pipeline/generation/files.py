@@ -37,6 +37,31 @@ NO_REVIEWS = "There is no reviews table: export one from the gallery, and set ID
 KEEP_RUN_PLANS = timedelta(days=7)
 """A run that is retried or executed again later than this takes the batch's newest plan for its own."""
 
+_OF_BATCHES = (
+    "ledger",
+    "images",
+    "credentials",
+    "outcomes",
+    "lineage",
+    "plans",
+    "run_plans",
+    "takes",
+    "limits",
+    "inbox",
+    "gallery",
+)
+_BESIDE_BATCHES = (
+    "tables",
+    "references",
+    "gallery/references",
+    "gallery/characters",
+    "ledger_copies",
+    "uploads",
+    "budget",
+    "runs",
+    "erased",
+)
+
 _OUTCOMES = re.compile(r"outcomes/batch=([^/]+)/outcomes\.parquet")
 
 Row = TypeVar("Row", bound=BaseModel)
@@ -225,6 +250,11 @@ def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> se
         for one in pictures
         if verdicts.get(f"images/batch={batch}/{one.file_name}") == one.sha256
     }
+
+
+def sweep(store: Store, batch: str) -> int:
+    """Remove what killed processes have left half-written of a batch, and beside the batches; say how many files."""
+    return store.sweep(*(f"{kind}/batch={batch}" for kind in _OF_BATCHES), *_BESIDE_BATCHES)
 
 
 def named_by(rows: Iterable[PromptRow]) -> set[str]:
