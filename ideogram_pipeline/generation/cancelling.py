@@ -139,7 +139,7 @@ async def cancel(
     Raises:
         StoreError: the ledger is out of reach.
     """
-    ledger.look_again([one.request.fingerprint for one in requests])
+    ledger.catch_up()
     living = Living(store)
     found = []
     for request in sorted(requests, key=lambda one: one.since, reverse=True):

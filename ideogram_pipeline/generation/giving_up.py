@@ -57,7 +57,7 @@ async def give_up_batch(
     Raises:
         StoreError: the ledger is out of reach.
     """
-    ledger.look_again([one.request.fingerprint for one in requests])
+    ledger.catch_up()
     living, turn = Living(store), asyncio.Semaphore(AT_ONCE)
     decided: dict[str, GivenUp] = {}
     for request in sorted(requests, key=lambda one: one.since, reverse=True):
