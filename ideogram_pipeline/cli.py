@@ -816,6 +816,8 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
         _out.print(f"{name:>9}  {value}", highlight=False, soft_wrap=True, markup=False)
     for reason in summary.reasons[:REASONS_SHOWN]:
         _out.print(f"no picture: {reason}", highlight=False, soft_wrap=True, markup=False)
+    for waiting in summary.waiting[:REASONS_SHOWN]:
+        _out.print(f"waiting: {waiting}", highlight=False, soft_wrap=True, markup=False)
     if not summary.complete:
         _out.print(
             f"Why each row has no picture stands in {store.where('outcomes')}, column reason.", soft_wrap=True

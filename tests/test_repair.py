@@ -225,6 +225,16 @@ def test_a_request_that_never_ends_can_be_cancelled(project):
     assert project.sandbox.stats().accepted == 10
 
 
+def test_a_run_says_how_long_the_oldest_request_has_waited_and_what_can_be_done(project):
+    project.sandbox.change(Change(faults=(Fault("stuck", match="scene 3"),)))
+    project.environment["IDEOGRAM_MAX_WAIT_S"] = "3"
+    code, out = project("run")
+    [line] = [line for line in out.splitlines() if line.startswith("waiting: ")]
+    assert code == 3
+    assert "the oldest request with fal is default, p3: " in line
+    assert "`ideogram-pipeline cancel`" in line
+
+
 def test_what_hangs_at_fal_is_given_up_by_a_persons_word(project):
     hung(project)
     assert project("reconcile", "--give-up", "--older-than", "1h")[0] == 0

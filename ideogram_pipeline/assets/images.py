@@ -115,6 +115,9 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "reasons": dg.MetadataValue.md(
                     "\n".join(f"- {reason}" for reason in reasons) or "every row is there"
                 ),
+                "waiting": dg.MetadataValue.md(
+                    f"- {logs.shown(worked.waiting.advice)}" if worked.waiting else "nothing"
+                ),
                 **metadata.of_pictures(own.outcomes, own.images, reused=worked.reused),
                 "spent_usd": worked.spent_usd,
                 "store_requests": opened.requests.total(),

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from ideogram_pipeline import logs, memory
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
+from ideogram_pipeline.generation.cancelling import WithFal, oldest
 from ideogram_pipeline.generation.engine import Engine, Observer
 from ideogram_pipeline.generation.files import Results
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
-from ideogram_pipeline.generation.outcomes import NotReached, Outcomes, Reused
+from ideogram_pipeline.generation.outcomes import Failed, NotReached, Outcomes, Reused
 from ideogram_pipeline.generation.planner import TO_PAY, Plan
 from ideogram_pipeline.generation.recording import Worked, record, rows_of
 from ideogram_pipeline.generation.runs import beating
@@ -72,6 +73,8 @@ class WorkedBatch:
     """Rows that this run was asked for and whose pictures were there."""
     spent_usd: float
     """Dollars settled in this run."""
+    waiting: WithFal | None
+    """Of the rows that this run was asked for, the request that has been with fal for the longest time, if any is."""
 
 
 @asynccontextmanager
@@ -156,7 +159,8 @@ def _recorded(store: Store, ledger: Ledger, plan: Plan, outcomes: Outcomes, spen
     ledger.keep_copy()
     memory.give_back()
     reused = sum(isinstance(outcomes.now(request), Reused) for request in plan.requests)
-    return WorkedBatch(results, own, reused, spent_usd)
+    waiting = oldest(one.entry for one in outcomes.of_kind(NotReached, Failed) if one.entry)
+    return WorkedBatch(results, own, reused, spent_usd, waiting)
 
 
 async def _to_its_end(call: Callable[[], WorkedBatch]) -> WorkedBatch:

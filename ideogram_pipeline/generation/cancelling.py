@@ -47,6 +47,11 @@ class WithFal:
         asked = self.request
         return f"{asked.batch}, {asked.prompt_id}: {self.request_id}, with fal since {_when(self.since)}"
 
+    @property
+    def advice(self) -> str:
+        """Say that it is the one that has waited for the longest time, and what can be done."""
+        return f"the oldest request with fal is {self.told}; `ideogram-pipeline cancel` lists and cancels such requests"
+
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
