@@ -268,3 +268,43 @@ def test_a_bad_ledger_file_makes_its_row_unknown_and_the_others_are_made(project
         code, out = project(command)
         assert (code, str(path) in out) == (3, True), command
     assert project.sandbox.stats().accepted == 6
+
+
+def damaged(store):
+    """Leave every derived file of a store empty, cut or overwritten; return their paths."""
+    folders = ("catalog", "gallery", "lineage", "outcomes", "plans", "run_plans", "ledger_copies")
+    found = [path for folder in folders for path in (store / folder).rglob("*") if path.is_file()]
+    found += [store / "catalog.json", *store.glob("images/*/metadata.parquet")]
+    for number, path in enumerate(sorted(found)):
+        content = path.read_bytes()
+        path.write_bytes([b"", content[: len(content) // 2], b"nonsense"][number % 3])
+    return found
+
+
+def test_derived_files_that_are_damaged_are_made_anew_by_the_next_run(project):
+    prompts = project.store.parent / "prompts.csv"
+    prompts.write_text("prompt_id,prompt,batch\n" + "".join(f"p{n},scene {n},b{n % 3}\n" for n in range(5)))
+    project.run()
+    before = tables(project.store)
+    assert len(damaged(project.store)) > 20
+    process = project.start(
+        "run", "--batch", "b1", "--json"
+    )  # what is damaged of the others is found by publishing
+    _, err = process.communicate()
+    assert (process.returncode, "Traceback" in err) == (0, False), err
+    after = tables(project.store)
+    assert set(after) == set(before)
+    for path, frame in after.items():
+        pd.testing.assert_frame_equal(frame, before[path])
+    assert project.sandbox.stats().submits == 5
+
+
+@pytest.mark.parametrize("command", ["rebuild", "reconcile"])
+def test_derived_files_that_are_damaged_stop_no_command(project, command):
+    project.run()
+    before = tables(project.store)
+    damaged(project.store)
+    assert project(command)[0] == 0
+    assert project("rebuild")[0] == 0
+    for path, frame in tables(project.store).items():
+        pd.testing.assert_frame_equal(frame, before[path])

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.buckets import bucket
+from ideogram_pipeline.generation.rebuild import mend
 from ideogram_pipeline.generation.rows import CatalogRow
 from ideogram_pipeline.storage import Store, parquet
 
@@ -190,7 +192,12 @@ def refresh(store: Store, *, anew: bool = False) -> CatalogSummary:
                 for batch, source in sources.items()
                 if not known or batch not in known.batches or known.batches[batch].source != source
             }
-            content, batches = _encoded(store, sources)
+            try:
+                content, batches = _encoded(store, sources)
+            except DamagedFile:
+                for batch in sources:
+                    mend(store, batch)
+                continue  # what was mended has other marks by now, and is taken in by the next look
             sha256 = hashlib.sha256(content).hexdigest()
             etag = state.there.get(file)
             if not known or etag is None or (etag, sha256) != (known.etag, known.sha256):

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation import readings
 from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, NOT_WORKED, ONLY_FAILED, Plan
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
@@ -118,7 +118,7 @@ def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> se
     verdicts = {one.image: one.sha256 for one in reviews if one.review == "rejected"}
     try:
         pictures = picture_facts(store, batch)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedFile):
         return set()
     return {
         one.fingerprint
@@ -179,7 +179,7 @@ def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Pl
         FileNotFoundError: the batch has no plan.
     """
     if root_run_id:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, DamagedFile):
             return Plan(batch, parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow))
     found = plans(store, batch)
     if not found:
@@ -206,7 +206,7 @@ def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
         found_here = [one for one in found_here if one and _reading(one)[0] != table]
     found = []
     for reading in found_here:
-        with suppress(FileNotFoundError):  # a later one has taken its place
+        with suppress(FileNotFoundError, DamagedFile):  # a later one has taken its place, or will
             rows = parquet.rows(store, plan_path(batch, reading), PlannedRow)
             found.append(Plan(batch, rows, reading))
     return found
@@ -397,7 +397,7 @@ def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     """Return the rows that the last run should have made and did not: what each asked for, by prompt id."""
     try:
         ended = outcomes(store, batch)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedFile):
         return {}
     return {
         row.prompt_id: row.fingerprint

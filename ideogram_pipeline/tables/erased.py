@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -11,6 +12,7 @@ from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.storage import Store
 
 FOLDER = "erased"
+_NAME = re.compile(rf"{FOLDER}/[0-9a-f]{{64}}\.json")
 
 
 class ErasedImage(BaseModel):
@@ -47,7 +49,7 @@ def tombstones(store: Store) -> list[Tombstone]:
         StoreError: one can't be read.
     """
     stones = []
-    for one in sorted(one.path for one in store.objects(FOLDER)):
+    for one in sorted(one.path for one in store.objects(FOLDER) if _NAME.fullmatch(one.path)):
         try:
             stones.append(Tombstone.model_validate_json(store.get(one)))
         except ValidationError:
