@@ -11,6 +11,7 @@ from ideogram_pipeline import __version__, logs, memory
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
+from ideogram_pipeline.assets.holding import holding
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes, terminated
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import (
@@ -63,6 +64,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def generated_images(
         context: dg.AssetExecutionContext,
         *,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from ideogram_pipeline import digests, logs
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described
+from ideogram_pipeline.assets.holding import holding
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.partitions import register
 from ideogram_pipeline.pipeline import Pipeline
@@ -41,6 +42,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def prompts(
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:
@@ -84,6 +86,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def references(
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:
@@ -124,6 +127,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def reviews(
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:

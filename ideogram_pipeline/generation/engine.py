@@ -50,7 +50,7 @@ from ideogram_pipeline.generation.outcomes import (
 from ideogram_pipeline.generation.polling import Kind, Polling, known_work
 from ideogram_pipeline.generation.reconcile import Search, search
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.runs import beating, is_alive
+from ideogram_pipeline.generation.runs import is_alive, working
 from ideogram_pipeline.generation.submitting import StopSubmitting, Submitter
 from ideogram_pipeline.generation.uploads import ReferenceUrls
 from ideogram_pipeline.generation.window import Place, Window
@@ -134,16 +134,15 @@ class Engine:
         the next run.
 
         Raises:
+            BeingErased: an erasure holds the batch; nothing was submitted.
             PipelineError: the store failed; what was submitted is in the ledger.
         """
         outcomes = Outcomes(requests, self._books.ledger.entries)
         try:
-            async with (
-                beating(self._store, self._run.run_id) as self._beat,
-                self._fetcher.watching(),
-            ):
-                await self._work_all(self._finish_first(requests), outcomes)
-                await self._work_all(await self._found_after_all(outcomes), outcomes)
+            with working(self._store, self._run.run_id, self._books.ledger.batch) as self._beat:
+                async with self._fetcher.watching():
+                    await self._work_all(self._finish_first(requests), outcomes)
+                    await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:

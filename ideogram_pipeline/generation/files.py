@@ -16,10 +16,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from ideogram_pipeline import digests
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.buckets import bucket
-from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, ONLY_FAILED, Plan, References
+from ideogram_pipeline.generation.planner import (
+    NOT_NAMED,
+    NOT_REJECTED,
+    ONLY_FAILED,
+    PICTURE_COLUMNS,
+    Plan,
+    References,
+)
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
-from ideogram_pipeline.tables.erased import refusal, refused
+from ideogram_pipeline.tables.erased import Tombstone, refusal, refused
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
 from ideogram_pipeline.tables.reviews import ReviewsTable
@@ -190,8 +197,9 @@ def read_references(store: Store, named: Collection[str]) -> References:
 
 
 def write_reviews(store: Store, table: ReviewsTable) -> None:
-    """Keep what people think of pictures."""
-    parquet.write(store, REVIEWS, Review, table.reviews)
+    """Keep what people think of pictures, but of those that were erased."""
+    gone = refused(store)
+    parquet.write(store, REVIEWS, Review, (one for one in table.reviews if one.sha256 not in gone))
 
 
 def read_reviews(store: Store, batch: str) -> dict[str, Review]:
@@ -259,12 +267,39 @@ def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> N
 def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Plan:
     """Return a batch's newest plan; with the id of a run's first attempt that run's own, if it has made one.
 
-    Two runs may be asked for different things in one batch, and the newest plan may be the other one's.
+    Two runs may be asked for different things in one batch, and the newest plan may be the other one's. Rows whose
+    pictures were erased since the plan was made are rejected in it.
     """
+    stones = refused(store)
     if root_run_id:
         with suppress(FileNotFoundError):
-            return Plan(batch, parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow))
-    return Plan(batch, parquet.rows(store, plan_path(batch), PlannedRow))
+            own = parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow)
+            return Plan(batch, _without_erased(own, stones))
+    return Plan(batch, _without_erased(parquet.rows(store, plan_path(batch), PlannedRow), stones))
+
+
+def _without_erased(
+    rows: parquet.Rows[PlannedRow], stones: Mapping[str, Tombstone]
+) -> parquet.Rows[PlannedRow]:
+    """Return a plan's rows, with those rejected that name a picture which was erased: nothing of them is kept."""
+    if not stones:
+        return rows
+
+    def of(row: PlannedRow) -> PlannedRow:
+        request = row.request
+        use = next((use for use in request.pictures if use.sha256 in stones), None) if request else None
+        if use is None:
+            return row
+        return PlannedRow(
+            prompt_id=row.prompt_id,
+            row_number=row.row_number,
+            decision="rejected",
+            reason=refusal(stones[use.sha256]),
+            column=PICTURE_COLUMNS[use.field],
+            endpoint=row.endpoint,
+        )
+
+    return parquet.Rows.of(PlannedRow, map(of, rows))
 
 
 def metadata_path(batch: str) -> str:

@@ -35,6 +35,7 @@ from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables import erased
 
 MAX_ATTEMPTS = 3
 """A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
@@ -296,10 +297,17 @@ class Ledger:
     Each transition can be made once; the methods that make one raise `AlreadyWritten` where another run has made it.
     """
 
-    def __init__(self, store: Store, batch: str) -> None:
+    def __init__(self, store: Store, batch: str, *, with_erased: bool = False) -> None:
+        """Read what the store has; of what was erased and came back from a backup nothing is known, unless asked for.
+
+        Raises:
+            StoreError: the ledger can't be read, or not what was erased.
+        """
         self.batch = batch
         """The partition."""
         self._store = store
+        stones = () if with_erased else erased.tombstones(store)
+        self._gone = erased.fingerprints(stones) | erased.by_digest(stones).keys()
         self._folder = f"ledger/batch={batch}"
         self.entries = Entries()
         """What is known, by fingerprint."""
@@ -406,9 +414,16 @@ class Ledger:
                     f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
                     "Restore the file from a backup; nothing of this batch is submitted meanwhile."
                 )
-        if steps:
+        if steps and not self.was_erased(fingerprint, *steps.values()):
             lines = [_line(*step, content) for step, content in sorted(steps.items())]
             self.entries.found(fingerprint, b"".join(lines))
+
+    def was_erased(self, fingerprint: str, *contents: bytes) -> bool:
+        """Say whether a request, or what these files tell of, came from what was erased before this was opened."""
+        if not self._gone:
+            return False
+        told = (digest for content in contents for digest in erased.DIGEST.findall(content.decode()))
+        return fingerprint in self._gone or not self._gone.isdisjoint(told)
 
     def _listed(self, folder: str) -> list[bytes]:
         """Return the ledger's files below a folder, sorted: each as a word that no other has, nor it with other bytes.
