@@ -1,6 +1,7 @@
 """On the catalog: is it the sum of its batches, and are its pictures all of the backend that the store is for?"""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +13,7 @@ from ideogram_pipeline.resources import StoreResource
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.rows import CatalogRow
+    from ideogram_pipeline.provenance.traces import Trace
     from ideogram_pipeline.storage import Store
 
 CHECKS = {
@@ -47,15 +49,23 @@ def erased(store: "Store") -> Verdict:
     from ideogram_pipeline.provenance.erasing import remains
     from ideogram_pipeline.tables.erased import tombstones
 
+    stones = tombstones(store)
+    sources = {fingerprint[:8]: stone.sha256 for stone in stones for fingerprint in stone.fingerprints}
+
+    def why(trace: "Trace") -> str:
+        if trace.rows:
+            return f"{trace.rows} rows tell of it"
+        if trace.path.startswith(("references/", "gallery/references/")):
+            return "it is a copy of what was erased"
+        found = (sources[word] for word in re.findall(r"[0-9a-f]{8}", trace.path) if word in sources)
+        return f"it came from {next(found, 'what was erased')}"
+
     return Verdict(
         "erased_stays_erased",
-        sorted(
-            (trace.path, f"{trace.rows} rows tell of it" if trace.rows else "it came back")
-            for trace in remains(store)
-        ),
+        sorted((trace.path, why(trace)) for trace in remains(store)),
         "Run `ideogram-pipeline erase --reference` with the digest again: it takes away what came back.",
         dg.AssetCheckSeverity.ERROR,
-        {"erased": len(tombstones(store))},
+        {"erased": len(stones)},
     )
 
 

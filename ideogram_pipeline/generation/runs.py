@@ -169,7 +169,7 @@ def wait_for_overviews(store: Store, told: Callable[[str], None]) -> None:
     """
 
     def look() -> dict[str, RunBeat]:
-        return _beats(store, _RUNS, lambda _, sign: not sign.batches)
+        return _beats(store, _RUNS, lambda _, sign: not sign.batches and not sign.erases)
 
     before = set(look())
     while before and (alive := _watched(lambda: {at: one for at, one in look().items() if at in before})):

@@ -154,7 +154,7 @@ def remove(store: Store, gone: Gone, trace: Trace) -> None:
     elif not trace.rows or trace.path.startswith(_DERIVED):
         store.delete(trace.path)
         if trace.path.startswith("gallery/") and trace.path.endswith(READ["gallery"]):
-            _remove_sheets(store, trace.path)
+            _remove_pages(store, trace.path)
     elif trace.path.endswith(".json"):
         left = _without(json.loads(store.get(trace.path)), gone)
         store.put(trace.path, json.dumps(left, separators=(",", ":")).encode())
@@ -164,12 +164,13 @@ def remove(store: Store, gone: Gone, trace: Trace) -> None:
         store.put(trace.path, parquet.encode_tables(tables[0].schema, tables))
 
 
-def _remove_sheets(store: Store, page: str) -> None:
-    """Remove the printed pages beside a page, in which nothing says what they show; and have all pages made anew."""
+def _remove_pages(store: Store, page: str) -> None:
+    """Remove the pages and printed pages beside a page, which may not say what they show; and have all made anew."""
     folder = page.rpartition("/")[0]
     if folder != "gallery":
-        for sheet in [one.path for one in store.objects(f"{folder}/sheets")]:
-            store.delete(sheet)
+        for path in [one.path for one in store.objects(folder)]:
+            if path.endswith(".html") or path.startswith(f"{folder}/sheets/"):
+                store.delete(path)
     store.delete("gallery/index.json")
 
 
