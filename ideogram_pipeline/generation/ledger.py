@@ -365,7 +365,7 @@ class Ledger:
         self.entries.wrote(fingerprint, _line(attempt, step, content), after)
 
     def keep_copy(self) -> None:
-        """Keep all that is known in one object too, so that opening takes two requests instead of several a row.
+        """Keep all that is known in one object too, so that opening takes three requests instead of several a row.
 
         Every file stays what counts: the copy stands in for those that a listing shows as they were when it was made.
         """
