@@ -60,8 +60,12 @@ class Books:
         """Return what is known of a request."""
         return self.ledger.entries.get(request.fingerprint, Entry())
 
-    async def reserve(self, request: GenerationRequest, arguments: Mapping[str, JsonValue]) -> None:
+    async def reserve(
+        self, request: GenerationRequest, arguments: Mapping[str, JsonValue], *, uploaded: bool
+    ) -> None:
         """Claim the request's next attempt, and the money for it; `arguments` is the body about to be sent.
+
+        `uploaded` says whether it gives fal the bytes of every picture.
 
         Raises:
             OverBudget: no line has room for it.
@@ -71,6 +75,7 @@ class Books:
         reserved = Reserved(
             request=request,
             sent_sha256=digest(arguments),
+            uploaded=uploaded,
             attempt=len(self.entry(request).attempts) + 1,
             owner=self._run.run_id,
             reserved_at=datetime.now(UTC),
@@ -99,6 +104,7 @@ class Books:
             response_url=queued.result_url,
             cancel_url=queued.cancel_url,
             submitted_at=datetime.now(UTC),
+            accepted_at=queued.accepted_at,
         )
         try:
             await self.ledger.submitted(request.fingerprint, submitted)
@@ -114,7 +120,7 @@ class Books:
     ) -> None:
         """Record a request whose pictures, at least one, all lie in the store."""
         price = request.price_usd
-        cost = None if price is None else price / request.num_images * len(images)
+        cost = None if price is None else price / request.num_images * min(len(images), request.num_images)
         await self._settle(
             request,
             Settled(

@@ -16,6 +16,7 @@ attempt is reserved but neither released nor submitted has an unknown answer and
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import zlib
 from collections import defaultdict
@@ -27,18 +28,24 @@ from decimal import Decimal
 from gzip import GzipFile
 from io import BytesIO
 from itertools import groupby, islice
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.ideogram.endpoints import MAX_SEED
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables import erased
 
 MAX_ATTEMPTS = 3
-"""A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
+"""A request is submitted at most this often, over all runs, counting the times its POST may have reached fal.
+
+Those that ended because fal could not fetch from a signed URL or an address don't count.
+"""
+UNFETCHED = "file_download_error"
+"""fal's type of a refusal because a picture could not be fetched; it stands in the reason."""
 NOT_COPIED = 32
 """So many files are read one by one rather than copied."""
 
@@ -47,6 +54,22 @@ _GZIP = 31
 CostSource = Literal["billing_event", "billable_units_header", "price_list", "unknown"]
 """Who says what something cost, the strongest proof first."""
 EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed"]
+
+
+_LONGEST_INFERENCE_S = 7 * 86_400
+
+
+def _at_most(most: int) -> BeforeValidator:
+    """Take a number that fal named for absent where it is below zero, not finite, or beyond all reason.
+
+    Such numbers stand in ledgers that were written before they were checked, and no ledger file is ever changed.
+    """
+
+    def within(value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return value if is_number and 0 <= value <= most else None
+
+    return BeforeValidator(within)
 
 
 class _Record(BaseModel):
@@ -59,6 +82,10 @@ class Reserved(_Record):
     request: GenerationRequest = Field(description="What is about to be sent.")
     sent_sha256: str = Field(
         description="Hex digest of the body as sent, by which fal's list of requests is searched."
+    )
+    uploaded: bool = Field(
+        default=False,
+        description="Whether fal was given the bytes of every picture: uploaded to it, or inside the request.",
     )
     attempt: int = Field(description="1 for the first submit of this fingerprint.")
     owner: str = Field(description="The run that reserved it.")
@@ -82,6 +109,9 @@ class Submitted(_Record):
     response_url: str = Field(description="As fal gave it.")
     cancel_url: str = Field(description="As fal gave it.")
     submitted_at: datetime = Field(description="UTC, when the answer had arrived.")
+    accepted_at: datetime | None = Field(
+        default=None, description="The same by fal's own clock, where its answer told the time."
+    )
 
 
 class StoredImage(_Record):
@@ -118,8 +148,12 @@ class Settled(_Record):
         default=False, description="The request ended without a result and a new one may succeed."
     )
     images: tuple[StoredImage, ...] = Field(default=(), description="The pictures, all in the store.")
-    seed: int | None = Field(default=None, description="The seed fal says it used.")
-    inference_s: float | None = Field(default=None, description="Seconds of work, as fal measured them.")
+    seed: Annotated[int | None, _at_most(MAX_SEED)] = Field(
+        default=None, description="The seed fal says it used, if that is one."
+    )
+    inference_s: Annotated[float | None, _at_most(_LONGEST_INFERENCE_S)] = Field(
+        default=None, description="Seconds of work, as fal measured them, if that can be."
+    )
     completed_at: datetime = Field(description="UTC, when the end was seen.")
     cost_usd: Decimal | None = Field(description="US dollars for the request, or None if not known.")
     cost_source: CostSource = Field(description="Who says what it cost.")
@@ -179,6 +213,12 @@ class Attempt:
         """What it cost: what fal's bill says, else what was expected."""
         return Cost(self.billed.usd, "billing_event") if self.billed else self.expected
 
+    @property
+    def was_not_fetched(self) -> bool:
+        """Whether it ended because fal could not read a picture where it lies; the next attempt uploads it."""
+        ended = self.settled is not None and self.settled.retryable and UNFETCHED in self.settled.reason
+        return ended and not self.reserved.uploaded
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -215,7 +255,8 @@ class Entry:
         if not self.attempts or self.last.released:
             return "retryable" if self.paid_attempts else "new"
         if self.last.settled:
-            again = self.last.settled.retryable and self.paid_attempts < MAX_ATTEMPTS
+            tried = sum(not (attempt.released or attempt.was_not_fetched) for attempt in self.attempts)
+            again = self.last.settled.retryable and tried < MAX_ATTEMPTS
             return "retryable" if again else self.last.settled.state
         return "submitted" if self.last.submitted else "reserved"
 
@@ -315,10 +356,14 @@ class Ledger:
         self._not_copied = 0
         self._read(self._folder)
 
-    def look_again(self, fingerprints: Iterable[str]) -> None:
-        """Read what the store has of some requests now: other runs may have gone on with them."""
-        for fingerprint in fingerprints:
-            self._read(f"{self._folder}/{fingerprint}")
+    def catch_up(self) -> str:
+        """Read what other runs have written since, and return a mark that changes with every file of the ledger."""
+        listed = self._listed(self._folder)
+        for fingerprint, files in groupby(listed, key=_fingerprint):
+            known = {(attempt, step) for attempt, step, _ in _lines(self.entries.files(fingerprint))}
+            if known != {_named(file)[1:] for file in files}:
+                self._read(f"{self._folder}/{fingerprint}")
+        return hashlib.sha256(b"\n".join(listed)).hexdigest()
 
     async def reserve(self, reserved: Reserved) -> None:
         """Claim an attempt."""

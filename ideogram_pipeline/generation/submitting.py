@@ -9,23 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pydantic import JsonValue
-
 from ideogram_pipeline.fal import FalClient, QueuedRequest, SubmitOptions
 from ideogram_pipeline.fal.errors import (
     AccessRefused,
     ConnectionFailed,
     FalError,
     RequestEnded,
+    SubmitUnknown,
     TooManyRequests,
 )
 from ideogram_pipeline.generation.books import Books
+from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import OverBudget, UnknownPrice
 from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import AlreadyWritten
 from ideogram_pipeline.generation.outcomes import LeftOpen, NotReached, Unknown, left_to_another_run
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.uploads import ReferenceUrls
+from ideogram_pipeline.generation.uploads import Body, ReferenceUrls
 from ideogram_pipeline.generation.window import Window
 from ideogram_pipeline.telemetry import SUBMITS, span
 
@@ -50,7 +50,9 @@ class Submitter:
         fal: FalClient,
         references: ReferenceUrls,
         books: Books,
+        *,
         window: Window,
+        brake: Brake,
         inbox: Inbox | None,
     ) -> None:
         """Have fal deliver to the inbox, if there is one."""
@@ -60,6 +62,7 @@ class Submitter:
         self._references = references
         self._books = books
         self._window = window
+        self._brake = brake
         self._inbox = inbox
         self._on_their_way: set[asyncio.Task[None]] = set()
 
@@ -72,12 +75,12 @@ class Submitter:
             RequestEnded: fal's answer to the submit was the request's end.
         """
         try:
-            arguments = await self._references.filled_in(request)
+            body = await self._references.filled_in(request)
         except (AccessRefused, ConnectionFailed) as error:
             raise StopSubmitting(f"a reference could not be uploaded: {error}") from None
         except FalError as error:
             raise LeftOpen(NotReached, f"a reference could not be uploaded: {error}") from None
-        task = asyncio.create_task(self._reserve_and_post(request, arguments))
+        task = asyncio.create_task(self._reserve_and_post(request, body))
         self._on_their_way.add(task)
         task.add_done_callback(self._arrived)
         await asyncio.shield(task)
@@ -92,9 +95,9 @@ class Submitter:
         if not task.cancelled():
             task.exception()  # a row that was cancelled meanwhile no longer awaits it; the ledger has it
 
-    async def _reserve_and_post(self, request: GenerationRequest, arguments: dict[str, JsonValue]) -> None:
+    async def _reserve_and_post(self, request: GenerationRequest, body: Body) -> None:
         try:
-            await self._books.reserve(request, arguments)
+            await self._books.reserve(request, body.arguments, uploaded=body.uploaded)
         except OverBudget as reached:
             raise StopSubmitting(str(reached)) from None
         except UnknownPrice as refused:
@@ -107,7 +110,7 @@ class Submitter:
         sent_at = asyncio.get_running_loop().time()
         try:
             with span("submit", **request.ids) as sent:
-                queued = await self._fal.submit(request.endpoint_id, arguments, options)
+                queued = await self._fal.submit(request.endpoint_id, body.arguments, options)
                 sent.set_attribute("ideogram.request_id", queued.request_id)
         except RequestEnded as error:
             _count(request, type(error).__name__)
@@ -115,6 +118,8 @@ class Submitter:
         except FalError as error:
             _count(request, type(error).__name__)
             if error.may_be_billed:
+                if isinstance(error, SubmitUnknown):
+                    self._brake.unread_submit(error)
                 _log.warning("%s: its submit was not answered", request.prompt_id, extra=request.ids)
                 raise LeftOpen(Unknown, str(error)) from None
             await self._books.release(request, error.message)
@@ -131,6 +136,7 @@ class Submitter:
             extra={**request.ids, "request_id": queued.request_id},
         )
         self._window.accepted(sent_at)
+        self._brake.accepted()
         self.queued[request.fingerprint] = queued
         await self._books.submitted(request, queued)
 
