@@ -10,10 +10,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
@@ -25,9 +25,15 @@ from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
-from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.generation.runs import beating, erasing, wait_for_overviews, working
 from ideogram_pipeline.launch import instance_of
-from ideogram_pipeline.provenance.erasing import Descent, entomb, remains, remove
+from ideogram_pipeline.provenance.erasing import (
+    Descent,
+    descent,
+    entomb,
+    remains,
+    remove,
+)
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.sandbox import forget_uploads
 from ideogram_pipeline.settings import Settings
@@ -65,9 +71,10 @@ def reconcile(
     so is what fal has accepted longer ago than that and does not give.
 
     Raises:
+        BeingErased: an erasure holds a batch; what came before it was looked for.
         PipelineError: the configuration or the store is at fault.
     """
-    store = build_resources(settings)["store"].open()
+    store, own_id = build_resources(settings)["store"].open(), f"reconcile-{uuid4().hex}"
     with fal_resource(settings).connect(store) as make_client:
 
         async def look() -> Reconciled:
@@ -79,21 +86,23 @@ def reconcile(
             changed = False
             async with make_client() as client:
                 for batch in batches or batches_with_ledger(store):
-                    ledger = Ledger(store, batch)
-                    damaged += [
-                        f"{batch}, {one[:8]}: {entry.damage}"
-                        for one, entry in ledger.entries.items()
-                        if entry.damage
-                    ]
-                    if give_up_after is not None:
-                        old = with_fal(ledger, older_than=give_up_after)
-                        given_up += await give_up_batch(client, store, ledger, old)
-                    lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
-                    bills_unread = bills_unread or await _look_for_bills(client, ledger)
-                    bills.append(bill(batch, ledger.entries))
-                    changed |= refresh_costs(store, ledger, batch)
+                    with working(store, own_id, batch):
+                        ledger = Ledger(store, batch)
+                        damaged += [
+                            f"{batch}, {one[:8]}: {entry.damage}"
+                            for one, entry in ledger.entries.items()
+                            if entry.damage
+                        ]
+                        if give_up_after is not None:
+                            old = with_fal(ledger, older_than=give_up_after)
+                            given_up += await give_up_batch(client, store, ledger, old, own_id)
+                        lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
+                        bills_unread = bills_unread or await _look_for_bills(client, ledger)
+                        bills.append(bill(batch, ledger.entries))
+                        changed |= refresh_costs(store, ledger, batch)
             if changed:
-                _refresh_overviews(store, settings)
+                with beating(store, own_id):
+                    _refresh_overviews(store, settings)
             return Reconciled(
                 tuple(lost),
                 tuple(one for one in bills if one.requests),
@@ -152,13 +161,16 @@ class StuckRequests:
         for one in requests:
             by_batch[one.request.batch].append(one)
 
+        own_id = f"cancel-{uuid4().hex}"
+
         async def work() -> list[Cancelled]:
+            ended: list[Cancelled] = []
             async with self._make_client() as client:
-                return [
-                    one
-                    for batch, members in by_batch.items()
-                    for one in await cancel(client, self._store, Ledger(self._store, batch), members, told)
-                ]
+                for batch, members in by_batch.items():
+                    with working(self._store, own_id, batch):
+                        ledger = Ledger(self._store, batch)
+                        ended += await cancel(client, self._store, ledger, members, told=told, own_id=own_id)
+            return ended
 
         return asyncio.run(work())
 
@@ -167,11 +179,16 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
     """Make every metadata, outcome, catalog and gallery file anew, from the ledger and the pictures alone.
 
     Raises:
+        BeingErased: an erasure holds a batch; what came before it was made anew.
         PipelineError: the store is at fault.
     """
-    store = build_resources(settings)["store"].open()
-    rebuilt = [rebuild_batch(store, batch) for batch in batches_with_ledger(store)]
-    _refresh_overviews(store, settings, anew=True)
+    store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
+    rebuilt = []
+    for batch in batches_with_ledger(store):
+        with working(store, own_id, batch):
+            rebuilt.append(rebuild_batch(store, batch))
+    with beating(store, own_id):
+        _refresh_overviews(store, settings, anew=True)
     return rebuilt
 
 
@@ -192,25 +209,38 @@ class Erased:
     """What remains in the store; nothing where all is gone."""
 
 
-def erase(settings: Settings, found: Descent) -> Erased:
+def erase(
+    settings: Settings, found: Descent, *, wait: bool = False, told: Callable[[str], None] = lambda _: None
+) -> Erased:
     """Erase all that came from a reference: at fal, in the store, and in Dagster's records of the runs that made it.
 
+    `wait` for runs that hold one of its batches. What is waited for, or removed, is `told`.
+
     Raises:
-        ConfigurationError: a run is working on it at this moment.
+        AtWork: a run, or another erasure, holds one of its batches; without `wait` only.
         PipelineError: the store is at fault. Ask again: it goes on where it was.
     """
     store = build_resources(settings)["store"].open()
-    alive = [owner for owner in found.owners if asyncio.run(is_alive(store, owner))]
-    if alive:
-        raise ConfigurationError(
-            f"The run {alive[0]} is making pictures from it at this moment. End it, and ask again: nothing was erased."
-        )
-    entomb(store, found)
+    while True:
+        with erasing(store, found.batches, wait=wait, told=told):
+            now = descent(store, found.reference)
+            if now.batches <= found.batches:
+                entomb(store, now)  # from here on nothing is planned from it, in no batch
+                now = descent(store, found.reference)
+            if now.batches <= found.batches:
+                return _erase_held(settings, store, now, told)
+        found = now  # a run has planned it in another batch meanwhile
+
+
+def _erase_held(settings: Settings, store: Store, found: Descent, told: Callable[[str], None]) -> Erased:
+    wait_for_overviews(store, told)  # who reads the tables now may not have seen the tombstones
     payloads, payloads_left = _erase_at_fal(settings, store, found)
-    remove(store, found)
-    _refresh_overviews(store, settings)
+    remove(store, found, told=told)
+    wait_for_overviews(store, told)  # who publishes now may have read the rows
+    with beating(store, f"overviews-{uuid4().hex}"):
+        _refresh_overviews(store, settings)
     _forget_runs(settings, found)
-    return Erased(payloads, payloads_left, tuple(remains(store)))
+    return Erased(payloads, payloads_left, tuple(map(str, remains(store))))
 
 
 def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int, str]:
@@ -243,9 +273,8 @@ def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int
 def _forget_runs(settings: Settings, found: Descent) -> None:
     """Remove Dagster's records of the runs that worked on the batches: contact sheets stand in them."""
     instance = instance_of(settings)
-    batches = found.entries.keys()
     for run in instance.get_runs():
-        if run.tags.get(PARTITION_NAME_TAG) in batches:
+        if run.tags.get(PARTITION_NAME_TAG) in found.batches:
             instance.delete_run(run.run_id)
     for records in Path(instance.root_directory).rglob("*.db"):
         with closing(sqlite3.connect(records, timeout=10.0)) as db:

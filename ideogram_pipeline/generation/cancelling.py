@@ -15,7 +15,7 @@ from decimal import Decimal
 from ideogram_pipeline.fal import CancelAnswer, Completed, FalClient, FalError, InQueue
 from ideogram_pipeline.generation.ledger import AlreadyWritten, Entry, Ledger, Settled
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.generation.runs import holders, is_alive
 from ideogram_pipeline.storage import Store
 
 AT_ONCE = 16
@@ -101,17 +101,26 @@ def _among(entries: Iterable[Entry]) -> Iterator[WithFal]:
 
 
 class Living:
-    """Which runs are alive, each looked for once."""
+    """Who works on what is with fal, each looked for once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, own_id: str = "") -> None:
+        """Leave out who holds batches under `own_id`: whoever asks."""
         self._store = store
-        self._known: dict[str, asyncio.Task[bool]] = {}
+        self._own_id = own_id
+        self._alive: dict[str, asyncio.Task[bool]] = {}
+        self._holders: dict[str, asyncio.Task[list[str]]] = {}
 
-    async def at_work(self, owner: str) -> str:
-        """Return the live run that may be working on what a run has submitted; nothing if there is none."""
-        if owner not in self._known:
-            self._known[owner] = asyncio.create_task(is_alive(self._store, owner))
-        return owner if await asyncio.shield(self._known[owner]) else ""
+    async def at_work(self, request: WithFal) -> str:
+        """Return the live run that may be working on a request: its own, or one that holds its batch; or nothing."""
+        owner, batch = request.owner, request.request.batch
+        if owner not in self._alive:
+            self._alive[owner] = asyncio.create_task(is_alive(self._store, owner))
+        if batch not in self._holders:
+            self._holders[batch] = asyncio.create_task(asyncio.to_thread(holders, self._store, batch))
+        if await asyncio.shield(self._alive[owner]):
+            return owner
+        held = await asyncio.shield(self._holders[batch])
+        return next((one for one in held if one != self._own_id), "")
 
 
 async def look(
@@ -121,7 +130,7 @@ async def look(
     living, turn = Living(store), asyncio.Semaphore(AT_ONCE)
 
     async def one(request: WithFal) -> Stuck:
-        worked_by = await living.at_work(request.owner)
+        worked_by = await living.at_work(request)
         async with turn:
             status = await _status(fal, request)
         told()
@@ -135,9 +144,13 @@ async def cancel(
     store: Store,
     ledger: Ledger,
     requests: Sequence[WithFal],
+    *,
     told: Callable[[], None] = lambda: None,
+    own_id: str = "",
 ) -> list[Cancelled]:
     """Cancel requests of a batch that no live run works on; what fal has dropped is settled, at no cost.
+
+    `own_id` is the name under which the caller holds the batch.
 
     The newest goes first, so that no place falls free for one that is about to be cancelled.
 
@@ -145,7 +158,7 @@ async def cancel(
         StoreError: the ledger is out of reach.
     """
     ledger.catch_up()
-    living = Living(store)
+    living = Living(store, own_id)
     found = []
     for request in sorted(requests, key=lambda one: one.since, reverse=True):
         found.append(Cancelled(request, await _cancelled(fal, ledger, request, living)))
@@ -158,7 +171,7 @@ async def _cancelled(fal: FalClient, ledger: Ledger, request: WithFal, living: L
     fingerprint = request.request.fingerprint
     if of_entry(ledger.entries.get(fingerprint, Entry())) != request:
         return ""  # its end was recorded since it was listed
-    if owner := await living.at_work(request.owner):
+    if owner := await living.at_work(request):
         return f"the run {owner} works on it"
     try:
         answer = await fal.cancel(fal.attach(request.request.endpoint_id, request.request_id))

@@ -48,20 +48,21 @@ class GivenUp:
 
 
 async def give_up_batch(
-    fal: FalClient, store: Store, ledger: Ledger, requests: Sequence[WithFal]
+    fal: FalClient, store: Store, ledger: Ledger, requests: Sequence[WithFal], own_id: str = ""
 ) -> list[GivenUp]:
     """Give up requests of a batch that no live run works on, after asking fal once more about each.
 
-    They are recorded as failed at an unknown cost: the next run submits them again, and they may then be paid twice.
+    `own_id` is the name under which the caller holds the batch. What is given up is recorded as failed at an unknown
+    cost: the next run submits it again, and it may then be paid twice.
 
     Raises:
         StoreError: the ledger is out of reach.
     """
     ledger.catch_up()
-    living, turn = Living(store), asyncio.Semaphore(AT_ONCE)
+    living, turn = Living(store, own_id), asyncio.Semaphore(AT_ONCE)
     decided: dict[str, GivenUp] = {}
     for request in sorted(requests, key=lambda one: one.since, reverse=True):
-        if owner := await living.at_work(request.owner):
+        if owner := await living.at_work(request):
             decided[request.request_id] = GivenUp(request, f"left alone: the run {owner} works on it", False)
         elif of_entry(ledger.entries.get(request.request.fingerprint, Entry())) != request:
             decided[request.request_id] = GivenUp(request, "its end was recorded meanwhile", True)

@@ -176,6 +176,7 @@ class Store:
         import obstore
 
         with self._failures("write", path, _requests_of(len(content))):
+            self._check_root()
             return obstore.put(self._backend, path, content)["e_tag"] or ""
 
     def put_whole(self, path: str, content: bytes) -> str:

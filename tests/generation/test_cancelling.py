@@ -11,7 +11,7 @@ from ideogram_pipeline.generation.cancelling import cancel, look, oldest, with_f
 from ideogram_pipeline.generation.giving_up import give_up_batch
 from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.planner import References, plan_row
-from ideogram_pipeline.generation.runs import beating
+from ideogram_pipeline.generation.runs import working
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.rows import PromptRow
@@ -113,13 +113,13 @@ def test_a_request_that_never_ends_can_be_cancelled_and_only_fals_ok_settles_it(
     assert states(store) == {"p0": OPEN, "p1": CANCELLED, "p2": CANCELLED}
 
 
-def test_what_a_live_run_works_on_is_neither_cancelled_nor_given_up(store, sandbox, submitted):
+@pytest.mark.parametrize("by", ["gone", "another-run"])
+def test_what_a_live_run_works_on_is_neither_cancelled_nor_given_up(store, sandbox, submitted, by):
+    """Its own run, or one that may have taken it up."""
     ledger = Ledger(store, BATCH)
 
     async def both(fal):
-        async with beating(store, "gone"):
-            while not list(store.objects("runs")):
-                await asyncio.sleep(0)
+        with working(store, by, BATCH):
             return (
                 await look(fal, store, with_fal(ledger)),
                 await cancel(fal, store, ledger, with_fal(ledger)),
@@ -127,8 +127,8 @@ def test_what_a_live_run_works_on_is_neither_cancelled_nor_given_up(store, sandb
             )
 
     found, cancelled, given_up = with_client(FalHosts.at(sandbox.url), both)
-    assert {one.worked_by for one in found} == {"gone"}
-    assert all("the run gone works on it" in one.left for one in cancelled)
+    assert {one.worked_by for one in found} == {by}
+    assert all(f"the run {by} works on it" in one.left for one in cancelled)
     assert not any(one.is_decided for one in given_up)
     assert set(states(store).values()) == {OPEN}
     assert sandbox.stats().cancels == 0
