@@ -58,6 +58,9 @@ class RunSummary(BaseModel):
     reasons: tuple[str, ...] = Field(
         default=(), exclude=True, description="Why the first rows have no picture."
     )
+    waiting: tuple[str, ...] = Field(
+        default=(), exclude=True, description="The request of each batch that has been with fal the longest."
+    )
 
     @property
     def complete(self) -> bool:
@@ -134,6 +137,7 @@ def run(
     expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
     reasons: list[str] = []
+    waiting: list[str] = []
     config = _config(definitions, pipeline, choice or Choice(), max_spend_usd)
     for batch in chosen:
         result = execute("generate_batch", batch, config, **{READINGS_TAG: read})
@@ -144,6 +148,7 @@ def run(
             reasons += [f"{batch}: {verdict}" for verdict in _failed_checks(instance, result.run_id)]
             continue
         reasons += _lines(result, pipeline.key("generated_images"), "reasons")
+        waiting += _lines(result, pipeline.key("generated_images"), "waiting")
         for asset in ("generation_requests", "generated_images"):
             for name, value in _numbers(result, pipeline.key(asset)).items():
                 if asset == "generated_images" or name == "estimated_usd":
@@ -161,6 +166,7 @@ def run(
             "store": settings.store,
             "hints": hints,
             "reasons": reasons,
+            "waiting": waiting,
         }
     )
 

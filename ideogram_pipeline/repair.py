@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
@@ -21,14 +23,23 @@ from ideogram_pipeline.generation import catalog, files, traces
 from ideogram_pipeline.generation.adopting import Adoption
 from ideogram_pipeline.generation.adopting import adopt as enter_what_was_paid
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
+from ideogram_pipeline.generation.books import RunFacts
+from ideogram_pipeline.generation.cancelling import Cancelled, Stuck, WithFal, cancel, look, with_fal
+from ideogram_pipeline.generation.giving_up import GivenUp, give_up_batch
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
-from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.generation.runs import beating, erasing, wait_for_overviews, working
 from ideogram_pipeline.launch import instance_of
 from ideogram_pipeline.preview import first_takes
-from ideogram_pipeline.provenance.erasing import Descent, entomb, remains, remove
+from ideogram_pipeline.provenance.erasing import (
+    Descent,
+    descent,
+    entomb,
+    remains,
+    remove,
+)
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.sandbox import forget_uploads
 from ideogram_pipeline.settings import Settings
@@ -45,36 +56,66 @@ class Reconciled:
     """What fal charged for each batch that has accepted requests, as far as it was read now or before."""
     bills_unread: str
     """Why fal's bills could not be read, or empty."""
+    given_up: tuple[GivenUp, ...]
+    """What became of the requests with fal that were to be given up."""
+    damaged: tuple[str, ...]
+    """What can't be read of the ledgers, and what to do: a line for each request that it is about."""
 
 
-def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: timedelta | None) -> Reconciled:
+def reconcile(
+    settings: Settings,
+    batches: Sequence[str],
+    *,
+    resubmit_after: timedelta | None,
+    give_up_after: timedelta | None = None,
+) -> Reconciled:
     """Look for every unanswered submit in fal's list of requests, and for the bill of every accepted one.
 
     What is found is recorded, and the costs in metadata, outcomes, catalog and gallery are brought up to date. What
     isn't found stays as it was. With `resubmit_after`, a submit that was reserved longer ago than that, by a run that
-    no longer works, is given up: the next run submits it again, and it may then be paid twice.
+    no longer works, is given up: the next run submits it again, and it may then be paid twice. With `give_up_after`,
+    so is what fal has accepted longer ago than that and does not give.
 
     Raises:
+        BeingErased: an erasure holds a batch; what came before it was looked for.
         PipelineError: the configuration or the store is at fault.
     """
-    store = build_resources(settings)["store"].open()
+    store, own_id = build_resources(settings)["store"].open(), f"reconcile-{uuid4().hex}"
     with fal_resource(settings).connect(store) as make_client:
 
         async def look() -> Reconciled:
             lost: list[Unanswered] = []
             bills: list[Bill] = []
             bills_unread = ""
+            given_up: list[GivenUp] = []
+            damaged: list[str] = []
             changed = False
             async with make_client() as client:
                 for batch in batches or batches_with_ledger(store):
-                    ledger = Ledger(store, batch)
-                    lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
-                    bills_unread = bills_unread or await _look_for_bills(client, ledger)
-                    bills.append(bill(batch, ledger.entries))
-                    changed |= refresh_costs(store, ledger, batch)
+                    with working(store, own_id, batch):
+                        ledger = Ledger(store, batch)
+                        damaged += [
+                            f"{batch}, {one[:8]}: {entry.damage}"
+                            for one, entry in ledger.entries.items()
+                            if entry.damage
+                        ]
+                        if give_up_after is not None:
+                            old = with_fal(ledger, older_than=give_up_after)
+                            given_up += await give_up_batch(client, store, ledger, old, own_id)
+                        lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
+                        bills_unread = bills_unread or await _look_for_bills(client, ledger)
+                        bills.append(bill(batch, ledger.entries))
+                        changed |= refresh_costs(store, ledger, batch)
             if changed:
-                _refresh_overviews(store, settings)
-            return Reconciled(tuple(lost), tuple(one for one in bills if one.requests), bills_unread)
+                with beating(store, own_id):
+                    _refresh_overviews(store, settings)
+            return Reconciled(
+                tuple(lost),
+                tuple(one for one in bills if one.requests),
+                bills_unread,
+                tuple(given_up),
+                tuple(damaged),
+            )
 
         return asyncio.run(look())
 
@@ -93,6 +134,7 @@ def adopt(settings: Settings, batches: Sequence[str], *, told: Callable[[str], N
     `told` hears how far it is.
 
     Raises:
+        BeingErased: an erasure holds a batch; nothing was entered.
         PipelineError: a table, the configuration or the store is at fault.
     """
     store = build_resources(settings)["store"].open()
@@ -101,13 +143,66 @@ def adopt(settings: Settings, batches: Sequence[str], *, told: Callable[[str], N
     if not batches:
         left = {*batches_with_ledger(store), *files.batches_with_results(store)} - asked.keys()
         asked |= {batch: [] for batch in sorted(left)}
-    with fal_resource(settings).connect(store) as make_client:
+    own_id = f"adopted-{uuid4().hex}"
+    with working(store, own_id, *asked), fal_resource(settings).connect(store) as make_client:
+        facts = RunFacts(run_id=own_id, backend=settings.backend, code_version=__version__)
 
         async def work() -> Adoption:
             async with make_client() as client:
-                return await enter_what_was_paid(
-                    client, store, asked, backend=settings.backend, code_version=__version__, told=told
-                )
+                return await enter_what_was_paid(client, store, asked, run=facts, told=told)
+
+        return asyncio.run(work())
+
+
+@contextmanager
+def stuck(settings: Settings) -> Iterator[StuckRequests]:
+    """Hand out the requests that are with fal, to be looked at and cancelled while the block lasts.
+
+    Raises:
+        PipelineError: the configuration or the store is at fault.
+    """
+    store = build_resources(settings)["store"].open()
+    with fal_resource(settings).connect(store) as make_client:
+        yield StuckRequests(store, make_client)
+
+
+class StuckRequests:
+    """The requests of a store that fal has accepted and whose end nobody has seen."""
+
+    def __init__(self, store: Store, make_client: Callable[[], FalClient]) -> None:
+        self._store = store
+        self._make_client = make_client
+
+    def look(self, batches: Sequence[str], older_than: timedelta, told: Callable[[], None]) -> list[Stuck]:
+        """Return those that have been with fal for so long, the oldest of each batch first; `told` after each."""
+        found = [
+            one
+            for batch in batches or batches_with_ledger(self._store)
+            for one in with_fal(Ledger(self._store, batch), older_than=older_than)
+        ]
+
+        async def work() -> list[Stuck]:
+            async with self._make_client() as client:
+                return await look(client, self._store, found, told)
+
+        return asyncio.run(work()) if found else []
+
+    def cancel(self, requests: Sequence[WithFal], told: Callable[[], None]) -> list[Cancelled]:
+        """Cancel requests, and record those that fal has dropped; `told` is called after each."""
+        by_batch: dict[str, list[WithFal]] = defaultdict(list)
+        for one in requests:
+            by_batch[one.request.batch].append(one)
+
+        own_id = f"cancel-{uuid4().hex}"
+
+        async def work() -> list[Cancelled]:
+            ended: list[Cancelled] = []
+            async with self._make_client() as client:
+                for batch, members in by_batch.items():
+                    with working(self._store, own_id, batch):
+                        ledger = Ledger(self._store, batch)
+                        ended += await cancel(client, self._store, ledger, members, told=told, own_id=own_id)
+            return ended
 
         return asyncio.run(work())
 
@@ -116,15 +211,18 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
     """Make every metadata, outcome, catalog and gallery file anew, from the ledger and the pictures alone.
 
     Raises:
+        BeingErased: an erasure holds a batch; what came before it was made anew.
         PipelineError: the store is at fault, or a ledger lacks what was paid for.
     """
-    store = build_resources(settings)["store"].open()
+    store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
     if lost := traces.missing_of(store, batches_with_ledger(store)):
-        raise ConfigurationError(
-            lost[0]
-        )  # what still names a request that the ledger lacks would be overwritten
-    rebuilt = [rebuild_batch(store, batch) for batch in batches_with_ledger(store)]
-    _refresh_overviews(store, settings, anew=True)
+        raise ConfigurationError(lost[0])  # what tells of a request that a ledger lacks would be overwritten
+    rebuilt = []
+    for batch in batches_with_ledger(store):
+        with working(store, own_id, batch):
+            rebuilt.append(rebuild_batch(store, batch))
+    with beating(store, own_id):
+        _refresh_overviews(store, settings, anew=True)
     return rebuilt
 
 
@@ -145,25 +243,38 @@ class Erased:
     """What remains in the store; nothing where all is gone."""
 
 
-def erase(settings: Settings, found: Descent) -> Erased:
+def erase(
+    settings: Settings, found: Descent, *, wait: bool = False, told: Callable[[str], None] = lambda _: None
+) -> Erased:
     """Erase all that came from a reference: at fal, in the store, and in Dagster's records of the runs that made it.
 
+    `wait` for runs that hold one of its batches. What is waited for, or removed, is `told`.
+
     Raises:
-        ConfigurationError: a run is working on it at this moment.
+        AtWork: a run, or another erasure, holds one of its batches; without `wait` only.
         PipelineError: the store is at fault. Ask again: it goes on where it was.
     """
     store = build_resources(settings)["store"].open()
-    alive = [owner for owner in found.owners if asyncio.run(is_alive(store, owner))]
-    if alive:
-        raise ConfigurationError(
-            f"The run {alive[0]} is making pictures from it at this moment. End it, and ask again: nothing was erased."
-        )
-    entomb(store, found)
+    while True:
+        with erasing(store, found.batches, wait=wait, told=told):
+            now = descent(store, found.reference)
+            if now.batches <= found.batches:
+                entomb(store, now)  # from here on nothing is planned from it, in no batch
+                now = descent(store, found.reference)
+            if now.batches <= found.batches:
+                return _erase_held(settings, store, now, told)
+        found = now  # a run has planned it in another batch meanwhile
+
+
+def _erase_held(settings: Settings, store: Store, found: Descent, told: Callable[[str], None]) -> Erased:
+    wait_for_overviews(store, told)  # who reads the tables now may not have seen the tombstones
     payloads, payloads_left = _erase_at_fal(settings, store, found)
-    remove(store, found)
-    _refresh_overviews(store, settings)
+    remove(store, found, told=told)
+    wait_for_overviews(store, told)  # who publishes now may have read the rows
+    with beating(store, f"overviews-{uuid4().hex}"):
+        _refresh_overviews(store, settings)
     _forget_runs(settings, found)
-    return Erased(payloads, payloads_left, tuple(remains(store)))
+    return Erased(payloads, payloads_left, tuple(map(str, remains(store))))
 
 
 def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int, str]:
@@ -196,9 +307,8 @@ def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int
 def _forget_runs(settings: Settings, found: Descent) -> None:
     """Remove Dagster's records of the runs that worked on the batches: contact sheets stand in them."""
     instance = instance_of(settings)
-    batches = found.entries.keys()
     for run in instance.get_runs():
-        if run.tags.get(PARTITION_NAME_TAG) in batches:
+        if run.tags.get(PARTITION_NAME_TAG) in found.batches:
             instance.delete_run(run.run_id)
     for records in Path(instance.root_directory).rglob("*.db"):
         with closing(sqlite3.connect(records, timeout=10.0)) as db:

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, cast, get_args
-from uuid import uuid4
 
 from ideogram_pipeline import marks
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.generation import files, traces
+from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.ledger import (
     AlreadyWritten,
     CostSource,
@@ -96,18 +97,18 @@ async def adopt(
     store: Store,
     tables: Mapping[str, Sequence[GenerationRequest]],
     *,
-    backend: str,
-    code_version: str,
+    run: RunFacts,
     told: Callable[[str], None],
 ) -> Adoption:
     """Enter what was paid for and the ledger doesn't know: of each batch of `tables`, take 0 of its rows in order.
 
-    `told` hears how far it is.
+    `run` stands in the entries as who made them, unless the store tells of the run that paid. The batches have to be
+    held meanwhile, as `runs.working` does. `told` hears how far it is.
 
     Raises:
         StoreError: the store is at fault. Ask again: it goes on where it was.
     """
-    return await _Adopter(fal, store, backend, code_version, told).run(tables)
+    return await _Adopter(fal, store, run, told).adopted(tables)
 
 
 class _Adopter:
@@ -115,16 +116,13 @@ class _Adopter:
         self,
         fal: FalClient,
         store: Store,
-        backend: str,
-        code_version: str,
+        run: RunFacts,
         told: Callable[[str], None],
     ) -> None:
         self._fal = fal
         self._store = store
-        self._backend = backend
-        self._code_version = code_version
+        self._run = run
         self._told = told
-        self._owner = f"adopted-{uuid4().hex}"
         self._adopted: list[Adopted] = []
         self._open: dict[str, str] = {}
         self._lost: list[str] = []
@@ -133,7 +131,7 @@ class _Adopter:
         self._taken = {one for stone in stones for one in stone.request_ids}
         self._ledgers: dict[str, Ledger] = {}
 
-    async def run(self, tables: Mapping[str, Sequence[GenerationRequest]]) -> Adoption:
+    async def adopted(self, tables: Mapping[str, Sequence[GenerationRequest]]) -> Adoption:
         restored = {batch: restore_from_copy(self._store, batch, but=self._erased) for batch in tables}
         for batch in sorted({*tables, *batches_with_ledger(self._store)}):
             self._told(f"the ledger of {batch}")
@@ -357,10 +355,10 @@ class _Adopter:
             request=request,
             sent_sha256=past.sent_sha256 if past else digest(request.arguments),
             attempt=len(self._entry(request).attempts) + 1,
-            owner=made_by.dagster_run_id if made_by else self._owner,
+            owner=made_by.dagster_run_id if made_by else self._run.run_id,
             reserved_at=at,
-            backend=made_by.backend if made_by else self._backend,
-            code_version=made_by.code_version if made_by else self._code_version,
+            backend=made_by.backend if made_by else self._run.backend,
+            code_version=made_by.code_version if made_by else self._run.code_version,
         )
         await self._ledgers[request.batch].reserve(reserved)
 
@@ -421,7 +419,7 @@ class _Results:
 
 def _rows(store: Store, path: str, model: type[Any], fingerprints: Mapping[str, Trace]) -> Iterator[Any]:
     """Yield the rows of a file about some requests; none of one that isn't there, or is damaged."""
-    with suppress(FileNotFoundError, ValueError):
+    with suppress(FileNotFoundError, DamagedFile, ValueError):
         yield from parquet.read(store, path, model, where=("fingerprint", fingerprints))
 
 
@@ -429,7 +427,7 @@ def _of_plans(store: Store, batch: str) -> Iterator[GenerationRequest]:
     """Yield the requests that runs of a batch were asked for."""
     folders = (f"run_plans/batch={batch}", f"plans/batch={batch}")
     for path in [found.path for folder in folders for found in store.objects(folder)]:
-        with suppress(FileNotFoundError, ValueError):
+        with suppress(FileNotFoundError, DamagedFile, ValueError):
             for row in parquet.read(store, path, PlannedRow):
                 if request := row.request:
                     yield request

@@ -12,11 +12,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation import readings
-from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, NOT_WORKED, ONLY_FAILED, Plan
+from ideogram_pipeline.generation.planner import (
+    NOT_NAMED,
+    NOT_REJECTED,
+    NOT_WORKED,
+    ONLY_FAILED,
+    PICTURE_COLUMNS,
+    Plan,
+)
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.tables.erased import refusal, refused
 from ideogram_pipeline.tables.reviews import ReviewsTable
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, Review
 
@@ -25,6 +33,30 @@ NO_REVIEWS = "There is no reviews table: export one from the gallery, and set ID
 KEEP_RUN_PLANS = timedelta(days=7)
 """A run that is retried or executed again later than this takes the batch's newest plan for its own."""
 
+_OF_BATCHES = (
+    "ledger",
+    "images",
+    "credentials",
+    "outcomes",
+    "lineage",
+    "plans",
+    "run_plans",
+    "takes",
+    "limits",
+    "inbox",
+    "gallery",
+)
+_BESIDE_BATCHES = (
+    "tables",
+    "references",
+    "gallery/references",
+    "gallery/characters",
+    "ledger_copies",
+    "uploads",
+    "budget",
+    "runs",
+    "erased",
+)
 _READING = re.compile(r"([0-9a-f]{12})-(\d+)")
 _OUTCOMES = re.compile(r"outcomes/batch=([^/]+)/outcomes\.parquet")
 
@@ -56,8 +88,10 @@ def table_files(store: Store) -> Iterator[tuple[str, type[PromptRow | Reference 
 
 
 def write_reviews(store: Store, table: ReviewsTable) -> None:
-    """Keep what people think of pictures, in place of what the same table said before."""
-    parquet.write(store, _reviews_path(table.url), Review, table.reviews)
+    """Keep what people think of pictures, but of erased ones, in place of what the same table said before."""
+    gone = refused(store)
+    kept = (one for one in table.reviews if one.sha256 not in gone)
+    parquet.write(store, _reviews_path(table.url), Review, kept)
     store.delete("tables/reviews.parquet")  # where an earlier version kept those of all tables
 
 
@@ -94,13 +128,18 @@ def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> se
     verdicts = {one.image: one.sha256 for one in reviews if one.review == "rejected"}
     try:
         pictures = picture_facts(store, batch)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedFile):
         return set()
     return {
         one.fingerprint
         for one in pictures
         if verdicts.get(f"images/batch={batch}/{one.file_name}") == one.sha256
     }
+
+
+def sweep(store: Store, batch: str) -> int:
+    """Remove what killed processes have left half-written of a batch, and beside the batches; say how many files."""
+    return store.sweep(*(f"{kind}/batch={batch}" for kind in _OF_BATCHES), *_BESIDE_BATCHES)
 
 
 def named_by(rows: Iterable[PromptRow]) -> set[str]:
@@ -144,14 +183,15 @@ def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> N
 def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Plan:
     """Return what the tables ask of a batch; with the id of a run's first attempt that run's own plan, if it made one.
 
-    Two runs may be asked for different things in one batch.
+    Two runs may be asked for different things in one batch. Rows are rejected whose pictures were erased since.
 
     Raises:
         FileNotFoundError: the batch has no plan.
     """
     if root_run_id:
-        with suppress(FileNotFoundError):
-            return Plan(batch, parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow))
+        with suppress(FileNotFoundError, DamagedFile):
+            own = parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow)
+            return without_erased(store, Plan(batch, own))
     found = plans(store, batch)
     if not found:
         raise FileNotFoundError(f"There is no {store.where(plan_path(batch))!r}.")
@@ -162,7 +202,7 @@ def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
     """Return the newest plan of a batch for each table that has it, in an order that doesn't depend on who wrote when.
 
     A table that was read again without the batch has it no longer, unless no other one has it either. Plans of the
-    table of the reading `but` are left out, where one is given.
+    table of the reading `but` are left out, where one is given. Rows whose pictures were erased since are rejected.
     """
     found_here = _newest_readings(found.path for found in store.objects(_plans(batch)))
     if len(found_here) > 1:
@@ -177,10 +217,33 @@ def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
         found_here = [one for one in found_here if one and _reading(one)[0] != table]
     found = []
     for reading in found_here:
-        with suppress(FileNotFoundError):  # a later one has taken its place
+        with suppress(FileNotFoundError, DamagedFile):  # a later one has taken its place, or will
             rows = parquet.rows(store, plan_path(batch, reading), PlannedRow)
-            found.append(Plan(batch, rows, reading))
+            found.append(without_erased(store, Plan(batch, rows, reading)))
     return found
+
+
+def without_erased(store: Store, plan: Plan) -> Plan:
+    """Return a plan with those rows rejected that name a picture which was erased by now: nothing of them is kept."""
+    stones = refused(store)
+    if not stones:
+        return plan
+
+    def of(row: PlannedRow) -> PlannedRow:
+        request = row.request
+        use = next((use for use in request.pictures if use.sha256 in stones), None) if request else None
+        if use is None:
+            return row
+        return PlannedRow(
+            prompt_id=row.prompt_id,
+            row_number=row.row_number,
+            decision="rejected",
+            reason=refusal(stones[use.sha256]),
+            column=PICTURE_COLUMNS[use.field],
+            endpoint=row.endpoint,
+        )
+
+    return Plan(plan.batch, parquet.Rows.of(PlannedRow, map(of, plan.rows)), plan.reading)
 
 
 def together(found: Sequence[Plan]) -> Plan:
@@ -300,6 +363,7 @@ class PictureFacts(NamedTuple):
     sha256: str
     sha256_received: str
     manifest_id: str | None
+    unmarked_because: str | None
     nearest_image: str | None
     nearest_distance: int | None
     reference_distance: int | None
@@ -367,7 +431,7 @@ def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     """Return the rows that the last run should have made and did not: what each asked for, by prompt id."""
     try:
         ended = outcomes(store, batch)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedFile):
         return {}
     return {
         row.prompt_id: row.fingerprint

@@ -40,6 +40,7 @@ from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.ideogram.endpoints import MAX_SEED
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables import erased
 from ideogram_pipeline.tables.rows import is_name
 
 MAX_ATTEMPTS = 3
@@ -125,6 +126,9 @@ class StoredImage(_Record):
     sha256: str = Field(description="Hex digest of the file.")
     sha256_received: str | None = Field(
         default=None, description="Hex digest of what fal sent, where marks were put into it."
+    )
+    unmarked_because: str = Field(
+        default="", description="Why marks or a signature could not be put into it; empty where they could."
     )
     prompt_marked: bool = Field(default=False, description="Whether the marks were to tell the prompt.")
     manifest_id: str | None = Field(
@@ -352,10 +356,17 @@ class Ledger:
     Each transition can be made once; the methods that make one raise `AlreadyWritten` where another run has made it.
     """
 
-    def __init__(self, store: Store, batch: str) -> None:
+    def __init__(self, store: Store, batch: str, *, with_erased: bool = False) -> None:
+        """Read what the store has; of what was erased and came back from a backup nothing is known, unless asked for.
+
+        Raises:
+            StoreError: the ledger can't be read, or not what was erased.
+        """
         self.batch = batch
         """The partition."""
         self._store = store
+        stones = () if with_erased else erased.tombstones(store)
+        self._gone = erased.fingerprints(stones) | erased.by_digest(stones).keys()
         self._folder = _folder(batch)
         self.entries = Entries()
         """What is known, by fingerprint."""
@@ -419,7 +430,7 @@ class Ledger:
         self.entries.wrote(fingerprint, _line(attempt, step, content), after)
 
     def keep_copy(self) -> None:
-        """Keep all that is known in one object too, so that opening takes two requests instead of several a row.
+        """Keep all that is known in one object too, so that opening takes three requests instead of several a row.
 
         Every file stays what counts: the copy stands in for those that a listing shows as they were when it was made.
         """
@@ -464,7 +475,7 @@ class Ledger:
         lines = [_line(*one, whole[one]) for one in sorted(whole)]
         if damaged := min(_damaged(steps), key=_order, default=None):
             lines.append(_line(damaged[0], _DAMAGED, self._advice(fingerprint, *damaged).encode()))
-        if lines:
+        if lines and not self.was_erased(fingerprint, *whole.values()):
             self.entries.found(fingerprint, b"".join(lines))
 
     def _advice(self, fingerprint: str, attempt: int, step: str) -> str:
@@ -478,6 +489,13 @@ class Ledger:
             f"its ledger file {where!r} is missing or damaged, so nobody knows whether it was paid, and it is not sent "
             f"again by itself. Restore the file from a backup, {or_else}."
         )
+
+    def was_erased(self, fingerprint: str, *contents: bytes) -> bool:
+        """Say whether a request, or what these files tell of, came from what was erased before this was opened."""
+        if not self._gone:
+            return False
+        told = (digest for content in contents for digest in erased.DIGEST.findall(content.decode()))
+        return fingerprint in self._gone or not self._gone.isdisjoint(told)
 
     def _listed(self, folder: str) -> list[bytes]:
         """Return the ledger's files below a folder, sorted: each as a word that no other has, nor it with other bytes.

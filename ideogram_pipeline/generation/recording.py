@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.edges import edge_rows
 from ideogram_pipeline.generation.files import Results
@@ -113,7 +114,7 @@ def _rows(
 
 def _recorded(store: Store, batch: str) -> _Recorded:
     """Return what runs have recorded of a batch's rows."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, DamagedFile):
         return {(row.prompt_id, row.fingerprint): row for row in files.outcomes(store, batch)}
     return {}
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation import files, ledger
 from ideogram_pipeline.pictures import EXTENSIONS
 from ideogram_pipeline.storage import Store, parquet
@@ -197,7 +197,7 @@ def _view(store: Store, path: str, kind: type[View]) -> list[View]:
     """Return columns of a file; nothing of one that isn't there, or is damaged: others name the same requests."""
     try:
         return parquet.view(store, path, kind)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, DamagedFile):
         return []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.storage import remote
@@ -39,6 +41,8 @@ _REMEMBERED = 1000
 _PAGE = 1000
 _PART = 5 * 1024 * 1024
 _READ_PART = 256 * 1024
+_LEFTOVER = re.compile(r"#\d+$|(^|/)\.[0-9a-f]{32}\.new$")
+_BEGAN_AT = time.time()
 _LARGE = 256 * 1024
 """Bytes. What is larger and on the disk needn't stay in the system's memory as well: a run doesn't read it again."""
 
@@ -172,7 +176,24 @@ class Store:
         import obstore
 
         with self._failures("write", path, _requests_of(len(content))):
+            self._check_root()
             return obstore.put(self._backend, path, content)["e_tag"] or ""
+
+    def put_whole(self, path: str, content: bytes) -> str:
+        """Write an object as `put` does, into a folder that others read whole: nothing half-written ever shows there.
+
+        On a local disk it gets its name once it is written; before that it begins with a dot, which readers leave out.
+        """
+        import obstore
+
+        if not self.folder:
+            return self.put(path, content)
+        folder, _, _ = path.rpartition("/")
+        aside = f"{folder}/.{uuid4().hex}.new".lstrip("/")
+        self.put(aside, content)
+        with self._failures("write", path, requests=0):
+            obstore.rename(self._backend, aside, path)
+        return self.etag(path)
 
     def put_parts(self, path: str, parts: Iterable[bytes]) -> None:
         """Write an object of parts that needn't be in memory together, whole or not at all, over what was there."""
@@ -344,6 +365,39 @@ class Store:
         if paths:
             await _repeating(once)
 
+    def leftovers(self, folder: str) -> list[str]:
+        """Return the half-written files below a folder, `name#1`, of processes that were killed, or that write now.
+
+        Only a local disk has any; nothing else shows them.
+        """
+        if not self.folder:
+            return []
+        return [
+            (Path(parent) / name).relative_to(self.folder).as_posix()
+            for parent, _, names in os.walk(self.folder / folder)
+            for name in names
+            if _LEFTOVER.search(name)
+        ]
+
+    def delete_leftover(self, path: str) -> None:
+        """Remove a half-written file; one that isn't there is no error."""
+        assert _LEFTOVER.search(path)
+        with self._failures("delete", path):
+            Path(self.where(path)).unlink(missing_ok=True)
+
+    def sweep(self, *folders: str) -> int:
+        """Remove the half-written files below some folders that were left before this process began; say how many.
+
+        Whoever writes has done so for less time than that, or begins anew where its file is taken from it.
+        """
+        swept = 0
+        for path in (path for folder in folders for path in self.leftovers(folder)):
+            with suppress(FileNotFoundError):
+                if os.stat(self.where(path)).st_mtime < _BEGAN_AT:
+                    self.delete_leftover(path)
+                    swept += 1
+        return swept
+
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly below a folder, sorted."""
         import obstore
@@ -418,6 +472,10 @@ class Store:
             if remote.bucket_is_gone(error):
                 raise StoreError(
                     f"Can't {verb} {self.where(path)!r}: {remote.explained(error, self.url)}."
+                ) from None
+            if verb in ("write", "create"):
+                raise StoreError(
+                    f"Can't {verb} {self.where(path)!r}: it was taken away while it was written."
                 ) from None
             raise FileNotFoundError(f"There is no {self.where(path)!r}.") from None
         except ValueError as error:  # a path that leaves the root, an object that is too large

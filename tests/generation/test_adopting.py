@@ -97,8 +97,7 @@ class Project:
                     fal,
                     self.store,
                     {BATCH: firsts},
-                    backend="sandbox",
-                    code_version="test",
+                    run=RunFacts(run_id="adopted", backend="sandbox", code_version="test"),
                     told=lambda _: None,
                 )
 
