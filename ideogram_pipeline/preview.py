@@ -173,7 +173,9 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     """
     store = store_as_it_is(settings)
     table = read_prompts(settings.prompts, settings.defaults)
-    pictures = read_references(settings.references, store=None, erased=refused(store))
+    pictures = read_references(
+        settings.references, store=None, erased=refused(store), private_hosts=settings.private_hosts
+    )
     references = References.of(pictures.references, pictures.rejections)
     reviews = _reviews(settings) if choice and choice.regenerate_rejected else ()
     for batch in batches:
@@ -197,6 +199,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
             choice=choice,
             left_without=left_without_picture(store, batch),
             rejected=rejected_requests(store, batch, reviews),
+            pass_urls=settings.pass_urls,
         )
         for batch in batches or table.batches
     ]

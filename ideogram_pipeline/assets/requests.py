@@ -104,6 +104,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                     else ()
                 ),
                 decisions=Decisions(opened, batch, root_run_id),
+                pass_urls=tables.pass_urls,
             )
         plan = replace(plan, reading=read.prompts_reading)
         files.write_plan(opened, plan, root_run_id=root_run_id)

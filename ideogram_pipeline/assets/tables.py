@@ -100,7 +100,9 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
         opened = store.open()
         version = references_version(tables.references)
-        table = read_references(tables.references, opened, erased=refused(opened))
+        table = read_references(
+            tables.references, opened, erased=refused(opened), private_hosts=tables.private_hosts
+        )
         reading = readings.write_references(opened, table)
         for rejection in table.rejections[:20]:
             context.log.warning(logs.shown(str(rejection)))

@@ -143,14 +143,14 @@ def rejected(plan: "Plan", allowed: float) -> Verdict:
 
 
 def references(plan: "Plan", store: "Store") -> Verdict:
-    """Look for the references of the rows to pay for. Those on the web are fetched by fal from there."""
+    """Look for the copies of the references of the rows to pay for; fal fetches those passed by address by itself."""
     users: dict[str, list[str]] = {}
     expected: dict[str, tuple[str, str]] = {}
     to_pay = 0
     for row in _to_pay(plan):
         to_pay += 1
         for use in row.request.pictures if row.request else ():
-            if not use.uri.startswith("https://"):
+            if not use.by_address:
                 users.setdefault(use.path, []).append(row.prompt_id)
                 expected[use.path] = (use.reference_id, use.sha256)
     there = {found.path for found in store.objects("references")} if expected else set()

@@ -31,7 +31,7 @@ from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.fetching import FINISHING, Fetcher, NotRead, OtherBytes
 from ideogram_pipeline.generation.inbox import Inbox
-from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
+from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, UNFETCHED, Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -286,7 +286,7 @@ class Engine:
         """Leave time between a failure of this run and the next attempt."""
         last = self._books.entry(request).last
         if last.settled and last.reserved.owner == self._run.run_id and not self._stopped:
-            await pause(RESUBMIT_AFTER_S * 4 ** (last.reserved.attempt - 1))
+            await pause(RESUBMIT_AFTER_S * 4 ** (min(last.reserved.attempt, MAX_ATTEMPTS - 1) - 1))
 
     async def _submit(self, request: GenerationRequest) -> None:
         if reason := self._stopped or self._brake.reason:
@@ -364,11 +364,11 @@ class Engine:
 
     async def _end(self, request: GenerationRequest, error: RequestEnded) -> None:
         """Record a request that ended without a result."""
-        self._brake.ended(error)
-        await self._stop_if_pulled()
-        unfetched = isinstance(error, ModelRefused) and error.names("file_download_error")
-        if unfetched:
-            self._references.forget(request)
+        unfetched = isinstance(error, ModelRefused) and error.names(UNFETCHED)
+        given_anew = unfetched and await self._references.forget(self._books.entry(request).last.reserved)
+        if not given_anew:
+            self._brake.ended(error)
+            await self._stop_if_pulled()
         await self._books.ended(request, error, again=unfetched)
 
     async def _stop_if_pulled(self) -> None:

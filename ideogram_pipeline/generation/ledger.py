@@ -39,7 +39,12 @@ from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 
 MAX_ATTEMPTS = 3
-"""A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
+"""A request is submitted at most this often, over all runs, counting the times its POST may have reached fal.
+
+Those that ended because fal could not fetch from a signed URL or an address don't count.
+"""
+UNFETCHED = "file_download_error"
+"""fal's type of a refusal because a picture could not be fetched; it stands in the reason."""
 NOT_COPIED = 32
 """So many files are read one by one rather than copied."""
 
@@ -76,6 +81,10 @@ class Reserved(_Record):
     request: GenerationRequest = Field(description="What is about to be sent.")
     sent_sha256: str = Field(
         description="Hex digest of the body as sent, by which fal's list of requests is searched."
+    )
+    uploaded: bool = Field(
+        default=False,
+        description="Whether fal was given the bytes of every picture: uploaded to it, or inside the request.",
     )
     attempt: int = Field(description="1 for the first submit of this fingerprint.")
     owner: str = Field(description="The run that reserved it.")
@@ -203,6 +212,12 @@ class Attempt:
         """What it cost: what fal's bill says, else what was expected."""
         return Cost(self.billed.usd, "billing_event") if self.billed else self.expected
 
+    @property
+    def was_not_fetched(self) -> bool:
+        """Whether it ended because fal could not read a picture where it lies; the next attempt uploads it."""
+        ended = self.settled is not None and self.settled.retryable and UNFETCHED in self.settled.reason
+        return ended and not self.reserved.uploaded
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -239,7 +254,8 @@ class Entry:
         if not self.attempts or self.last.released:
             return "retryable" if self.paid_attempts else "new"
         if self.last.settled:
-            again = self.last.settled.retryable and self.paid_attempts < MAX_ATTEMPTS
+            tried = sum(not (attempt.released or attempt.was_not_fetched) for attempt in self.attempts)
+            again = self.last.settled.retryable and tried < MAX_ATTEMPTS
             return "retryable" if again else self.last.settled.state
         return "submitted" if self.last.submitted else "reserved"
 
