@@ -21,7 +21,8 @@ from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalClient, FalError, RequestNotFound
 from ideogram_pipeline.generation.inbox import Address, Secret
-from ideogram_pipeline.preview import PlanSummary, budget_left, preview
+from ideogram_pipeline.generation.readings import newest_prompts, table_key
+from ideogram_pipeline.preview import PlanSummary, budget_left, preview, store_as_it_is
 from ideogram_pipeline.receiver import NOT_SIGNED
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
@@ -99,7 +100,18 @@ def _prompts(settings: Settings) -> str:
     if table.rejections:
         raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     rows, batches = len(table.rows), len(table.batches)
-    return f"{settings.prompts}: {rows} rows in {batches} batches, {len(table.rejections)} rejected"
+    others = [
+        read.table or "one of an earlier version"
+        for read in newest_prompts(store_as_it_is(settings))
+        if read.batches and table_key(read.table) != table_key(settings.prompts)
+    ]
+    found = f"{settings.prompts}: {rows} rows in {batches} batches, {len(table.rejections)} rejected"
+    if not others:
+        return found
+    return (
+        f"{found}; the store also has the batches of {', '.join(others)}. If that table is no more, was moved or "
+        "renamed, put one with nothing but a header there and run it: then its rows count no longer"
+    )
 
 
 def _references(settings: Settings) -> str:

@@ -50,7 +50,7 @@ from ideogram_pipeline.generation.outcomes import (
 from ideogram_pipeline.generation.polling import Kind, Polling, known_work
 from ideogram_pipeline.generation.reconcile import Search, search
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.runs import beating, is_alive
+from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.generation.submitting import StopSubmitting, Submitter
 from ideogram_pipeline.generation.uploads import ReferenceUrls
 from ideogram_pipeline.generation.window import Place, Window
@@ -93,8 +93,12 @@ class Engine:
         marking: Marking,
         faces: Faces | None = None,
         webhook_url: str | None = None,
+        beat: str = "",
     ) -> None:
-        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one."""
+        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one.
+
+        `beat` is where the beat of this process lies, by which others know that the run works.
+        """
         self._fal = fal
         self._store = store
         self._run = run
@@ -121,7 +125,7 @@ class Engine:
             faces=faces,
         )
         self._stopped: str | None = None
-        self._beat = ""
+        self._beat = beat
 
     @property
     def spent_usd(self) -> Decimal:
@@ -140,10 +144,7 @@ class Engine:
         """
         outcomes = Outcomes(requests, self._books.ledger.entries)
         try:
-            async with (
-                beating(self._store, self._run.run_id) as self._beat,
-                self._fetcher.watching(),
-            ):
+            async with self._fetcher.watching():
                 await self._work_all(self._finish_first(requests), outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:

@@ -16,6 +16,7 @@ attempt is reserved but neither released nor submitted has an unknown answer and
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import zlib
 from collections import defaultdict
@@ -347,10 +348,14 @@ class Ledger:
         self._not_copied = 0
         self._read(self._folder)
 
-    def look_again(self, fingerprints: Iterable[str]) -> None:
-        """Read what the store has of some requests now: other runs may have gone on with them."""
-        for fingerprint in fingerprints:
-            self._read(f"{self._folder}/{fingerprint}")
+    def catch_up(self) -> str:
+        """Read what other runs have written since, and return a mark that changes with every file of the ledger."""
+        listed = self._listed(self._folder)
+        for fingerprint, files in groupby(listed, key=_fingerprint):
+            known = {(attempt, step) for attempt, step, _ in _lines(self.entries.files(fingerprint))}
+            if known != {_named(file)[1:] for file in files}:
+                self._read(f"{self._folder}/{fingerprint}")
+        return hashlib.sha256(b"\n".join(listed)).hexdigest()
 
     async def reserve(self, reserved: Reserved) -> None:
         """Claim an attempt."""

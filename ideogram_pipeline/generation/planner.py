@@ -63,6 +63,8 @@ NOT_REJECTED = "left out: regenerate_rejected"
 """Why a row without a picture is left out of a run that is only for rejected ones."""
 NOT_NAMED = "left out: prompt_ids"
 """Why a row is left out of a run that is only for others, which are named."""
+NOT_WORKED = "no run has worked this row yet: run the batch with the table it stands in"
+"""Why a row has no picture of which no run has recorded anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Plan:
     """The partition."""
     rows: Rows[PlannedRow]
     """Every row of the batch, in the order of the table."""
+    reading: str = ""
+    """Which reading of which table it was made of, as `readings` calls it; empty where that isn't known."""
 
     @cached_property
     def tally(self) -> Tally:

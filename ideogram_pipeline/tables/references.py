@@ -25,6 +25,8 @@ class ReferencesTable:
     """The usable references, in table order."""
     rejections: tuple[Rejection, ...]
     """The others, in table order."""
+    url: str = ""
+    """Where it was read from."""
 
 
 def picture_path(reference: Reference) -> str:
@@ -75,6 +77,7 @@ def read_references(
     return ReferencesTable(
         references=tuple(entry for entry in opened if isinstance(entry, Reference)),
         rejections=tuple(entry for entry in opened if isinstance(entry, Rejection)),
+        url=url,
     )
 
 
