@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypeAlias
 
 import httpx2
@@ -107,6 +109,15 @@ class Answer:
         )
 
     @property
+    def answered_at(self) -> datetime | None:
+        """When it was given, by the server's clock, in whole seconds; None where it does not say."""
+        try:
+            found = parsedate_to_datetime(self.headers.get("date") or "")
+        except ValueError:
+            return None
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+    @property
     def excerpt(self) -> str:
         """The beginning of the body for an error message: one line, without data URIs, queries and echoed input."""
         text = re.sub(r"\s+", " ", self.body[:2000].decode("utf-8", "replace"))
@@ -151,7 +162,7 @@ def refusal(answer: Answer, *, endpoint_id: str | None = None, request_id: str |
     elif answer.status == 404 and (
         "request not found" in reason.lower() or body.get("status") == "NOT_FOUND"
     ):
-        error = RequestNotFound(message=said)
+        error = RequestNotFound(message=said, answered_at=answer.answered_at)
     elif answer.status == 404 and body:
         error = EndpointNotFound(message=said)
     elif answer.status == 429:
@@ -167,10 +178,13 @@ def refusal(answer: Answer, *, endpoint_id: str | None = None, request_id: str |
 
 
 def ending(answer: Answer, *, endpoint_id: str, request_id: str | None = None) -> RequestEnded | None:
-    """The error in which a request ended, if that is what this answer tells; None if it is about the call itself.
+    """The typed error in which a request ended, if that is what this answer tells; None if it tells nothing of an end.
 
     Bodies come in two families (fal docs, errors pages): a *list* under `detail` is the model speaking, a *string* is
-    fal's infrastructure with an `error_type` beside it, or a model that crashed. 5xx are never charged.
+    fal's infrastructure with an `error_type` beside it. What names no type tells nothing: a load balancer, a gateway or
+    a model's crash may be speaking, and the request may still be there. 5xx are never charged.
+
+    One such answer proves nothing either: see `QueueCalls.result`.
     """
     if answer.status < 400:
         return None
@@ -196,17 +210,15 @@ def ending(answer: Answer, *, endpoint_id: str, request_id: str | None = None) -
             may_resubmit=status >= 500 if advice is None else advice,
             may_be_billed=status < 500,
         )
-    elif status == 499:
-        error = Cancelled(message=f"The request to {endpoint_id} was cancelled.")
     elif status == 504 and answer.headers.get("x-fal-request-timeout-type") == "user":
         error = StartTimeout(message=f"The request to {endpoint_id} did not start within its start timeout.")
-    elif error_type or (answer.request_id and (status >= 500 or (reason and status not in {401, 403, 404}))):
+    elif error_type and status == 499:
+        error = Cancelled(message=f"The request to {endpoint_id} was cancelled.", error_type=error_type)
+    elif error_type:
         error = RequestFailed(
-            message=f"The request to {endpoint_id} failed with {status} {error_type or '(no type)'}: {reason}",
+            message=f"The request to {endpoint_id} failed with {status} {error_type}: {reason}",
             error_type=error_type,
-            may_resubmit=(error_type in RESUBMITTABLE if error_type else status >= 500)
-            if advice is None
-            else advice,
+            may_resubmit=error_type in RESUBMITTABLE if advice is None else advice,
             may_be_billed=status < 500,
         )
     else:

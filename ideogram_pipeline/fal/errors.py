@@ -18,7 +18,7 @@ FalError
 ├── RequestEnded         the request reached its end without a result
 │   ├── ModelRefused     422: the model refuses this input, with reasons
 │   ├── ModelFailed      the model gives reasons of another kind (downstream failure, generation timeout)
-│   ├── RequestFailed    the infrastructure failed (runner lost, request timeout) or the model crashed
+│   ├── RequestFailed    the infrastructure failed (runner lost, request timeout)
 │   ├── Cancelled        499: it was cancelled
 │   └── StartTimeout     504: the caller's own start deadline passed in the queue
 ├── DeadlineExceeded     the caller's own patience in `subscribe` ended; carries the request
@@ -187,6 +187,8 @@ class RequestNotFound(FalError):
     """fal knows no such request: never accepted, of another account, or too old."""
 
     may_be_billed: bool = True
+    answered_at: datetime | None = None
+    """When fal said so, by its own clock."""
     guidance: str = (
         "Check that endpoint and key are the ones of the submit; old requests are listed by endpoint."
     )
@@ -203,10 +205,15 @@ class ResultExpired(RequestNotFound):
 
 @dataclass(eq=False, kw_only=True)
 class RequestEnded(FalError):
-    """The request reached its end without a result. Asking again gives the same answer."""
+    """The request reached its end without a result, and fal names the type of error in which it did."""
 
     billable_units: float | None = None
     """Units fal says it charges for this request, where it says so."""
+
+    @property
+    def kind(self) -> str:
+        """What two answers have in common that tell of the same end."""
+        return type(self).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +239,11 @@ class ModelRefused(RequestEnded):
     """The reasons, at least one."""
 
     @property
+    def kind(self) -> str:
+        """Its class and the types of its reasons."""
+        return _kind(self, self.details)
+
+    @property
     def is_policy(self) -> bool:
         """Whether a content checker refused it, rather than a rule about the input's form."""
         return self.names("content_policy_violation")
@@ -248,13 +260,27 @@ class ModelFailed(RequestEnded):
     details: tuple[ErrorDetail, ...] = ()
     """The reasons, at least one."""
 
+    @property
+    def kind(self) -> str:
+        """Its class and the types of its reasons."""
+        return _kind(self, self.details)
+
+
+def _kind(error: FalError, details: tuple[ErrorDetail, ...]) -> str:
+    return " ".join([type(error).__name__, *sorted({detail.type for detail in details})])
+
 
 @dataclass(eq=False, kw_only=True)
 class RequestFailed(RequestEnded):
-    """fal's infrastructure failed the request, or the model crashed with no reason."""
+    """fal's infrastructure failed the request."""
 
-    error_type: str | None = None
-    """Value of fal's request error catalogue, such as `runner_disconnected`; None where fal names none."""
+    error_type: str
+    """Value of fal's request error catalogue, such as `runner_disconnected`."""
+
+    @property
+    def kind(self) -> str:
+        """Its class and type."""
+        return f"{type(self).__name__} {self.error_type}"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -262,6 +288,8 @@ class Cancelled(RequestEnded):
     """The request was cancelled (499)."""
 
     may_be_billed: bool = True
+    error_type: str
+    """Value of fal's request error catalogue, such as `client_cancelled`."""
 
 
 @dataclass(eq=False, kw_only=True)

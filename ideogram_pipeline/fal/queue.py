@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, TypeAlias
@@ -22,19 +22,31 @@ from pydantic_core import from_json
 
 from ideogram_pipeline.fal.answers import Answer, JsonObject, ending, number, refusal, text
 from ideogram_pipeline.fal.errors import (
+    AccessRefused,
     ConnectionFailed,
     FalError,
     InvalidCall,
     NoAnswer,
+    NotReady,
+    RequestEnded,
     RequestNotFound,
     ResultExpired,
     SubmitUnknown,
     TooManyRequests,
     UnexpectedAnswer,
+    UnsafeUrl,
 )
-from ideogram_pipeline.fal.http import Call, Http, repeating, worth_repeating
+from ideogram_pipeline.fal.http import Call, Http, pause, repeating, worth_repeating
 from ideogram_pipeline.fal.options import NO_OPTIONS, SubmitOptions
 from ideogram_pipeline.fal.urls import FalHosts, app_path, normal_endpoint
+
+ASK_AGAIN_AFTER_S = (2.0, 4.0)
+"""A result that can't be had is asked for again after so many seconds, and again: what is said once proves nothing."""
+REFUSED_WITHOUT_A_WORD = frozenset({405, 413, 414, 429})
+"""By these a load balancer refuses a submit before fal sees it. Any other 4xx is fal's own only with a JSON body."""
+MAX_ID_LENGTH = 200
+"""Characters; fal's request ids are UUIDs of 36."""
+_MAX_URL_LENGTH = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,8 @@ class QueuedRequest:
     """Where its result is."""
     cancel_url: str
     """Where it is cancelled."""
+    accepted_at: datetime | None = None
+    """When fal accepted it, by its own clock; None where it did not say, or the request was attached to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,8 @@ class Result:
     """Units charged; None where fal does not say, which is not the same as 0."""
     request_id: str
     """The request it belongs to."""
+    answered_id: str | None = None
+    """The id that fal's answer named; another one after a retry on fal's side, or where fal mixed answers up."""
 
 
 class CancelAnswer(StrEnum):
@@ -188,8 +204,9 @@ class QueueCalls:
         found = answer.object() or {}
         request_id = text(found.get("request_id"))
         if answer.is_success and request_id and _can_be_id(request_id):
-            return _queued(self._http.hosts, endpoint_id, request_id, found)
-        if 400 <= answer.status < 500 and answer.status not in {408, 499}:
+            queued = _queued(self._http.hosts, endpoint_id, request_id, found)
+            return replace(queued, accepted_at=answer.answered_at)
+        if _says_not_accepted(answer):
             raise ending(answer, endpoint_id=endpoint_id) or refusal(answer, endpoint_id=endpoint_id)
         if answer.status == 503 and answer.from_ingress:
             refused = refusal(answer, endpoint_id=endpoint_id)
@@ -250,47 +267,80 @@ class QueueCalls:
                     if isinstance(status, Completed):
                         return
 
-    async def result(self, request: QueuedRequest) -> Result:
+    async def result(
+        self, request: QueuedRequest, *, is_readable: Callable[[Result], bool] = lambda _: True
+    ) -> Result:
         """What the request brought, once it is `Completed`.
 
-        Fetch it promptly: fal keeps it about an hour, or six minutes from 10 KB. Raises `RequestEnded` in one of its
-        kinds if it failed, `NotReady` if it still runs, `ResultExpired` or `RequestNotFound` if it isn't there.
+        Fetch it promptly: fal keeps it about an hour, or six minutes from 10 KB. What can't be had, or isn't
+        `is_readable`, is asked for three times in all, some seconds apart, because one answer proves nothing: a gateway
+        may have given it. So `RequestEnded` is raised only where fal names the same type of error each time and calls
+        the request completed. Raises `NotReady` if it still runs, `ResultExpired` or `RequestNotFound` if it isn't
+        there (which may pass), and others of `FalError` for answers that tell neither.
         """
-
-        async def once() -> Result:
-            answer = await self._call("GET", request.result_url, request)
-            if ended := ending(answer, endpoint_id=request.endpoint_id, request_id=request.request_id):
-                raise ended
-            payload = answer.object()
-            in_progress = payload is not None and payload.get("detail") == "Request is still in progress"
-            if payload is None or not answer.is_success or in_progress:
-                raise _about(refusal(answer), request)
-            return Result(payload, answer.billable_units, request.request_id)
-
-        try:
-            return await repeating(once)
-        except RequestNotFound as error:
-            missing = error
-        if isinstance(await self.status(request), Completed):
+        ends: list[RequestEnded] = []
+        for wait_s in (*ASK_AGAIN_AFTER_S, None):
+            try:
+                return await repeating(lambda: self._result_once(request, is_readable))
+            except (AccessRefused, InvalidCall, NotReady, UnsafeUrl):
+                raise
+            except RequestEnded as error:
+                ends.append(error)
+                last: FalError = error
+            except FalError as error:
+                last = error
+            if wait_s is not None:
+                await pause(wait_s)
+        if ends and (len(ends) <= len(ASK_AGAIN_AFTER_S) or len({end.kind for end in ends}) > 1):
+            told = f"fal tells different things of how {request.request_id} ended; one of them: {ends[0].message}"
+            raise _about(UnexpectedAnswer(message=told), request)
+        if not isinstance(last, RequestEnded | RequestNotFound):
+            raise last
+        completed = isinstance(await self.status(request), Completed)
+        if isinstance(last, RequestEnded) and not completed:
+            told = f"fal tells an error of {request.request_id}, and that it still runs: {last.message}"
+            raise _about(UnexpectedAnswer(message=told), request)
+        if isinstance(last, RequestNotFound) and completed:
             raise ResultExpired(
                 message=f"Request {request.request_id} completed, and its result is no longer kept.",
                 endpoint_id=request.endpoint_id,
                 request_id=request.request_id,
-                status=missing.status,
+                status=last.status,
+                answered_at=last.answered_at,
             )
-        raise missing
+        raise last
+
+    async def _result_once(self, request: QueuedRequest, is_readable: Callable[[Result], bool]) -> Result:
+        """One answer to the question for a result."""
+        answer = await self._call("GET", request.result_url, request)
+        if ended := ending(answer, endpoint_id=request.endpoint_id, request_id=request.request_id):
+            raise ended
+        payload = answer.object()
+        in_progress = payload is not None and payload.get("detail") == "Request is still in progress"
+        if payload is None or not answer.is_success or in_progress:
+            raise _about(refusal(answer), request)
+        result = Result(payload, answer.billable_units, request.request_id, answer.request_id)
+        if not is_readable(result):
+            told = f"fal's answer for {request.request_id} is none of the model's: {answer.excerpt!r}."
+            raise _about(UnexpectedAnswer(message=told), request)
+        return result
 
     async def cancel(self, request: QueuedRequest) -> CancelAnswer:
-        """Ask fal to drop the request. A running one may complete all the same."""
+        """Ask fal to drop the request. A running one may complete all the same.
+
+        `OK` is only what says so in its body: it proves that the request was dropped before any work.
+        """
 
         async def once() -> CancelAnswer:
             answer = await self._call("PUT", request.cancel_url, request)
             body = answer.object()
             word = text((body or {}).get("status"))
-            if word in set(CancelAnswer) and (answer.is_success or answer.status in {400, 404}):
-                return CancelAnswer(word)
+            if answer.status == 200 and (word == CancelAnswer.OK or (body or {}).get("success") is True):
+                return CancelAnswer.OK
             if answer.is_success:
-                return CancelAnswer.CANCELLATION_REQUESTED if answer.status == 202 else CancelAnswer.OK
+                return CancelAnswer.CANCELLATION_REQUESTED
+            if answer.status == 400 and word == CancelAnswer.ALREADY_COMPLETED:
+                return CancelAnswer.ALREADY_COMPLETED
             if answer.status == 404 and body is not None:
                 return CancelAnswer.NOT_FOUND
             raise _about(refusal(answer), request)
@@ -305,8 +355,18 @@ class QueueCalls:
 
 
 def _can_be_id(request_id: str) -> bool:
-    """Whether it can stand in a URL as one segment; otherwise an id is opaque."""
-    return request_id not in {"", ".", ".."}
+    """Whether it can stand in a URL as one segment, and in a ledger; otherwise an id is opaque."""
+    return request_id not in {"", ".", ".."} and len(request_id) <= MAX_ID_LENGTH and request_id.isprintable()
+
+
+def _says_not_accepted(answer: Answer) -> bool:
+    """Whether an answer to a submit says that the request was not accepted.
+
+    A page in fal's place says nothing: a proxy may have put it over an answer that it didn't let through.
+    """
+    if not 400 <= answer.status < 500 or answer.status in {408, 499}:
+        return False
+    return answer.object() is not None or answer.status in REFUSED_WITHOUT_A_WORD
 
 
 def _queued(hosts: FalHosts, endpoint_id: str, request_id: str, given: JsonObject) -> QueuedRequest:
@@ -315,7 +375,7 @@ def _queued(hosts: FalHosts, endpoint_id: str, request_id: str, given: JsonObjec
 
     def url(name: str, rule: str) -> str:
         found = text(given.get(name))
-        return found if found and hosts.takes_key(found) else rule
+        return found if found and len(found) <= _MAX_URL_LENGTH and hosts.takes_key(found) else rule
 
     return QueuedRequest(
         endpoint_id=endpoint_id,
@@ -347,6 +407,9 @@ def _object(line: str) -> JsonObject | None:
 def _status(body: JsonObject | None, request: QueuedRequest) -> QueueStatus:
     body = body or {}
     logs = _logs(body.get("logs"))
+    if (of := text(body.get("request_id"))) and of != request.request_id:
+        told = f"Asked for the status of {request.request_id}, fal gave that of {of[:MAX_ID_LENGTH]!r}."
+        raise _about(UnexpectedAnswer(message=told, may_repeat=True), request)
     match body.get("status"):
         case "IN_QUEUE":
             position = number(body.get("queue_position"))
@@ -359,7 +422,7 @@ def _status(body: JsonObject | None, request: QueuedRequest) -> QueueStatus:
             return Completed(logs, seconds, text(body.get("error")), text(body.get("error_type")))
         case other:
             told = f"The status of {request.request_id} is {str(other)[:50]!r}, which the protocol does not know."
-            raise _about(UnexpectedAnswer(message=told), request)
+            raise _about(UnexpectedAnswer(message=told, may_repeat=True), request)
 
 
 def _logs(value: JsonValue) -> tuple[LogLine, ...]:

@@ -1,5 +1,7 @@
 """Which error an answer means: fal's two families of bodies, its catalogues, and what surrounds them."""
 
+from datetime import UTC, datetime
+
 import httpx2
 import pytest
 from pydantic_core import to_json
@@ -132,11 +134,19 @@ def test_without_advice_a_failing_model_may_be_asked_again_and_a_refusing_one_no
     assert not ended(422, reasons("no_media_generated")).may_resubmit
 
 
-def test_a_model_that_crashed_without_a_reason_is_known_by_fals_request_id():
-    error = ended(500, {"detail": "Internal Server Error"}, x_fal_request_id="r1")
-    assert isinstance(error, fal.RequestFailed)
-    assert error.error_type is None
-    assert error.may_resubmit
+@pytest.mark.parametrize("status", [400, 418, 499, 500, 502, 503, 504])
+def test_an_error_without_a_type_tells_of_no_ending(status):
+    """One 500 with a request id on a finished result once had 3 rows paid 9 times."""
+    assert ended(status, {"detail": "Internal Server Error"}, x_fal_request_id="r1") is None
+    assert ended(status, b"<html>", x_fal_request_id="r1") is None
+
+
+def test_when_an_answer_was_given_is_told_by_the_servers_clock():
+    assert answer(404, {}, date="Mon, 30 Nov 2026 12:00:00 GMT").answered_at == datetime(
+        2026, 11, 30, 12, tzinfo=UTC
+    )
+    assert answer(404, {}, date="yesterday").answered_at is None
+    assert answer(404, {}).answered_at is None
 
 
 @pytest.mark.parametrize(

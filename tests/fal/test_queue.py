@@ -369,14 +369,135 @@ def test_a_result_is_fetched_again_through_a_failing_ingress(fake, ask):
     assert ask(fetch).payload == {"images": []}
 
 
-@pytest.mark.parametrize("status", [422, 500, 503, 504])
-def test_a_failure_the_model_is_stored_with_is_not_fetched_again(fake, ask, status):
-    fake.replies(
-        fake.reply(status, {"detail": "no"}, {"x-fal-request-id": ID, "x-fal-error-type": "bad_request"})
-    )
-    with pytest.raises(fal.RequestFailed):
+def typed(status=500, error_type="internal_error"):
+    """Return an error as fal gives it, with its type."""
+    return status, {"detail": "no", "error_type": error_type}, {"x-fal-request-id": ID}
+
+
+PICTURE = (200, {"images": [{"url": "https://v3.fal.media/files/a.png"}], "seed": 1})
+STILL_THERE = [
+    (500, {"detail": "Internal Server Error"}, {"x-fal-request-id": ID}),
+    (500, b"", {"x-fal-request-id": ID}),
+    (404, {"detail": "Request not found"}),
+    (404, {"status": "NOT_FOUND"}),
+    (400, {"detail": "Bad request"}, {"x-fal-request-id": ID}),
+    (200, b"<html>"),
+    (200, ["nonsense"]),
+    (499, {"detail": "gone"}, {"x-fal-request-id": ID}),
+    typed(),
+    typed(503, "runner_disconnected"),
+    (422, {"detail": [{"type": "content_policy_violation", "msg": "no"}]}),
+]
+
+
+def results(fake, *replies, status="COMPLETED"):
+    """Answer questions for a result in turn, the last one for ever, and say `status` of the request."""
+    waiting = [fake.reply(*one) for one in replies]
+
+    def script(seen):
+        if seen.path.endswith("/status"):
+            return fake.reply(200, {"status": status, "request_id": ID})
+        return waiting.pop(0) if len(waiting) > 1 else waiting[0]
+
+    fake.script = script
+
+
+def asked_for_results(fake):
+    return sum(not one.path.endswith("/status") for one in fake.seen)
+
+
+@pytest.mark.parametrize("passing", STILL_THERE)
+def test_one_wrong_answer_does_not_hide_a_result(fake, ask, passing):
+    results(fake, passing, PICTURE)
+    assert ask(fetch).payload == PICTURE[1]
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 2), (8, 8), (8, 9), (10, 8), (2, 10), (4, 5)])
+def test_two_wrong_answers_do_not_hide_a_result(fake, ask, first, second):
+    results(fake, STILL_THERE[first], STILL_THERE[second], PICTURE)
+    assert ask(fetch).payload == PICTURE[1]
+
+
+def test_a_typed_error_that_is_told_three_times_is_the_end(fake, ask):
+    results(fake, typed(503, "runner_disconnected"))
+    with pytest.raises(fal.RequestFailed) as caught:
         ask(fetch)
-    assert len(fake.seen) == 1
+    assert caught.value.error_type == "runner_disconnected"
+    assert asked_for_results(fake) == 3
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [typed(), typed(503, "runner_disconnected"), typed()],
+        [typed(), typed(), STILL_THERE[2]],
+        [STILL_THERE[2], typed(), typed()],
+        [STILL_THERE[2]],
+        [STILL_THERE[4]],
+        [STILL_THERE[7]],
+    ],
+)
+def test_whatever_else_is_told_proves_no_end(fake, ask, told):
+    results(fake, *told)
+    with pytest.raises(fal.FalError) as caught:
+        ask(fetch)
+    assert not isinstance(caught.value, fal.RequestEnded)
+    assert caught.value.may_be_billed
+
+
+def test_an_error_of_a_request_that_is_not_completed_proves_no_end(fake, ask):
+    results(fake, typed(), status="IN_QUEUE")
+    with pytest.raises(fal.UnexpectedAnswer, match="still runs"):
+        ask(fetch)
+
+
+def test_a_result_that_nobody_can_read_is_asked_for_again(fake, ask):
+    results(fake, (200, {"pictures": []}), PICTURE)
+    read = ask(
+        lambda client: client.result(
+            client.attach(ENDPOINT, ID), is_readable=lambda one: "images" in one.payload
+        )
+    )
+    assert read.payload == PICTURE[1]
+    results(fake, (200, {"pictures": []}))
+    with pytest.raises(fal.UnexpectedAnswer, match="pictures"):
+        ask(
+            lambda client: client.result(
+                client.attach(ENDPOINT, ID), is_readable=lambda one: "images" in one.payload
+            )
+        )
+
+
+def test_a_result_says_whose_it_is(fake, ask):
+    results(fake, (200, {}, {"x-fal-request-id": "another"}))
+    assert ask(fetch).answered_id == "another"
+
+
+def test_the_status_of_another_request_is_not_believed(fake, ask):
+    fake.replies(
+        fake.reply(200, {"status": "COMPLETED", "request_id": "another"}),
+        fake.reply(202, {"status": "IN_PROGRESS", "request_id": ID}),
+    )
+    assert ask(lambda client: client.status(client.attach(ENDPOINT, ID))) == fal.InProgress()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])
+def test_a_page_in_the_place_of_fals_refusal_of_a_submit_leaves_it_in_doubt(fake, ask, status):
+    fake.replies(fake.reply(status, b"<html>blocked</html>"))
+    with pytest.raises(fal.SubmitUnknown):
+        ask(submit)
+
+
+@pytest.mark.parametrize("request_id", ["a" * 201, "a\nb", "", 7, None])
+def test_what_can_be_no_request_id_leaves_a_submit_in_doubt(fake, ask, request_id):
+    fake.replies(fake.reply(200, {"request_id": request_id}))
+    with pytest.raises(fal.SubmitUnknown):
+        ask(submit)
+
+
+def test_when_a_submit_was_accepted_is_told_by_fals_clock(fake, ask):
+    fake.replies(fake.reply(200, {"request_id": ID}, {"Date": "Mon, 30 Nov 2026 12:00:00 GMT"}))
+    assert ask(submit).accepted_at == datetime(2026, 11, 30, 12, tzinfo=UTC)
 
 
 def test_a_result_that_is_gone_is_told_from_a_request_that_never_was(fake, ask):
@@ -403,6 +524,10 @@ def test_a_result_that_is_gone_is_told_from_a_request_that_never_was(fake, ask):
         (200, {"success": True}, CancelAnswer.OK),
         (202, {"status": "CANCELLATION_REQUESTED"}, CancelAnswer.CANCELLATION_REQUESTED),
         (202, b"", CancelAnswer.CANCELLATION_REQUESTED),
+        (202, {"status": "OK"}, CancelAnswer.CANCELLATION_REQUESTED),
+        (200, b"", CancelAnswer.CANCELLATION_REQUESTED),
+        (200, HTML, CancelAnswer.CANCELLATION_REQUESTED),
+        (200, {"success": "yes"}, CancelAnswer.CANCELLATION_REQUESTED),
         (400, {"status": "ALREADY_COMPLETED"}, CancelAnswer.ALREADY_COMPLETED),
         (404, {"status": "NOT_FOUND"}, CancelAnswer.NOT_FOUND),
         (404, {"detail": "Request not found"}, CancelAnswer.NOT_FOUND),
@@ -414,7 +539,10 @@ def test_cancel(fake, ask, code, body, expected):
     assert (fake.seen[0].method, fake.seen[0].target) == ("PUT", f"/fal-ai/ideogram/requests/{ID}/cancel")
 
 
-@pytest.mark.parametrize(("code", "body"), [(404, HTML), (400, {"detail": "bad"}), (500, {"status": "OK"})])
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [(404, HTML), (400, {"detail": "bad"}), (400, {"status": "OK"}), (500, {"status": "OK"})],
+)
 def test_a_cancel_that_fal_did_not_answer_is_an_error(fake, ask, code, body):
     fake.replies(fake.reply(code, body))
     with pytest.raises(fal.UnexpectedAnswer):

@@ -89,7 +89,14 @@ def test_a_request_that_completes_at_the_deadline_still_brings_its_result(fake, 
 
 def test_a_request_that_failed_at_the_deadline_raises_its_error(fake, ask):
     refused = fake.reply(422, {"detail": [{"type": "missing"}]})
-    Queue(fake, "IN_PROGRESS", cancel=(400, {"status": "ALREADY_COMPLETED"}), results=[refused])
+    queue = Queue(fake, "IN_PROGRESS", cancel=(400, {"status": "ALREADY_COMPLETED"}), results=[refused])
+
+    def script(seen):
+        if seen.method == "PUT":
+            queue.statuses = ["COMPLETED"]
+        return queue(seen)
+
+    fake.script = script
     with pytest.raises(fal.ModelRefused):
         ask(lambda client: client.subscribe(ENDPOINT, {}, deadline_s=0.1))
 
