@@ -15,6 +15,7 @@ import json
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from email.utils import format_datetime
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
@@ -182,6 +183,14 @@ class Fal:
 
     def of(self, asks_for):
         return [one for one in self.requests.values() if one.asks_for == asks_for]
+
+    def may_have(self, arguments):
+        """Say whether a paid request came of these arguments, whose picture fields may be written otherwise."""
+        wanted = arguments.get("prompt"), arguments.get("seed")
+        return any(
+            one.is_paid and (one.body.get("prompt"), one.body.get("seed")) == wanted
+            for one in self.requests.values()
+        )
 
     def answer(self, request):
         """Return the true answer to a call, or the lie that is due, after what the call brings about."""
@@ -416,7 +425,7 @@ def _said(lie, request_id):
 
 
 def _response(status, headers, content):
-    return httpx2.Response(status, headers=headers, stream=httpx2.ByteStream(content))
+    return httpx2.Response(status, headers=dict(headers), stream=httpx2.ByteStream(content))
 
 
 def _is_json(body):
@@ -438,4 +447,5 @@ class Wire(httpx2.AsyncBaseTransport):
             if answer.hangs:
                 await asyncio.sleep(24 * 3600)
             raise httpx2.ReadError("gone") from aiohttp.ServerDisconnectedError()
+        answer.headers["date"] = format_datetime(_at(self._fal.now_s), usegmt=True)
         return answer

@@ -8,6 +8,7 @@ import asyncio
 import selectors
 import sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -90,11 +91,30 @@ def _unless_done(future, how, result):
         how(result)
 
 
-@contextmanager
-def clocks(loop, offset_of):
-    """Let all modules of the project read the time off the loop, plus the seconds that `offset_of` their owner's clock.
+class Threads:
+    """Stands for a pool of threads: does the work at once, where it is asked for."""
 
-    `datetime` itself can't be patched, so its name is, in each module that has imported it.
+    def __init__(self, max_workers=None, thread_name_prefix=""):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, call, *of):
+        return map(call, *of)
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        pass
+
+
+@contextmanager
+def virtual(loop, offset_of):
+    """Let the whole project do its work in one thread and read the time off the loop, plus `offset_of` an owner's clock.
+
+    Names are exchanged in the modules that have imported them, for `datetime` itself can't be patched.
     """
 
     class Told(datetime, metaclass=_AnyDatetime):
@@ -104,18 +124,21 @@ def clocks(loop, offset_of):
             owner = running.owner if running else loop.owner
             return EPOCH + timedelta(seconds=loop.now_s + offset_of(owner))
 
-    patched = [
-        module
-        for name, module in list(sys.modules.items())
-        if name.startswith("ideogram_pipeline.") and getattr(module, "datetime", None) is datetime
+    exchanged = {"datetime": (datetime, Told), "ThreadPoolExecutor": (ThreadPoolExecutor, Threads)}
+    found = [
+        (module, name)
+        for path, module in list(sys.modules.items())
+        if path.startswith("ideogram_pipeline.")
+        for name, (real, _) in exchanged.items()
+        if getattr(module, name, None) is real
     ]
-    for module in patched:
-        module.datetime = Told
+    for module, name in found:
+        setattr(module, name, exchanged[name][1])
     try:
         yield
     finally:
-        for module in patched:
-            module.datetime = datetime
+        for module, name in found:
+            setattr(module, name, exchanged[name][0])
 
 
 class _AnyDatetime(type(datetime)):
