@@ -184,11 +184,11 @@ class Fal:
     def of(self, asks_for):
         return [one for one in self.requests.values() if one.asks_for == asks_for]
 
-    def may_have(self, arguments):
-        """Say whether a paid request came of these arguments, whose picture fields may be written otherwise."""
+    def holds(self, arguments, such):
+        """Say whether a request such as that came of these arguments, whose picture fields may be written otherwise."""
         wanted = arguments.get("prompt"), arguments.get("seed")
         return any(
-            one.is_paid and (one.body.get("prompt"), one.body.get("seed")) == wanted
+            such(one) and (one.body.get("prompt"), one.body.get("seed")) == wanted
             for one in self.requests.values()
         )
 

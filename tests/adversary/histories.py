@@ -35,9 +35,9 @@ start, wait, crash, detach, terminate, edit, lie, fate, jump, reconcile, give_up
 )
 
 
-def play(*steps, seed=0, day_usd=None):
+def play(*steps, rows=1, seed=0, day_usd=None):
     """Let a history happen and check what must hold, after each step and once everything has calmed down."""
-    with a_world(seed, day_usd) as world:
+    with a_world(rows, seed, day_usd) as world:
         for step in steps:
             getattr(world, step.name)(*step.given, **dict(step.named))
             world.check_the_bill()
@@ -138,36 +138,40 @@ LIES = {
     "put": [*_NETWORK, Say(500, "html"), Say(403, "text")],
 }
 
-_seconds = st.sampled_from([0.001, 0.01, 0.3, 1.0, 3.0, 10.0, 60.0, 900.0])
-_dies_at = st.none() | st.integers(1, 60)
-_starts = st.builds(lambda dies_at: start() if dies_at is None else start(dies_at=dies_at), _dies_at)
-_choices = st.sampled_from([start(regenerate=True), start(only_failed=True), start(limit=1)])
-_fates = st.builds(
-    fate,
-    st.builds(Ends, st.sampled_from(["picture", "picture", *TYPED, "never"]), st.sampled_from([0.5, 2.0, 120.0])),
-)
+_KINDS = ["submit"] * 3 + ["status"] * 2 + ["result"] * 4 + ["media"] * 2 + ["list", "cancel", "upload", "put"]
+_STEPS = ["start"] * 5 + ["wait"] * 4 + ["lie"] * 6 + ["fate", "edit", "person"] * 2 + ["jump", "end"]
 
 
-def _lies(kind):
-    some = st.lists(st.sampled_from(LIES[kind]), min_size=1, max_size=4)
-    same = st.builds(lambda one, times: [one] * times, st.sampled_from(LIES[kind]), st.integers(1, 24))
-    return (some | same).map(lambda lies: lie(kind, *lies))
+@st.composite
+def _a_step(draw):
+    def one_of(*choices):
+        return draw(st.sampled_from(choices))
+
+    match one_of(*_STEPS):
+        case "start":
+            dies_at = one_of(None, None, None, 1) and draw(st.integers(1, 60))
+            choice = one_of({}, {}, {}, {}, {"regenerate": True}, {"only_failed": True}, {"limit": 1})
+            return start(**choice, **({"dies_at": dies_at} if dies_at else {}))
+        case "wait":
+            return wait(one_of(0.001, 0.01, 0.3, 1.0, 3.0, 10.0, 60.0, 900.0))
+        case "lie":
+            kind = one_of(*_KINDS)
+            if draw(st.booleans()):
+                return lie(kind, *draw(st.lists(st.sampled_from(LIES[kind]), min_size=1, max_size=5)))
+            return lie(kind, *[one_of(*LIES[kind])] * draw(st.integers(2, 24)))
+        case "fate":
+            return fate(Ends(one_of("picture", "picture", *TYPED, "never"), one_of(0.5, 2.0, 120.0)))
+        case "edit":
+            return edit(draw(st.integers(0, MOST_ROWS - 1)), one_of(0, 0, 1, None))
+        case "person":
+            return one_of(reconcile(), reconcile(), give_up())
+        case "jump":
+            return jump(one_of(-3600.0, 3600.0, -40000.0, 40000.0))
+        case _:
+            return one_of(crash(), detach(), terminate())
 
 
-_all_lies = st.one_of([_lies("submit"), _lies("result"), _lies("result"), *map(_lies, LIES)])
-steps = st.one_of(
-    _starts,
-    _starts,
-    _choices,
-    st.builds(wait, _seconds),
-    st.builds(wait, _seconds),
-    _all_lies,
-    _all_lies,
-    _fates,
-    st.builds(edit, st.integers(0, MOST_ROWS - 1), st.sampled_from([0, 0, 1, None])),
-    st.sampled_from([crash(), detach(), terminate(), reconcile(), give_up()]),
-    st.builds(jump, st.sampled_from([-3600.0, 3600.0, -40000.0, 40000.0])),
-)
-histories = st.lists(steps, min_size=2, max_size=16)
+histories = st.builds(lambda first, then: [*first, *then], *[st.lists(_a_step(), max_size=14)] * 2)
 seeds = st.integers(0, 7)
+tables = st.integers(1, MOST_ROWS)
 budgets = st.none() | st.sampled_from([Decimal("0.05"), Decimal("0.14")])

@@ -6,7 +6,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.adversary.histories import budgets, histories, play, seeds
+from tests.adversary.histories import budgets, histories, play, seeds, tables
 
 HISTORIES = int(os.environ.get("HISTORIES", "300"))
 SEED = int(os.environ.get("SEED", "0"))
@@ -26,11 +26,11 @@ def test_nothing_is_paid_twice_or_lost(part):
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(steps=histories, seed=seeds, day_usd=budgets)
-    def every_history(steps, seed, day_usd):
+    @given(steps=histories, rows=tables, seed=seeds, day_usd=budgets)
+    def every_history(steps, rows, seed, day_usd):
         nonlocal played
         played += 1
-        play(*steps, seed=seed, day_usd=day_usd)
+        play(*steps, rows=rows, seed=seed, day_usd=day_usd)
 
     every_history()
     print(f"{played} histories, {played / (time.monotonic() - begun):.1f} a second")
