@@ -1,9 +1,10 @@
 """fal, from memory: a queue with a truth for every request, a bill, and answers that may say anything for a while.
 
-A request's truth is decided when it is accepted: it will bring a picture, end with a typed error that costs nothing, or
-never end. `Fal.lies` holds, for each kind of call, what is answered next instead of the truth. A lie may be anything, but
+A request's truth is decided when it is accepted: it will bring a picture, end with a typed error that costs nothing,
+or never end. `Fal.lies` holds, for each kind of call, what is answered next instead of the truth. A lie may be
+anything, but
 
-- the same typed error is never told three times in a row of a request that did not end so, for that is how fal proves it;
+- the same typed error is never told three times in a row of a request that did not end so: that is how fal proves it;
 - nothing but the truth says `{"status": "OK"}` to a cancel, or that a request ended, in the list of requests;
 - a 4xx with a JSON body to a submit is true: that submit was not accepted.
 """
@@ -65,7 +66,7 @@ ODD = {
         **result,
         "images": [{**image, "file_size": "huge"} for image in result["images"]],
     },
-    "more fields": lambda result: {**result, "seeds": [1, 2], "timings": {"inference": float(1e300)}},
+    "more fields": lambda result: {**result, "seeds": [1, 2], "timings": {"inference": 1e300}},
 }
 """True results in an odd form: a picture in them is one that fal gave."""
 INFERENCE_S = {"": 0.5, "long": 1e300, "negative": -1e12, "text": "1e15"}
@@ -245,9 +246,7 @@ class Fal:
             ends_s=starts_s + fate.after_s,
             how=fate.how,
         )
-        before = [
-            one for one in self.of(accepted.asks_for) if one.is_paid or not one.has_ended(self.now_s)
-        ]
+        before = [one for one in self.of(accepted.asks_for) if one.is_paid or not one.has_ended(self.now_s)]
         if before and accepted.asks_for not in self.excused:
             told = f"{body.get('prompt')!r} is with fal as {[one.id[:8] for one in before]}"
             self.problem = self.problem or PaidTwice(f"{told} and was submitted again at {self.now_s:.3f} s")
@@ -303,9 +302,7 @@ class Fal:
                 told |= {"metrics": {}, "error": "It failed"}
             return _json(200, told, about.id)
         if self.now_s < about.starts_s:
-            return _json(
-                202, {"status": "IN_QUEUE", "request_id": about.id, "queue_position": 0}, about.id
-            )
+            return _json(202, {"status": "IN_QUEUE", "request_id": about.id, "queue_position": 0}, about.id)
         return _json(202, {"status": "IN_PROGRESS", "request_id": about.id}, about.id)
 
     def _result(self, about, lie):

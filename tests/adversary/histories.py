@@ -31,7 +31,7 @@ def _step(name):
 
 start, wait, crash, detach, terminate, edit, lie, fate, jump, reconcile, give_up = map(
     _step,
-    "start wait crash detach terminate edit lie fate jump reconcile give_up".split(),
+    ("start", "wait", "crash", "detach", "terminate", "edit", "lie", "fate", "jump", "reconcile", "give_up"),
 )
 
 
@@ -138,7 +138,9 @@ LIES = {
     "put": [*_NETWORK, Say(500, "html"), Say(403, "text")],
 }
 
-_KINDS = ["submit"] * 3 + ["status"] * 2 + ["result"] * 4 + ["media"] * 2 + ["list", "cancel", "upload", "put"]
+_KINDS = (
+    ["submit"] * 3 + ["status"] * 2 + ["result"] * 4 + ["media"] * 2 + ["list", "cancel", "upload", "put"]
+)
 _STEPS = ["start"] * 5 + ["wait"] * 4 + ["lie"] * 6 + ["fate", "edit", "person"] * 2 + ["jump", "end"]
 
 

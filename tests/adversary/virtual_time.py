@@ -111,8 +111,8 @@ class Threads:
 
 
 @contextmanager
-def virtual(loop, offset_of):
-    """Let the whole project do its work in one thread and read the time off the loop, plus `offset_of` an owner's clock.
+def virtual(loop, offset_s):
+    """Let the whole project do its work in one thread and read the time off the loop, plus the seconds of `offset_s()`.
 
     Names are exchanged in the modules that have imported them, for `datetime` itself can't be patched.
     """
@@ -120,9 +120,7 @@ def virtual(loop, offset_of):
     class Told(datetime, metaclass=_AnyDatetime):
         @classmethod
         def now(cls, tz=None):
-            running = asyncio.current_task(loop) if asyncio._get_running_loop() is loop else None
-            owner = running.owner if running else loop.owner
-            return EPOCH + timedelta(seconds=loop.now_s + offset_of(owner))
+            return EPOCH + timedelta(seconds=loop.now_s + offset_s())
 
     exchanged = {"datetime": (datetime, Told), "ThreadPoolExecutor": (ThreadPoolExecutor, Threads)}
     found = [

@@ -185,9 +185,10 @@ class World:
 
     def close(self):
         """End everything that still runs."""
-        for run in self._working():
-            run.life.die()
-        self.loop.run_for(0)
+        for life, tasks in self.loop.tasks.items():
+            life.die()
+            if tasks:
+                self.loop.run_until_complete(asyncio.wait(list(tasks)))
         self.loop.close()
 
     # How it is done
@@ -331,9 +332,9 @@ class World:
                         raise Broken(f"{image.path} is not the picture that the ledger names")
         open_ones = {name[:8] for name, entry in ledger.entries.items() if entry.state == "submitted"}
         for found in store.objects(f"images/batch={BATCH}"):
-            if found.path.endswith(".png") and found.path not in named:
-                if found.path.rsplit("-", 2)[1] not in open_ones:
-                    raise Broken(f"{found.path} is in the store, and no ledger entry names it")
+            is_known = found.path in named or found.path.rsplit("-", 2)[1] in open_ones
+            if found.path.endswith(".png") and not is_known:
+                raise Broken(f"{found.path} is in the store, and no ledger entry names it")
 
     def _check_the_budget(self, ledger):
         """No day's bill is above the budget: what was reserved for a request stays so until its end is proven."""
@@ -354,13 +355,17 @@ class World:
         """Each row of the table has one outcome, and metadata, outcomes, ledger and files agree."""
         store, rows = self._look(), self._outcomes()
         if sorted(row.prompt_id for row in rows) != sorted(self.table):
-            raise Broken(f"outcomes of {[row.prompt_id for row in rows]}, and the table has {list(self.table)}")
+            raise Broken(
+                f"outcomes of {[row.prompt_id for row in rows]}, and the table has {list(self.table)}"
+            )
         for row in rows:
             entry = ledger.entries.get(row.fingerprint)
             has_pictures = entry is not None and entry.state == "generated"
             if (row.state == "generated") != has_pictures:
                 raise Broken(f"{row.prompt_id} is {row.state}, and its ledger entry {entry and entry.state}")
-        told = {(f"images/batch={BATCH}/{one.file_name}", one.sha256) for one in files.read_images(store, BATCH)}
+        told = {
+            (f"images/batch={BATCH}/{one.file_name}", one.sha256) for one in files.read_images(store, BATCH)
+        }
         kept = {
             (image.path, image.sha256)
             for entry in ledger.entries.values()
@@ -379,10 +384,14 @@ class World:
             for attempt in entry.attempts:
                 request = attempt.submitted and self.fal.requests.get(attempt.submitted.request_id)
                 if request and request.still_gives(self.loop.now_s) and not self._is_excused(request):
-                    raise Broken(f"{row.prompt_id} stays {row.state} ({row.reason}), and fal has {request.id[:8]}")
+                    raise Broken(
+                        f"{row.prompt_id} stays {row.state} ({row.reason}), and fal has {request.id[:8]}"
+                    )
             never_ends = row.request_id and self.fal.requests[row.request_id].how == "never"
             asked = entry.last.reserved.request.arguments if entry else {}
-            is_nowhere = row.state == "unknown" and not self.fal.holds(asked, lambda one: one.how == "picture")
+            is_nowhere = row.state == "unknown" and not self.fal.holds(
+                asked, lambda one: one.how == "picture"
+            )
             if row.state in ("unknown", "not_reached") and not never_ends and not is_nowhere:
                 raise Broken(f"{row.prompt_id} stays {row.state}: {row.reason}")
 
@@ -407,7 +416,7 @@ def a_world(rows=1, seed=0, day_usd=None):
     heard = _Errors()
     log = logging.getLogger("ideogram_pipeline")
     log.addHandler(heard)
-    with virtual(world.loop, lambda owner: world.offset_s):
+    with virtual(world.loop, lambda: world.offset_s):
         runs._machine = named
         try:
             yield world
