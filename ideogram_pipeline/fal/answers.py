@@ -98,7 +98,8 @@ class Answer:
     @property
     def billable_units(self) -> float | None:
         """Units charged, where fal says so."""
-        return number(self.headers.get("x-fal-billable-units"))
+        units = number(self.headers.get("x-fal-billable-units"))
+        return units if units is None or units >= 0 else None
 
     @property
     def advises_retry(self) -> bool | None:

@@ -5,16 +5,49 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+import httpx2
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
-from ideogram_pipeline.fal.answers import JsonObject, text
-from ideogram_pipeline.fal.errors import EndpointNotFound, RequestNotFound, UnexpectedAnswer
+from ideogram_pipeline.fal.answers import Answer, JsonObject, ending, text
+from ideogram_pipeline.fal.errors import (
+    Cancelled,
+    EndpointNotFound,
+    RequestEnded,
+    RequestFailed,
+    RequestNotFound,
+    UnexpectedAnswer,
+)
 from ideogram_pipeline.fal.http import Call, Http
+
+LISTED_FOR = timedelta(days=30)
+"""fal keeps payloads so long (fal docs, request payloads)."""
+_MAX_CLOCK_SKEW = timedelta(days=1)
+_MAX_USD = 10**6
+
+
+def _or_none(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """Read a value; one that is odd counts as absent."""
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+_Lenient = WrapValidator(_or_none)
+_Amount = Annotated[Decimal | None, Field(ge=-_MAX_USD, le=_MAX_USD), _Lenient]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,14 +61,38 @@ class PastRequest(_Told):
 
     request_id: str = Field(description="fal's id of the request.")
     endpoint_id: str = Field(description="The endpoint it was submitted to.")
-    sent_at: datetime = Field(description="When it was submitted.")
-    started_at: datetime | None = Field(default=None, description="When a runner took it.")
-    ended_at: datetime | None = Field(default=None, description="When it ended.")
-    status_code: int | None = Field(default=None, description="HTTP status of its result.")
+    sent_at: Annotated[datetime | None, _Lenient] = Field(default=None, description="When it was submitted.")
+    started_at: Annotated[datetime | None, _Lenient] = Field(
+        default=None, description="When a runner took it."
+    )
+    ended_at: Annotated[datetime | None, _Lenient] = Field(default=None, description="When it ended.")
+    status_code: Annotated[int | None, _Lenient] = Field(
+        default=None, description="HTTP status of its result."
+    )
     json_input: JsonValue = Field(
         default=None, description="Its arguments, where payloads are stored and asked for."
     )
     json_output: JsonValue = Field(default=None, description="Its result, likewise.")
+
+    @property
+    def ending(self) -> RequestEnded | None:
+        """The error in which it ended, if the list says that it ended in one."""
+        if self.ended_at is None or self.status_code is None or self.status_code < 400:
+            return None
+        body = json.dumps(self.json_output).encode()
+        told = Answer("fal's list of requests", self.status_code, httpx2.Headers(), body)
+        if typed := ending(told, endpoint_id=self.endpoint_id, request_id=self.request_id):
+            return typed
+        kind = Cancelled if self.status_code == 499 else RequestFailed
+        return kind(
+            message=f"fal lists the request to {self.endpoint_id} as ended with {self.status_code}.",
+            error_type=f"listed as {self.status_code}",
+            may_resubmit=self.status_code >= 500,
+            may_be_billed=self.status_code < 500,
+            endpoint_id=self.endpoint_id,
+            request_id=self.request_id,
+            status=self.status_code,
+        )
 
 
 class Price(_Told):
@@ -60,12 +117,12 @@ class BillingEvent(_Told):
     request_id: str = Field(description="fal's id of the request.")
     endpoint_id: str = Field(description="The endpoint it was submitted to.")
     timestamp: datetime = Field(description="When it was booked.")
-    output_units: Decimal | None = Field(default=None, description="Units charged.")
-    unit_price: Decimal | None = Field(default=None, description="US dollars for one unit, before discounts.")
-    cost_total: Decimal | None = Field(default=None, description="US dollars charged, after discounts.")
-    cost_estimate_nano_usd: int | None = Field(
-        default=None, description="The same in billionths of a dollar; older answers have it alone."
-    )
+    output_units: _Amount = Field(default=None, description="Units charged.")
+    unit_price: _Amount = Field(default=None, description="US dollars for one unit, before discounts.")
+    cost_total: _Amount = Field(default=None, description="US dollars charged, after discounts.")
+    cost_estimate_nano_usd: Annotated[
+        int | None, Field(ge=-_MAX_USD * 10**9, le=_MAX_USD * 10**9), _Lenient
+    ] = Field(default=None, description="The same in billionths of a dollar; older answers have it alone.")
 
     @property
     def usd(self) -> Decimal | None:
@@ -115,6 +172,18 @@ class PlatformCalls:
             "limit": 100,
         }
         return await self._list("models/requests/by-endpoint", query, "items", PastRequest, max_items)
+
+    async def past_request(self, endpoint_id: str, request_id: str) -> PastRequest | None:
+        """What the list says of one request, with payloads; None where it holds it no longer, or not yet."""
+        now = datetime.now(UTC)
+        listing = await self.requests_by_endpoint(
+            endpoint_id,
+            start=now - LISTED_FOR - _MAX_CLOCK_SKEW,
+            end=now + _MAX_CLOCK_SKEW,
+            request_ids=[request_id],
+            with_payloads=True,
+        )
+        return next((one for one in listing.items if one.request_id == request_id), None)
 
     async def billing_events(
         self,

@@ -47,6 +47,8 @@ REFUSED_WITHOUT_A_WORD = frozenset({405, 413, 414, 429})
 MAX_ID_LENGTH = 200
 """Characters; fal's request ids are UUIDs of 36."""
 _MAX_URL_LENGTH = 2000
+_MAX_POSITION = 10**9
+_MAX_INFERENCE_S = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,17 +414,23 @@ def _status(body: JsonObject | None, request: QueuedRequest) -> QueueStatus:
         raise _about(UnexpectedAnswer(message=told, may_repeat=True), request)
     match body.get("status"):
         case "IN_QUEUE":
-            position = number(body.get("queue_position"))
+            position = _within(number(body.get("queue_position")), _MAX_POSITION)
             return InQueue(None if position is None else int(position), logs)
         case "IN_PROGRESS":
             return InProgress(logs)
         case "COMPLETED":
             metrics = body.get("metrics")
             seconds = number(metrics.get("inference_time")) if isinstance(metrics, dict) else None
+            seconds = _within(seconds, _MAX_INFERENCE_S)
             return Completed(logs, seconds, text(body.get("error")), text(body.get("error_type")))
         case other:
             told = f"The status of {request.request_id} is {str(other)[:50]!r}, which the protocol does not know."
             raise _about(UnexpectedAnswer(message=told, may_repeat=True), request)
+
+
+def _within(value: float | None, most: float) -> float | None:
+    """The value, if it can be what it is said to be: not below zero, nor beyond all reason."""
+    return value if value is not None and 0 <= value <= most else None
 
 
 def _logs(value: JsonValue) -> tuple[LogLine, ...]:

@@ -99,6 +99,7 @@ class Books:
             response_url=queued.result_url,
             cancel_url=queued.cancel_url,
             submitted_at=datetime.now(UTC),
+            accepted_at=queued.accepted_at,
         )
         try:
             await self.ledger.submitted(request.fingerprint, submitted)
@@ -114,7 +115,7 @@ class Books:
     ) -> None:
         """Record a request whose pictures, at least one, all lie in the store."""
         price = request.price_usd
-        cost = None if price is None else price / request.num_images * len(images)
+        cost = None if price is None else price / request.num_images * min(len(images), request.num_images)
         await self._settle(
             request,
             Settled(

@@ -1,37 +1,68 @@
-"""The brake: stops a batch whose first rows all end alike, without a picture, so that it can't drain a budget.
+"""The brake: stops a batch that only costs money, so that it can't drain a budget.
 
-What fal has queued by then is cancelled; what it works on can't be.
+It is pulled where the first rows all end alike, without a picture; and where fal's answers can't be read any more,
+several in a row: pictures would be paid for that this version of the program doesn't find. What fal has queued by then
+is cancelled; what it works on can't be.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
-from ideogram_pipeline.fal.errors import ModelFailed, ModelRefused, RequestEnded
+from ideogram_pipeline.fal.errors import FalError, ModelFailed, ModelRefused, RequestEnded, SubmitUnknown
 
 BRAKE_AFTER = 5
-"""If so many rows have ended alike, without a picture, and none has ended with one, the batch stops."""
+"""The batch stops if so many rows have ended alike, without a picture, and none has ended with one; and if so many
+answers in a row can't be read."""
 
 
 class Brake:
     """Watches how the rows of one run end."""
 
     def __init__(self) -> None:
+        self.reason: str | None = None
+        """Why the batch stops, once it does."""
         self._ends: Counter[str] | None = Counter()
+        self._unread_submits = self._unread_results = 0
+
+    def accepted(self) -> None:
+        """Take note that a submit was accepted."""
+        self._unread_submits = 0
 
     def release(self) -> None:
-        """Watch no longer: a picture has come."""
+        """Take note that a picture has come."""
         self._ends = None
+        self._unread_results = 0
 
-    def after(self, error: RequestEnded) -> str | None:
-        """Take note of a row without a picture; return why the batch stops, if it does."""
+    def ended(self, error: RequestEnded) -> None:
+        """Take note of a row that ended without a picture."""
         if self._ends is None:
-            return None
+            return
         kind = _kind(error)
         self._ends[kind] += 1
-        if len(self._ends) > 1 or self._ends[kind] < BRAKE_AFTER:
-            return None
-        return f"stopped, because the first {BRAKE_AFTER} rows all ended alike, without a picture: {error}"
+        if len(self._ends) == 1 and self._ends[kind] >= BRAKE_AFTER:
+            self._pull(f"the first {BRAKE_AFTER} rows all ended alike, without a picture: {error}")
+
+    def unread_submit(self, error: SubmitUnknown) -> None:
+        """Take note of an answer to a submit that tells nothing. Without any answer the network is at fault."""
+        if error.status is not None:
+            self._unread_submits += 1
+            self._pull_if_unread(self._unread_submits, error)
+
+    def unread_result(self, error: FalError) -> None:
+        """Take note that a request's end can't be read."""
+        self._unread_results += 1
+        self._pull_if_unread(self._unread_results, error)
+
+    def _pull_if_unread(self, in_a_row: int, error: FalError) -> None:
+        if in_a_row >= BRAKE_AFTER:
+            self._pull(
+                f"{BRAKE_AFTER} of fal's answers in a row could not be read; run again later, or with a newer "
+                f"version: what was submitted is fetched then. The last: {error}"
+            )
+
+    def _pull(self, why: str) -> None:
+        self.reason = self.reason or f"stopped, because {why}"
 
 
 def _kind(error: RequestEnded) -> str:

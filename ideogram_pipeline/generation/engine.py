@@ -6,7 +6,8 @@ store before the ledger says so.
 
     window      how many may be with fal          submitting  the step that costs money
     polling     when to ask about one             fetching    the steps after it
-    brake       when a batch makes no sense       books       what is written of the money
+    brake       when a batch makes no sense       answers     what fal's answers tell, and what proves an end
+    books       what is written of the money
 """
 
 from __future__ import annotations
@@ -19,19 +20,18 @@ from decimal import Decimal
 from itertools import chain, islice
 from typing import Protocol
 
-from pydantic import ValidationError
-
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.faces import Faces
 from ideogram_pipeline.fal import CancelAnswer, FalClient, QueuedRequest
-from ideogram_pipeline.fal.errors import FalError, ModelRefused, RequestEnded, RequestNotFound
+from ideogram_pipeline.fal.errors import AccessRefused, FalError, ModelRefused, RequestEnded, RequestNotFound
 from ideogram_pipeline.fal.http import pause
+from ideogram_pipeline.generation.answers import is_gone
 from ideogram_pipeline.generation.books import Books, RunFacts
 from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import Budget
-from ideogram_pipeline.generation.fetching import FINISHING, Fetcher
+from ideogram_pipeline.generation.fetching import FINISHING, Fetcher, NotRead, OtherBytes
 from ideogram_pipeline.generation.inbox import Inbox
-from ideogram_pipeline.generation.ledger import Ledger, Reserved
+from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -106,7 +106,9 @@ class Engine:
         self._references = ReferenceUrls(fal, store, inline_bytes=inline_bytes, wait_s=max_wait_s)
         self._inbox = Inbox(store, ledger, webhook_url) if webhook_url else None
         self._polling = Polling(known_work(ledger.entries.values()), delivered=webhook_url is not None)
-        self._submitter = Submitter(fal, self._references, self._books, self._window, self._inbox)
+        self._submitter = Submitter(
+            fal, self._references, self._books, window=self._window, brake=self._brake, inbox=self._inbox
+        )
         self._fetcher = Fetcher(
             fal,
             store,
@@ -286,8 +288,8 @@ class Engine:
             await pause(RESUBMIT_AFTER_S * 4 ** (last.reserved.attempt - 1))
 
     async def _submit(self, request: GenerationRequest) -> None:
-        if self._stopped:
-            raise LeftOpen(NotReached, self._stopped)
+        if reason := self._stopped or self._brake.reason:
+            raise LeftOpen(NotReached, reason)
         try:
             await self._submitter.submit(request)
         except StopSubmitting as stop:
@@ -298,29 +300,36 @@ class Engine:
 
     async def _fetch(self, request: GenerationRequest, place: Place) -> None:
         queued, submitted_here = self._queued(request)
-        reserved = self._books.entry(request).last.reserved
+        last = self._books.entry(request).last
+        assert last.submitted is not None
         try:
-            fetched = await self._fetcher.fetch(reserved, queued, place, submitted_here=submitted_here)
+            fetched = await self._fetcher.fetch(last.reserved, queued, place, submitted_here=submitted_here)
         except RequestEnded as error:
             await self._end(request, error)
-        except RequestNotFound as error:
-            reason = f"{queued.request_id} may have been paid, and its result is gone: {error}"
-            await self._books.lost(request, reason)
-        except ValidationError as error:
-            problems = "; ".join(f"{finding['loc']}: {finding['msg']}" for finding in error.errors()[:3])
-            reason = f"fal's answer to {queued.request_id} is not one of Ideogram's: {problems}"
-            await self._books.lost(request, reason)
+        except NotRead as unread:
+            await self._not_read(request, last.submitted, unread.error)
         except FalError as error:
             reason = (
                 f"{queued.request_id} is paid for and could not be fetched; the next run tries again: {error}"
             )
             raise LeftOpen(Failed, reason) from None
         else:
-            if not fetched.images:
-                await self._books.lost(request, "fal's answer holds no picture")
-                return
             self._brake.release()
             await self._books.generated(request, fetched.completed, fetched.seed, fetched.images)
+
+    async def _not_read(self, request: GenerationRequest, submitted: Submitted, error: FalError) -> None:
+        """Leave a row open whose end can't be read, unless fal has forgotten it for good."""
+        if isinstance(error, RequestNotFound) and is_gone(submitted, error):
+            reason = f"{submitted.request_id} may have been paid, and its result is gone: {error}"
+            await self._books.lost(request, reason)
+            return
+        if not isinstance(error, AccessRefused):
+            self._brake.unread_result(error)
+            await self._stop_if_pulled()
+        reason = (
+            f"{submitted.request_id} is with fal, could not be read yet; the next run asks again: {error}"
+        )
+        raise LeftOpen(NotReached, reason)
 
     async def _restore(self, request: GenerationRequest) -> None:
         """Fetch again the pictures of a settled request that are no longer in the store."""
@@ -330,18 +339,16 @@ class Engine:
         if not missing:
             return
         queued, _ = self._queued(request)
-        lost = f"{missing[0].path}, paid for as {queued.request_id}, is gone from the store and can't be had again"
         try:
             reserved = self._books.entry(request).last.reserved
-            restored = await self._fetcher.fetch_again(reserved, queued, missing)
-        except (FalError, FileNotFoundError, IndexError, ValidationError) as error:
+            await self._fetcher.fetch_again(reserved, queued, settled, missing)
+        except (FalError, FileNotFoundError, IndexError, OtherBytes) as error:
+            why = "fal has other bytes now" if isinstance(error, OtherBytes) else type(error).__name__
             reason = (
-                f"{lost} ({type(error).__name__}); `ideogram-pipeline replay {queued.request_id} --send` makes a new "
-                "take, which is paid for"
+                f"{missing[0].path}, paid for as {queued.request_id}, is gone from the store and can't be had again "
+                f"({why}); `ideogram-pipeline replay {queued.request_id} --send` makes a new take, which is paid for"
             )
             raise LeftOpen(Failed, reason) from None
-        if [one.sha256 for one in restored] != [one.sha256 for one in missing]:
-            raise LeftOpen(Failed, f"{lost}: fal has other bytes now")
 
     def _queued(self, request: GenerationRequest) -> tuple[QueuedRequest, bool]:
         """Return a submitted request as fal's client knows it, and whether this run has submitted it."""
@@ -356,14 +363,18 @@ class Engine:
 
     async def _end(self, request: GenerationRequest, error: RequestEnded) -> None:
         """Record a request that ended without a result."""
-        pulled = self._brake.after(error)
-        if pulled and not self._stopped:
-            self._stopped = pulled
-            await self.cancel_queued()
+        self._brake.ended(error)
+        await self._stop_if_pulled()
         unfetched = isinstance(error, ModelRefused) and error.names("file_download_error")
         if unfetched:
             self._references.forget(request)
         await self._books.ended(request, error, again=unfetched)
+
+    async def _stop_if_pulled(self) -> None:
+        """Submit nothing more once the brake is pulled, and cancel what fal hasn't begun."""
+        if self._brake.reason and not self._stopped:
+            self._stopped = self._brake.reason
+            await self.cancel_queued()
 
 
 def _log_end(outcome: Outcome) -> None:

@@ -8,20 +8,22 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 
-from pydantic import JsonValue
-
 from ideogram_pipeline.faces import Faces
-from ideogram_pipeline.fal import Completed, FalClient, InQueue, QueuedRequest
+from ideogram_pipeline.fal import Completed, FalClient, InQueue, QueuedRequest, QueueStatus
+from ideogram_pipeline.fal.errors import AccessRefused, FalError, NotReady, RequestEnded
+from ideogram_pipeline.fal.http import pause
+from ideogram_pipeline.generation.answers import Answers
 from ideogram_pipeline.generation.inbox import Inbox
-from ideogram_pipeline.generation.ledger import Entry, Reserved, StoredImage
+from ideogram_pipeline.generation.ledger import Entry, Reserved, Settled, StoredImage
 from ideogram_pipeline.generation.marking import (
     MakeMarked,
     Marked,
     Marking,
+    as_stored,
     marked,
     marks_of,
     signature_path,
@@ -32,7 +34,7 @@ from ideogram_pipeline.generation.outcomes import Failed, LeftOpen, NotReached
 from ideogram_pipeline.generation.polling import Kind, Polling
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.window import Place
-from ideogram_pipeline.ideogram.endpoints import File, Output
+from ideogram_pipeline.ideogram.endpoints import Output
 from ideogram_pipeline.marks import Marks
 from ideogram_pipeline.marks.credentials import CannotSign, Reference
 from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Picture, verify
@@ -47,6 +49,10 @@ THUMBNAIL_SIDE = 320
 """Pixels of a thumbnail's longer side."""
 NEWS_EVERY_S = 0.25
 """Those who wait are told at most so often that what they wait by has changed: each look of so many costs time."""
+STATUS_ATTEMPTS = 3
+"""A status that can't be had is asked for so often, before the row is left to the next run."""
+ASK_AGAIN_S = 2.0
+"""Seconds before a status is asked for again that could not be had, or a result that was not ready."""
 FINISHING = 16
 """So many requests at a time are fetched and stored, which bounds the pictures in memory."""
 
@@ -61,6 +67,19 @@ class Fetched:
     """The seed fal says it used."""
     images: tuple[StoredImage, ...]
     """Its pictures, in fal's order; none if fal's answer holds none."""
+
+
+class NotRead(Exception):
+    """Whether a request has brought anything can't be told from fal's answers; they may tell it later."""
+
+    def __init__(self, error: FalError) -> None:
+        super().__init__(str(error))
+        self.error = error
+        """The last of them."""
+
+
+class OtherBytes(Exception):
+    """fal gives other bytes for a picture than it did before."""
 
 
 class Fetcher:
@@ -92,6 +111,7 @@ class Fetcher:
         self._max_wait_s = max_wait_s
         self._finishing = asyncio.Semaphore(FINISHING)
         self._inbox = inbox
+        self._answers = Answers(fal, inbox)
         self._polling = waiting
         self._told = waiting.revision
         self._news = asyncio.Event()
@@ -112,66 +132,78 @@ class Fetcher:
     async def fetch(
         self, reserved: Reserved, queued: QueuedRequest, place: Place, *, submitted_here: bool
     ) -> Fetched:
-        """Wait for a request's end and store its pictures; the place in the window is free once it has ended.
+        """Wait for a request's end and store its pictures; the place in the window is free once its result is read.
 
         `reserved` is the attempt by which it was submitted.
 
         Raises:
-            RequestEnded: it ended without a result.
-            FalError: its end, its result or a picture can't be had for now.
+            RequestEnded: it ended without a result, and that is proven.
+            NotRead: its end or its result can't be read for now.
+            FalError: a picture can't be had for now.
             LeftOpen: it takes too long, or a picture keeps arriving damaged; it is fetched by the next run.
-            ValidationError: the result is not one of Ideogram's.
         """
         request = reserved.request
-        begin = self._polling.submitted if submitted_here else self._polling.attached
-        begin(queued.request_id, Kind.of(request), _now())
         with span("wait", **request.ids, request_id=queued.request_id):
-            completed = await self._completed(reserved, queued)
+            completed, output = await self._output(reserved, queued, submitted_here=submitted_here)
         place.give_back()
         async with self._finishing:
-            output = Output.model_validate(await self._payload(reserved, queued))
             images = await asyncio.gather(
                 *(
                     self._store_image(
                         request,
-                        file,
+                        url,
                         self._mark(reserved, queued.request_id, output.seed, index),
                         index=index,
                     )
-                    for index, file in enumerate(output.images)
+                    for index, url in enumerate(output.images)
                 )
             )
         return Fetched(completed, output.seed, tuple(images))
+
+    async def _output(
+        self, reserved: Reserved, queued: QueuedRequest, *, submitted_here: bool
+    ) -> tuple[Completed, Output]:
+        """Wait for a request's end and read its result."""
+        begin = self._polling.submitted if submitted_here else self._polling.attached
+        deadline = _now() + self._max_wait_s
+        try:
+            while True:
+                begin(queued.request_id, Kind.of(reserved.request), _now())
+                completed = await self._completed(reserved, queued, deadline)
+                try:
+                    return completed, await self._answers.output(reserved, queued)
+                except NotReady:  # the result lags behind the status, or one of both is wrong
+                    begin = self._polling.attached
+                    await pause(ASK_AGAIN_S)
+        except RequestEnded:
+            raise
+        except FalError as error:
+            raise NotRead(error) from None
 
     def is_missing(self, image: StoredImage) -> bool:
         """Say whether a picture of the ledger is no longer in the store."""
         return image.path not in self._there
 
     async def fetch_again(
-        self, reserved: Reserved, queued: QueuedRequest, missing: Iterable[StoredImage]
-    ) -> list[StoredImage]:
+        self, reserved: Reserved, queued: QueuedRequest, settled: Settled, missing: Iterable[StoredImage]
+    ) -> None:
         """Fetch pictures of a settled request that are no longer in the store, as far as fal still has them.
 
         They are marked and signed as they were then, or not at all.
 
         Raises:
-            FalError, ValidationError, IndexError: fal has them no longer.
+            FalError, IndexError: fal has them no longer, or its answer can't be read for now.
             FileNotFoundError: what signing put into one is gone as well.
+            OtherBytes: fal has other ones now; nothing was stored.
         """
-        result = await self._fal.result(queued)
-        output = Output.model_validate(result.payload)
-        restored = []
+        output = await self._answers.output(reserved, queued)
         for image in missing:
             marks = marks_of(
-                reserved, queued.request_id, output.seed, image.index, with_prompt=image.prompt_marked
+                reserved, queued.request_id, settled.seed, image.index, with_prompt=image.prompt_marked
             )
             make_marked = await self._mark_again(image, marks)
-            restored.append(
-                await self._store_image(
-                    reserved.request, output.images[image.index], make_marked, index=image.index
-                )
-            )
-        return restored
+            url = output.images[image.index]
+            await self._store_image(reserved.request, url, make_marked, index=image.index, known=image)
 
     def nothing_left_to_submit(self) -> None:
         """Ask in a hurry for what is still open: nobody else waits for a place."""
@@ -182,16 +214,14 @@ class Fetcher:
         """End the threads that decode."""
         self._decoding.shutdown(wait=False, cancel_futures=True)
 
-    async def _completed(self, reserved: Reserved, queued: QueuedRequest) -> Completed:
+    async def _completed(self, reserved: Reserved, queued: QueuedRequest, deadline: float) -> Completed:
         """Wait for a request's end; what was delivered says nothing of how long the work took."""
-        deadline = _now() + self._max_wait_s
         try:
             while _now() < deadline:
                 if await self._is_delivered(reserved, queued.request_id, before=deadline):
                     self._polling.delivered(queued.request_id, _now())
                     return Completed()
-                status = await self._fal.status(queued)
-                POLLS.add(1)
+                status = await self._status(queued)
                 if isinstance(status, Completed):
                     self._polling.completed(queued.request_id, status.inference_s, _now())
                     return status
@@ -204,6 +234,18 @@ class Fetcher:
             self._tell_news()
         raise LeftOpen(NotReached, f"{queued.request_id} is still with fal; the next run fetches it")
 
+    async def _status(self, queued: QueuedRequest) -> QueueStatus:
+        """Ask how a request is getting on; an answer that can't be read may pass, so it is asked for again."""
+        for attempt in range(1, STATUS_ATTEMPTS + 1):
+            try:
+                POLLS.add(1)
+                return await self._fal.status(queued)
+            except FalError as error:
+                if isinstance(error, AccessRefused) or attempt == STATUS_ATTEMPTS:
+                    raise
+                await pause(ASK_AGAIN_S)
+        raise AssertionError("the last attempt either returns or raises")
+
     async def _is_delivered(self, reserved: Reserved, request_id: str, *, before: float) -> bool:
         """Wait until a request's end is delivered, or it is time to ask about it; say whether it was delivered."""
         while not (self._inbox and self._inbox.holds(reserved, request_id)):
@@ -214,14 +256,6 @@ class Fetcher:
                 async with asyncio.timeout(wait_s):
                     await self._news.wait()
         return True
-
-    async def _payload(self, reserved: Reserved, queued: QueuedRequest) -> dict[str, JsonValue]:
-        """Return what a request brought: as it was delivered, else as fal's queue has it."""
-        if self._inbox and self._inbox.holds(reserved, queued.request_id):
-            payload = await self._inbox.payload(reserved, queued.request_id)
-            if payload is not None:
-                return payload
-        return (await self._fal.result(queued)).payload
 
     def _tell_news(self) -> None:
         """Have everybody who waits for a turn look again in a moment, if it may have come nearer."""
@@ -275,7 +309,7 @@ class Fetcher:
         )
 
     async def _brought(
-        self, request: GenerationRequest, file: File, make_marked: MakeMarked, *, index: int
+        self, request: GenerationRequest, url: str, make_marked: MakeMarked, *, index: int
     ) -> tuple[_Made, float | None]:
         """Return a picture that has arrived whole, as it is to be stored, and how far its face is from the references'.
 
@@ -283,7 +317,7 @@ class Fetcher:
         """
         for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
             with span("download", **request.ids, image_index=index):
-                downloaded = await self._fal.download(file.url, max_bytes=MAX_PICTURE_BYTES)
+                downloaded = await self._fal.download(url, max_bytes=MAX_PICTURE_BYTES)
             try:
                 made = await asyncio.get_running_loop().run_in_executor(
                     self._decoding, _made, downloaded.content, make_marked, self._thumbnail_side
@@ -303,15 +337,29 @@ class Fetcher:
         raise AssertionError("the last attempt either returns or raises")
 
     async def _store_image(
-        self, request: GenerationRequest, file: File, make_marked: MakeMarked, *, index: int
+        self,
+        request: GenerationRequest,
+        url: str,
+        make_marked: MakeMarked,
+        *,
+        index: int,
+        known: StoredImage | None = None,
     ) -> StoredImage:
-        made, face_distance = await self._brought(request, file, make_marked, index=index)
+        """Bring a picture into the store: `known` is what the ledger says of it already.
+
+        Two runs may bring the same one, and sign it differently. The first file stays: nobody overwrites what a ledger
+        entry may name, and both record that file.
+        """
+        made, face_distance = await self._brought(request, url, make_marked, index=index)
+        if known and made.sha256 != known.sha256:
+            raise OtherBytes(known.path)
         name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
         path = f"images/batch={request.batch}/{name}.{EXTENSIONS[made.received.kind]}"
         with span("store", **request.ids, image_index=index, bytes=len(made.marked.content)):
+            if not await self._store.create_async(path, made.marked.content):
+                made = await self._as_stored(path, made)
             if made.marked.signature:
                 await self._store.put_async(signature_path(path), made.marked.signature, durable=True)
-            await self._store.put_async(path, made.marked.content, durable=True)
             if made.thumbnail:
                 await self._store.put_async(thumbnail_path(path), made.thumbnail)
         return StoredImage(
@@ -329,6 +377,17 @@ class Fetcher:
             face_distance=face_distance,
         )
 
+    async def _as_stored(self, path: str, made: _Made) -> _Made:
+        """Return a picture as it lies in the store already; what isn't it, or is damaged, is replaced."""
+        there = await self._store.get_async(path)
+        stored = await asyncio.get_running_loop().run_in_executor(
+            self._decoding, as_stored, there, made.marked
+        )
+        if stored is None:
+            await self._store.put_async(path, made.marked.content, durable=True)
+            return made
+        return replace(made, marked=stored, sha256=hashlib.sha256(there).hexdigest())
+
 
 @dataclass(frozen=True, slots=True)
 class _Made:
@@ -337,7 +396,7 @@ class _Made:
     received: Picture
     """What fal sent."""
     marked: Marked
-    """The file to store."""
+    """The file as it is stored."""
     sha256: str
     """Its hex digest."""
     thumbnail: bytes | None

@@ -27,12 +27,13 @@ from decimal import Decimal
 from gzip import GzipFile
 from io import BytesIO
 from itertools import groupby, islice
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.ideogram.endpoints import MAX_SEED
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 
@@ -46,6 +47,22 @@ _GZIP = 31
 CostSource = Literal["billing_event", "billable_units_header", "price_list", "unknown"]
 """Who says what something cost, the strongest proof first."""
 EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed"]
+
+
+_LONGEST_INFERENCE_S = 7 * 86_400
+
+
+def _at_most(most: int) -> BeforeValidator:
+    """Take a number that fal named for absent where it is below zero, not finite, or beyond all reason.
+
+    Such numbers stand in ledgers that were written before they were checked, and no ledger file is ever changed.
+    """
+
+    def within(value: Any) -> Any:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return value if is_number and 0 <= value <= most else None
+
+    return BeforeValidator(within)
 
 
 class _Record(BaseModel):
@@ -81,6 +98,9 @@ class Submitted(_Record):
     response_url: str = Field(description="As fal gave it.")
     cancel_url: str = Field(description="As fal gave it.")
     submitted_at: datetime = Field(description="UTC, when the answer had arrived.")
+    accepted_at: datetime | None = Field(
+        default=None, description="The same by fal's own clock, where its answer told the time."
+    )
 
 
 class StoredImage(_Record):
@@ -117,8 +137,12 @@ class Settled(_Record):
         default=False, description="The request ended without a result and a new one may succeed."
     )
     images: tuple[StoredImage, ...] = Field(default=(), description="The pictures, all in the store.")
-    seed: int | None = Field(default=None, description="The seed fal says it used.")
-    inference_s: float | None = Field(default=None, description="Seconds of work, as fal measured them.")
+    seed: Annotated[int | None, _at_most(MAX_SEED)] = Field(
+        default=None, description="The seed fal says it used, if that is one."
+    )
+    inference_s: Annotated[float | None, _at_most(_LONGEST_INFERENCE_S)] = Field(
+        default=None, description="Seconds of work, as fal measured them, if that can be."
+    )
     completed_at: datetime = Field(description="UTC, when the end was seen.")
     cost_usd: Decimal | None = Field(description="US dollars for the request, or None if not known.")
     cost_source: CostSource = Field(description="Who says what it cost.")

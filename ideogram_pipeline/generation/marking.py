@@ -7,9 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ideogram_pipeline.generation.ledger import Reserved
-from ideogram_pipeline.marks import ALGORITHM, TRAINED_ALGORITHM, Marks, has_credentials, written
+from ideogram_pipeline.marks import (
+    ALGORITHM,
+    TRAINED_ALGORITHM,
+    Marks,
+    credentials,
+    has_credentials,
+    read,
+    written,
+)
 from ideogram_pipeline.marks.credentials import CannotSign, Reference, Signer
-from ideogram_pipeline.marks.difference import applied, difference
+from ideogram_pipeline.marks.difference import applied, difference, removed
+from ideogram_pipeline.pictures import BadPicture, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,34 @@ def signed_then(received: bytes, marks: Marks, manifest_id: str, signature: byte
     """Return the picture as it was marked and signed before."""
     content = applied(_to_sign(received, marks), signature)
     return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None, manifest_id=manifest_id)
+
+
+def as_stored(there: bytes, made: Marked) -> Marked | None:
+    """Return what lies in the store where this picture was to be written, if it is the same picture, whole.
+
+    Another run may have marked or signed it otherwise. None for what is damaged, and for another request's picture.
+    """
+    try:
+        verify(there, thumbnail_side=None)
+    except BadPicture:
+        return None
+    said, ours = read(there), read(made.content)
+    if said is None:
+        return Marked(there)
+    if ours and (said.fingerprint, said.image_index) != (ours.fingerprint, ours.image_index):
+        return None
+    is_signed = has_credentials(there) and credentials.is_installed()
+    found = credentials.read(there) if is_signed else None
+    if found is None:
+        return Marked(there, is_changed=True, tells_prompt=said.prompt is not None)
+    unsigned = removed(made.content, made.signature) if made.signature else made.content
+    return Marked(
+        there,
+        is_changed=True,
+        tells_prompt=said.prompt is not None,
+        manifest_id=found.manifest_id,
+        signature=difference(unsigned, there),
+    )
 
 
 def signature_path(image_path: str) -> str:

@@ -17,9 +17,11 @@ from ideogram_pipeline.fal.errors import (
     ConnectionFailed,
     FalError,
     RequestEnded,
+    SubmitUnknown,
     TooManyRequests,
 )
 from ideogram_pipeline.generation.books import Books
+from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import OverBudget, UnknownPrice
 from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import AlreadyWritten
@@ -50,7 +52,9 @@ class Submitter:
         fal: FalClient,
         references: ReferenceUrls,
         books: Books,
+        *,
         window: Window,
+        brake: Brake,
         inbox: Inbox | None,
     ) -> None:
         """Have fal deliver to the inbox, if there is one."""
@@ -60,6 +64,7 @@ class Submitter:
         self._references = references
         self._books = books
         self._window = window
+        self._brake = brake
         self._inbox = inbox
         self._on_their_way: set[asyncio.Task[None]] = set()
 
@@ -115,6 +120,8 @@ class Submitter:
         except FalError as error:
             _count(request, type(error).__name__)
             if error.may_be_billed:
+                if isinstance(error, SubmitUnknown):
+                    self._brake.unread_submit(error)
                 _log.warning("%s: its submit was not answered", request.prompt_id, extra=request.ids)
                 raise LeftOpen(Unknown, str(error)) from None
             await self._books.release(request, error.message)
@@ -131,6 +138,7 @@ class Submitter:
             extra={**request.ids, "request_id": queued.request_id},
         )
         self._window.accepted(sent_at)
+        self._brake.accepted()
         self.queued[request.fingerprint] = queued
         await self._books.submitted(request, queued)
 

@@ -11,7 +11,7 @@ parts, and ``isinstance(request, Remixed)`` asks whether a request has what that
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
@@ -297,27 +297,39 @@ class V3ReplaceBackgroundInput(IdeogramInput, Prompted, V3Styled, Presettable, S
     """A picture whose subject is found and kept while the prompt paints what is behind it."""
 
 
-class File(BaseModel):
-    """One generated file. It carries no pixel size: measure the picture itself.
+MAX_SEED = 2**63 - 1
+"""No larger number is taken for a seed: the metadata's columns hold 64 bits. Ideogram's own seeds have 31."""
 
-    Unknown fields are ignored: a picture that is paid for is not lost to a field fal adds.
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is needed of the answer of all eight endpoints.
+
+    They give `seed` and `images` (`url`, beside it `content_type`, `file_name`, `file_size`); no seed per picture, no
+    rewritten prompt, no safety flag. A picture that is paid for is not lost to a field that is missing, odd or new.
     """
 
-    model_config = ConfigDict(frozen=True)
+    images: tuple[str, ...]
+    """Where to download each picture, in fal's order, at least one; a data URI in sync mode."""
+    seed: int | None
+    """The seed of the whole request; None where it is none."""
 
-    url: str = Field(description="Where to download the file, or a data URI in sync mode.")
-    content_type: str | None = Field(default=None, description="MIME type.")
-    file_name: str | None = Field(default=None, description="Name given by fal.")
-    file_size: int | None = Field(default=None, description="Bytes.")
-
-
-class Output(BaseModel):
-    """What all eight endpoints answer: no seed per picture, no rewritten prompt, no safety flag."""
-
-    model_config = ConfigDict(frozen=True)
-
-    images: tuple[File, ...] = Field(description="The generated files.")
-    seed: int = Field(description="The seed of the whole request.")
+    @classmethod
+    def read(cls, payload: Mapping[str, JsonValue]) -> Self | None:
+        """Read an answer; None where it doesn't tell where its pictures are."""
+        files = payload.get("images")
+        urls = (
+            [one.get("url") if isinstance(one, dict) else None for one in files]
+            if isinstance(files, list)
+            else []
+        )
+        images = tuple(url for url in urls if isinstance(url, str) and url)
+        if not images or len(images) < len(urls):
+            return None
+        seed = payload.get("seed")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED:
+            return cls(images, None)
+        return cls(images, seed)
 
 
 EndpointName = Literal[

@@ -32,6 +32,15 @@ def applied(before: bytes, difference: bytes) -> bytes:
     return b"".join([head, before[_HEAD : _HEAD + start], own, before[len(before) - end :]])
 
 
+def removed(after: bytes, difference: bytes) -> bytes:
+    """Return the file that `difference` was made for, from the one it was made with."""
+    start, end = (int.from_bytes(difference[at : at + _NUMBER], "big") for at in (0, _NUMBER))
+    before = b"".join([after[: _HEAD + start], after[len(after) - end :]])
+    if before.startswith(b"RIFF"):
+        return b"".join([before[:4], (len(before) - 8).to_bytes(4, "little"), before[8:]])
+    return before
+
+
 def _most(limit: int, alike: Callable[[int, int], bool]) -> int:
     """Return how many bytes, at most `limit`, are alike; `alike` says it of those between two numbers."""
     low, high = 0, max(limit, 0)

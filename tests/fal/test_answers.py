@@ -64,7 +64,8 @@ def test_excerpts_hold_no_picture_and_no_signature():
 
 
 @pytest.mark.parametrize(
-    ("units", "billed"), [(None, True), ("0", False), ("0.0", False), ("1", True), ("nonsense", True)]
+    ("units", "billed"),
+    [(None, True), ("0", False), ("0.0", False), ("1", True), ("-1", True), ("nonsense", True)],
 )
 def test_a_refusal_may_be_billed_unless_fal_charges_no_units(units, billed):
     headers = {"x_fal_billable_units": units} if units else {}

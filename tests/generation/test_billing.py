@@ -99,8 +99,7 @@ def test_the_bills_of_a_batch_in_trouble_add_up_to_what_was_charged(store):
     with running_sandbox(SandboxSettings(latency_scale=0, faults=rules)) as sandbox:
         work(store, sandbox, [row(number, num_images=1 + number % 3) for number in range(40)])
         ledger = Ledger(store, BATCH)
-        expired = 4
-        assert sum(one.cost.source == "unknown" for one in attempts(ledger) if one.submitted) == expired
+        assert not any(one.cost.source == "unknown" for one in attempts(ledger) if one.submitted)
         read(sandbox.url, ledger)
         charged = sandbox.stats()
     assert (charged.completed, charged.duplicates > 0) == (24, True)
@@ -109,8 +108,7 @@ def test_the_bills_of_a_batch_in_trouble_add_up_to_what_was_charged(store):
     assert not any(one.cost.usd is None for one in attempts(ledger) if one.submitted)
     told = bill(BATCH, ledger.entries)
     assert (told.billed, told.billed_usd, told.difference_usd) == (24, charged.usd, 0)
-    assert (told.requests, told.unforeseen) == (charged.accepted, expired)
-    assert told.unforeseen_usd > 0
+    assert (told.requests, told.unforeseen) == (charged.accepted, 0)
     assert Ledger(store, BATCH).entries == ledger.entries
 
 

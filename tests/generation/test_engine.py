@@ -534,13 +534,19 @@ def test_a_picture_that_cannot_be_fetched_is_fetched_by_the_next_run(store, sand
     assert sandbox.stats().accepted == 8
 
 
-def test_an_expired_result_is_reported_with_its_request_id_and_not_paid_again(store, sandbox, rows):
+def test_an_expired_result_is_taken_from_fals_list(store, sandbox, rows):
     sandbox.change(Change(faults=(Fault("expired_result", match="scene 3"),)))
-    failed = Run(store, sandbox)(rows())[3]
-    assert isinstance(failed, Failed)
-    assert failed.entry.last.submitted.request_id in failed.reason
+    assert kinds(Run(store, sandbox)(rows())) == {Generated: 8}
+    assert sandbox.stats().accepted == 8
+
+
+def test_a_result_that_is_gone_leaves_its_row_open_where_fals_list_says_nothing(store, sandbox, rows):
+    sandbox.change(Change(faults=(Fault("expired_result", match="scene 3"),)))
+    left = Run(store, sandbox, api=NOWHERE)(rows())[3]
+    assert isinstance(left, NotReached)
+    assert f"{left.entry.last.submitted.request_id} is with fal, could not be read yet" in left.reason
     sandbox.change(Change(faults=()))
-    assert isinstance(Run(store, sandbox)(rows())[3], Failed)
+    assert isinstance(Run(store, sandbox, api=NOWHERE)(rows())[3], Generated)
     assert sandbox.stats().accepted == 8
 
 
@@ -859,7 +865,7 @@ def test_a_delivered_refusal_is_read_in_full_from_fal(store, sandbox, rows, rece
     assert kinds(outcomes) == {Generated: 7, Refused: 1}
     assert "content_policy_violation" in outcomes[3].reason
     stats = sandbox.stats()
-    assert (stats.status_calls, stats.result_calls) == (0, 1)
+    assert (stats.status_calls, stats.result_calls) == (1, 3)  # an end counts once it was told three times
 
 
 def test_a_request_whose_end_never_comes_is_left_with_fal_in_time(store, sandbox, rows, receiver):
