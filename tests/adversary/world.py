@@ -331,10 +331,10 @@ class World:
                     if hashlib.sha256(store.get(image.path)).hexdigest() != image.sha256:
                         raise Broken(f"{image.path} is not the picture that the ledger names")
         open_ones = {name[:8] for name, entry in ledger.entries.items() if entry.state == "submitted"}
-        for found in store.objects(f"images/batch={BATCH}"):
-            is_known = found.path in named or found.path.rsplit("-", 2)[1] in open_ones
-            if found.path.endswith(".png") and not is_known:
-                raise Broken(f"{found.path} is in the store, and no ledger entry names it")
+        pictures = {one.path for one in store.objects(f"images/batch={BATCH}") if one.path.endswith(".png")}
+        for path in pictures - named.keys():
+            if path.rsplit("-", 2)[1] not in open_ones:
+                raise Broken(f"{path} is in the store, and no ledger entry names it")
 
     def _check_the_budget(self, ledger):
         """No day's bill is above the budget: what was reserved for a request stays so until its end is proven."""
