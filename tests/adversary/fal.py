@@ -4,6 +4,7 @@ A request's truth is decided when it is accepted: it will bring a picture, end w
 or never end. `Fal.lies` holds, for each kind of call, what is answered next instead of the truth. A lie may be
 anything, but
 
+- the answer to a submit is another's only if that was answered before;
 - the same typed error is never told three times in a row of a request that did not end so: that is how fal proves it;
 - nothing but the truth says `{"status": "OK"}` to a cancel, or that a request ended, in the list of requests;
 - a 4xx with a JSON body to a submit is true: that submit was not accepted.
@@ -27,6 +28,9 @@ from tests.adversary.virtual_time import EPOCH
 
 KEPT_S = 30 * 24 * 3600.0
 """For so many seconds fal keeps what a request brought."""
+
+LATEST_ANSWER_S = 5.0
+"""By then fal's answer to a submit has been heard, so that the same one to another submit shows."""
 
 BODIES = {
     "nothing": b"",
@@ -223,7 +227,7 @@ class Fal:
         body = json.loads(request.content)
         if isinstance(lie, Say) and (not lie.accepted or (400 <= lie.status < 500 and _is_json(lie.body))):
             return _said(lie, None)
-        others = list(self.requests.values())
+        others = [one for one in self.requests.values() if one.sent_s < self.now_s - LATEST_ANSWER_S]
         accepted = self._accept(url.path.strip("/"), body)
         if isinstance(lie, Say):
             return _said(lie, accepted.id)
