@@ -19,7 +19,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from ideogram_pipeline.gallery.pages import write_gallery
-from ideogram_pipeline.generation import catalog, files
+from ideogram_pipeline.generation import catalog, files, readings
 from ideogram_pipeline.generation.ledger import (
     Attempt,
     Entry,
@@ -104,8 +104,10 @@ def keep(store: Store, batch: str, entries: dict[str, Entry]) -> None:
 
 def planned(store: Store, batch: str) -> Plan:
     """Plan a batch as its asset does."""
-    rows, rejections = files.read_prompts(store, batch)
-    references = files.read_references(store, files.named_by(rows))
+    (read,) = readings.newest_prompts(store)
+    tables = readings.newest_tables(store, read.table, "")
+    rows, rejections = tables.read_prompts(batch)
+    references = tables.read_references(files.named_by(rows))
     return plan_batch(batch, rows, rejections, references, Ledger(store, batch).entries)
 
 
@@ -139,8 +141,8 @@ def measure(history: int, folder: Path) -> Sequence[str]:
     store = Store.open(str(folder / "store"))
     told: list[str] = []
     with measured(store, told, history + BATCH):
-        files.write_prompts(store, read_prompts(str(table)))
-    files.write_references(store, ReferencesTable((), ()))
+        readings.write_prompts(store, read_prompts(str(table)))
+    readings.write_references(store, ReferencesTable((), ()))
     for number in range(history // BATCH):
         plan = planned(store, f"drop-{number:05}")
         entries = made(plan)

@@ -8,7 +8,7 @@ declarative automation the place of both.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -22,9 +22,10 @@ from ideogram_pipeline.settings import Automation, Settings
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.changes import Step
+    from ideogram_pipeline.generation.ledger import Ledger
     from ideogram_pipeline.generation.planner import Plan
+    from ideogram_pipeline.generation.readings import Tables
     from ideogram_pipeline.jobs import Job
-    from ideogram_pipeline.storage import Store
 
 RUNS_PER_TICK = 20
 """Batches that a tick requests at most; the next ticks request the others."""
@@ -200,21 +201,22 @@ def _new_batches(pipeline: Pipeline, settings: Settings, jobs: "Sequence[Job]") 
     )
     @pipeline.with_own_resources
     def new_batches(
-        context: dg.SensorEvaluationContext, store: StoreResource
+        context: dg.SensorEvaluationContext, store: StoreResource, tables: TablesResource
     ) -> dg.SensorResult | dg.SkipReason:
+        from ideogram_pipeline.generation import readings
+
         instance = context.instance
         if _unfinished(instance, refresh):
             return dg.SkipReason("The tables are being read.")
         cursor = Cursor.of(context.cursor)
         try:
             opened = store.open()
-            tables = _tables_version(opened)
-            digests = cursor.left if tables == cursor.tables else _digests(opened)
-            if tables == cursor.tables and not digests:
+            newest = readings.newest_name(opened, tables.prompts, tables.references)
+            if newest == cursor.tables and not cursor.left:
                 return _publish(pipeline, instance, generate, publish)
-            step = _look(opened, digests, cursor.seen)
-        except FileNotFoundError:
-            return dg.SkipReason(f"The tables were never read into {store.url!r}: run the job {refresh!r}.")
+            read = readings.tables_named(opened, newest)
+            digests = cursor.left if newest == cursor.tables else _digests(read)
+            step = _look(read, digests, cursor.seen)
         except PipelineError as error:
             return dg.SkipReason(f"Nothing is looked at: {error}")
         known = set(instance.get_dynamic_partitions(pipeline.name("ideogram_batches")))
@@ -222,7 +224,7 @@ def _new_batches(pipeline: Pipeline, settings: Settings, jobs: "Sequence[Job]") 
         return dg.SensorResult(
             run_requests=[
                 dg.RunRequest(
-                    run_key=f"{batch}:{digests[batch]}:{tables}", job_name=generate, partition_key=batch
+                    run_key=f"{batch}:{digests[batch]}:{newest}", job_name=generate, partition_key=batch
                 )
                 for batch in step.to_run
             ],
@@ -230,23 +232,22 @@ def _new_batches(pipeline: Pipeline, settings: Settings, jobs: "Sequence[Job]") 
                 pipeline.batches.build_add_request(new[start : start + _CHUNK])
                 for start in range(0, len(new), _CHUNK)
             ],
-            cursor=Cursor(tables=tables, left=dict(step.left), seen=dict(step.seen)).model_dump_json(),
+            cursor=Cursor(tables=newest, left=dict(step.left), seen=dict(step.seen)).model_dump_json(),
         )
 
     return new_batches
 
 
-def _digests(store: "Store") -> dict[str, str]:
+def _digests(read: "Tables") -> dict[str, str]:
     """Return the digest of every batch of the checked tables."""
-    from ideogram_pipeline.generation import files
     from ideogram_pipeline.generation.changes import batch_digests
 
-    batches = files.prompts_index(store).batches
+    batches = read.prompts.batches
     named = {name for short in batches.values() for name in short.named}
-    return batch_digests(batches, files.read_references(store, named))
+    return batch_digests(batches, read.read_references(named))
 
 
-def _look(store: "Store", digests: Mapping[str, str], seen: Mapping[str, str]) -> "Step":
+def _look(read: "Tables", digests: Mapping[str, str], seen: Mapping[str, str]) -> "Step":
     """Look at the batches whose content is not what was seen, as long as a tick may last."""
     from ideogram_pipeline.generation import files
     from ideogram_pipeline.generation.changes import look
@@ -256,47 +257,32 @@ def _look(store: "Store", digests: Mapping[str, str], seen: Mapping[str, str]) -
     until = time.monotonic() + LOOK_FOR_S
 
     def has_work(batch: str) -> bool:
-        rows, rejections = files.read_prompts(store, batch)
-        references = files.read_references(store, files.named_by(rows))
-        plan = plan_batch(batch, rows, rejections, references, Ledger(store, batch).entries)
-        return plan.has_work or not _is_recorded(store, plan)
+        rows, rejections = read.read_prompts(batch)
+        references = read.read_references(files.named_by(rows))
+        ledger = Ledger(read.store, batch)
+        plan = plan_batch(batch, rows, rejections, references, ledger.entries)
+        return plan.has_work or not _is_recorded(read, plan, ledger)
 
     return look(
         digests, seen, has_work=has_work, at_most=RUNS_PER_TICK, goes_on=lambda: time.monotonic() < until
     )
 
 
-def _is_recorded(store: "Store", plan: "Plan") -> bool:
-    """Return whether the outcomes of a batch are those of just these rows.
+def _is_recorded(read: "Tables", plan: "Plan", ledger: "Ledger") -> bool:
+    """Return whether the outcomes of a batch are those of just these rows, and of those that other tables have in it.
 
     A row that was rejected, taken out or changed back costs nothing, and is to be seen all the same.
     """
     from ideogram_pipeline.generation import files
+    from ideogram_pipeline.generation.recording import asked_together
 
     try:
-        outcomes = files.read_outcomes(store, plan.batch)
+        outcomes = files.read_outcomes(read.store, plan.batch)
     except FileNotFoundError:
         return False
+    asked = asked_together(read.store, ledger, replace(plan, reading=read.prompts_reading))
     recorded = {(row.prompt_id, row.fingerprint) for row in outcomes}
-    return recorded == {(row.prompt_id, row.fingerprint) for row in plan.rows}
-
-
-def _tables_version(store: "Store") -> str:
-    """Return what changes with the checked tables in the store.
-
-    Raises:
-        FileNotFoundError: they aren't there yet.
-    """
-    from ideogram_pipeline.generation import files
-
-    return " ".join(
-        store.etag(path)
-        for path in (
-            files.BATCHES,
-            files.REFERENCES,
-            files.REJECTED_REFERENCES,
-        )
-    )
+    return recorded == {(row.prompt_id, row.fingerprint) for row in asked.rows}
 
 
 def _publish(

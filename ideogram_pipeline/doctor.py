@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import platform
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,11 +21,13 @@ from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalClient, FalError, RequestNotFound
 from ideogram_pipeline.generation.inbox import Address, Secret
-from ideogram_pipeline.preview import PlanSummary, budget_left, preview
+from ideogram_pipeline.generation.readings import newest_prompts, table_key
+from ideogram_pipeline.preview import PlanSummary, budget_left, preview, store_as_it_is
 from ideogram_pipeline.receiver import NOT_SIGNED
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.storage.claims import prove_claims
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
 
@@ -99,11 +100,22 @@ def _prompts(settings: Settings) -> str:
     if table.rejections:
         raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     rows, batches = len(table.rows), len(table.batches)
-    return f"{settings.prompts}: {rows} rows in {batches} batches, {len(table.rejections)} rejected"
+    others = [
+        read.table or "one of an earlier version"
+        for read in newest_prompts(store_as_it_is(settings))
+        if read.batches and table_key(read.table) != table_key(settings.prompts)
+    ]
+    found = f"{settings.prompts}: {rows} rows in {batches} batches, {len(table.rejections)} rejected"
+    if not others:
+        return found
+    return (
+        f"{found}; the store also has the batches of {', '.join(others)}. If that table is no more, was moved or "
+        "renamed, put one with nothing but a header there and run it: then its rows count no longer"
+    )
 
 
 def _references(settings: Settings) -> str:
-    table = read_references(settings.references, store=None)
+    table = read_references(settings.references, store=None, private_hosts=settings.private_hosts)
     if table.rejections:
         raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     return f"{settings.references}: {len(table.references)} pictures, {len(table.rejections)} rejected"
@@ -111,15 +123,7 @@ def _references(settings: Settings) -> str:
 
 def _store(settings: Settings) -> str:
     store = build_resources(settings)["store"].open()
-    probe = f"doctor/{secrets.token_hex(8)}"
-    claimed = [store.create(probe, number) for number in (b"1", b"2")]
-    read, listed = store.get(probe), [found.path for found in store.objects("doctor")]
-    store.delete(probe)
-    if claimed != [True, False] or read != b"1" or probe not in listed:
-        raise PipelineError(
-            f"{store.url} does not refuse to create what exists, or does not show at once what was written; claims "
-            "need both. Use another store."
-        )
+    prove_claims(store)
     server = f" at {store.endpoint}" if store.endpoint else ""
     return f"{store.where('')}{server}: readable, writable, creates only what is absent"
 

@@ -19,9 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.assets.images import RUN_TAG
 from ideogram_pipeline.assets.retries import Interrupted, Unmendable
+from ideogram_pipeline.assets.tables import READING, READINGS_TAG
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError, PipelineError, StoreError
 from ideogram_pipeline.generation import files as stored
+from ideogram_pipeline.generation import readings
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.memory import lasting
@@ -89,7 +91,9 @@ def run(
     command = uuid4().hex
     pipeline = Pipeline.of(settings)
 
-    def execute(job: str, batch: str | None = None, config: Mapping[str, Any] | None = None) -> _Recorded:
+    def execute(
+        job: str, batch: str | None = None, config: Mapping[str, Any] | None = None, **tags: str
+    ) -> _Recorded:
         run_id = str(uuid4())
         try:
             with _failures(instance.root_directory):
@@ -98,7 +102,7 @@ def run(
                     instance=instance,
                     partition_key=batch,
                     run_config={**_QUIET, "ops": config or {}},
-                    tags={RUN_TAG: command},
+                    tags={RUN_TAG: command, **tags},
                 )
         except DagsterAssetCheckFailedError:
             pass  # what was made before is recorded
@@ -112,7 +116,12 @@ def run(
     with lasting():
         refreshed = execute("refresh_tables")
     hints = _lines(refreshed, pipeline.key("prompts"), "hints")
-    images = stored.batches(store)
+    read = " ".join(
+        str(refreshed.materialized[pipeline.key(table)].metadata[READING].value)
+        for table in ("prompts", "references")
+    )
+    in_table = readings.tables_named(store, read).prompts.batches
+    images = {batch: short.images for batch, short in in_table.items()}
     chosen = list(dict.fromkeys(batches)) or list(images)
     for batch in chosen:
         if batch not in images:
@@ -124,7 +133,7 @@ def run(
     reasons: list[str] = []
     config = _config(definitions, pipeline, choice or Choice(), max_spend_usd)
     for batch in chosen:
-        result = execute("generate_batch", batch, config)
+        result = execute("generate_batch", batch, config, **{READINGS_TAG: read})
         if pipeline.key("generated_images") not in result.materialized:
             plan = stored.read_plan(store, batch, root_run_id=result.run_id)
             for name, count in _stopped(plan).items():

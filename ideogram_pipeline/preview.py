@@ -171,9 +171,11 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     Raises:
         PipelineError: a table can't be used, or a named batch is not in it.
     """
-    store = _store(settings)
+    store = store_as_it_is(settings)
     table = read_prompts(settings.prompts, settings.defaults)
-    pictures = read_references(settings.references, store=None, erased=refused(store))
+    pictures = read_references(
+        settings.references, store=None, erased=refused(store), private_hosts=settings.private_hosts
+    )
     references = References.of(pictures.references, pictures.rejections)
     reviews = _reviews(settings) if choice and choice.regenerate_rejected else ()
     for batch in batches:
@@ -197,6 +199,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
             choice=choice,
             left_without=left_without_picture(store, batch),
             rejected=rejected_requests(store, batch, reviews),
+            pass_urls=settings.pass_urls,
         )
         for batch in batches or table.batches
     ]
@@ -246,7 +249,7 @@ def budget_left(settings: Settings) -> float | None:
     budget = BudgetResource(
         per_run_usd=_number(settings.budget_usd), per_day_usd=_number(settings.budget_usd_per_day)
     )
-    left = asyncio.run(budget.open(_store(settings), "not begun").look())
+    left = asyncio.run(budget.open(store_as_it_is(settings), "not begun").look())
     return _number(left)
 
 
@@ -254,7 +257,7 @@ def _number(usd: Decimal | None) -> float | None:
     return None if usd is None else float(usd)
 
 
-def _store(settings: Settings) -> Store:
+def store_as_it_is(settings: Settings) -> Store:
     """Open the store, or an empty one where there is none yet: a preview makes no folder."""
     absent = "://" not in settings.store and not Path(settings.store).expanduser().exists()
     return Store.open("memory://" if absent else settings.store)

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dagster as dg
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.settings import (
@@ -27,17 +27,7 @@ if TYPE_CHECKING:
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.storage import Store
 
-STORE_MARK = "store.json"
-"""Says whose pictures a store holds, so that the sandbox's can't be taken for fal's."""
-
 _ANY_KEY = "sandbox:sandbox"
-
-
-class StoreMark(BaseModel):
-    """What a store says of itself, in `store.json`."""
-
-    backend: Backend = Field(description="Whose pictures it holds.")
-    pipeline: str = Field(default="", description="Key prefix of the pipeline it belongs to.")
 
 
 class StoreResource(dg.ConfigurableResource[Any]):
@@ -59,40 +49,11 @@ class StoreResource(dg.ConfigurableResource[Any]):
 
         Raises:
             StoreError: it can't be opened.
-            ConfigurationError: it holds the other backend's pictures, or is another pipeline's.
+            ConfigurationError: as `store_mark.open_for_work` says.
         """
-        from ideogram_pipeline.storage import Store
+        from ideogram_pipeline.store_mark import open_for_work
 
-        store = Store.open(self.url)
-        own = StoreMark(backend=self.backend, pipeline=self.pipeline)
-        try:
-            mark = StoreMark.model_validate_json(_marked(store, own))
-        except ValidationError:
-            raise ConfigurationError(
-                f'{store.where(STORE_MARK)!r} is damaged. It should read {{"backend": "sandbox"}} or '
-                '{"backend": "fal"}, whichever made the pictures in this store.'
-            ) from None
-        if mark.backend != self.backend:
-            raise ConfigurationError(
-                f"The store {store.url!r} holds pictures of the {mark.backend} backend. Set IDEOGRAM_STORE to another "
-                f"place for the {self.backend} backend, so that drawn and real pictures never mix."
-            )
-        if mark.pipeline != self.pipeline:
-            raise ConfigurationError(
-                f"The store {store.url!r} belongs to the pipeline with the key prefix {mark.pipeline!r}, and this "
-                f"one's is {self.pipeline!r}: each would overwrite the other's tables. Give each a store of its own; "
-                f"if this pipeline was renamed, change the name in {store.where(STORE_MARK)!r}."
-            )
-        return store
-
-
-def _marked(store: Store, mark: StoreMark) -> bytes:
-    """Return the store's mark; a store that has none gets this one."""
-    try:
-        return store.get(STORE_MARK)
-    except FileNotFoundError:
-        store.create(STORE_MARK, mark.model_dump_json().encode())
-        return store.get(STORE_MARK)
+        return open_for_work(self.url, self.backend, self.pipeline)
 
 
 class MarksResource(dg.ConfigurableResource[Any]):
@@ -148,6 +109,13 @@ class TablesResource(dg.ConfigurableResource[Any]):
     reviews: str | None = Field(default=None, description="Reviews table, likewise, if there is one.")
     defaults: dict[str, Any] = Field(
         default={}, description="Values for cells of the prompts table that are absent or blank, by column."
+    )
+    private_hosts: list[str] = Field(
+        default=[],
+        description="Hosts on private networks that references may be fetched from: names or addresses.",
+    )
+    pass_urls: bool = Field(
+        default=False, description="Give fal the addresses of references on the web, instead of their bytes."
     )
 
 
@@ -358,6 +326,8 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             references=settings.references,
             reviews=settings.reviews,
             defaults=dict(settings.defaults),
+            private_hosts=list(settings.private_hosts),
+            pass_urls=settings.pass_urls,
         ),
         "fal": _fal(settings, dg.EnvVar("FAL_KEY") if settings.fal_key else None),
         "budget": BudgetResource(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -20,6 +22,18 @@ Executor = Literal["in_process", "multiprocess", "k8s", "celery"]
 
 def _members(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _hosts(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        try:
+            ip_address(name)
+        except ValueError:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(
+                    f"{name!r} is no host; write names or addresses, such as intranet.example,10.0.0.5"
+                ) from None
+    return tuple(name.lower() for name in names)
 
 
 def _time_zone(name: str) -> str:
@@ -103,6 +117,18 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="References up to so many bytes travel inside the request; others are uploaded.",
+    )
+    pass_urls: bool = Field(
+        default=False,
+        description="Give fal the `https://` addresses of the references table, instead of what was read from there. "
+        "What fal then fetches may be something else, which is paid for all the same; such rows say so.",
+    )
+    private_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_members), AfterValidator(_hosts)] = (
+        Field(
+            default=(),
+            description="Hosts on private networks that references may be fetched from, also by http: names or "
+            "addresses, with commas between. All others have to be public, and are asked by https.",
+        )
     )
     max_wait_s: float = Field(
         default=3600.0,

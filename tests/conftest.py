@@ -185,6 +185,8 @@ class S3Wire:
                     return self.answer(CODES[fault], {}, content)
                 if fault == "overwrite":
                     del self.headers["If-None-Match"]
+                if fault == "list nothing":
+                    self.path = self.path.replace("prefix=", "prefix=nothing-")
                 connection = HTTPConnection(behind)
                 connection.request(self.command, self.path, body, dict(self.headers))
                 found = connection.getresponse()
@@ -240,7 +242,8 @@ class S3Wire:
         """Fail the next requests with this method whose target holds this text.
 
         `reset` never reaches the server, `lose the answer` does; `hang` does and is never answered; `overwrite` makes a
-        conditional write a plain one; a code of `CODES` is S3's own answer.
+        conditional write a plain one, `list nothing` lists a folder that isn't there; a code of `CODES` is S3's own
+        answer.
         """
         self._faults.append([kind, method, target, times])
 
@@ -271,6 +274,7 @@ CODES = {
     "RequestTimeTooSkewed": 403,
     "PermanentRedirect": 301,
     "ConditionalRequestConflict": 409,
+    "NotImplemented": 501,
 }
 
 

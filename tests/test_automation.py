@@ -176,6 +176,20 @@ def test_a_batch_that_was_run_by_hand_is_not_requested(project):
     assert project.wanted() == ["two"]
 
 
+def test_the_batches_of_another_table_on_the_store_are_not_requested(project):
+    others = project.folder / "others.csv"
+    others.write_text("prompt_id,batch,prompt\nz1,one,a volcano\nz2,three,an island\n")
+    settings = project.settings.model_copy(update={"prompts": str(others)})
+    definitions = build_definitions(settings)
+    project.run("refresh_tables")
+    for job, batch in (("refresh_tables", None), ("generate_batch", "one")):
+        definitions.resolve_job_def(job).execute_in_process(instance=project.instance, partition_key=batch)
+    assert project.wanted() == ["one", "two"]
+    project.run("generate_batch", "one")
+    project.cursors.clear()
+    assert project.wanted() == ["two"]
+
+
 def test_a_row_that_leaves_the_table_removes_no_batch(project):
     project.run("refresh_tables")
     project.wanted()

@@ -11,7 +11,7 @@ import pytest
 
 from ideogram_pipeline import GenerationComponent
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation.readings import newest_tables
 from ideogram_pipeline.storage import Store
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,9 @@ def test_two_pipelines_run_in_one_process_without_touching_each_other(definition
 def test_defaults_fill_only_what_a_table_leaves_empty(definitions, example):
     with dg.DagsterInstance.ephemeral() as instance:
         definitions.resolve_job_def("characters_refresh_tables").execute_in_process(instance=instance)
-    rows, _ = files.read_prompts(Store.open(str(example / "var" / "characters")), "ada")
+    store = Store.open(str(example / "var" / "characters"))
+    tables = definitions.resources["characters_tables"]
+    rows, _ = newest_tables(store, tables.prompts, tables.references).read_prompts("ada")
     assert [(row.batch, row.rendering_speed, row.image_size) for row in rows] == [
         ("ada", "TURBO", "square_hd")
     ] * 2

@@ -41,11 +41,17 @@ def test_without_an_environment_nothing_costs_money():
         ("IDEOGRAM_BUDGET_USD", "budget_usd", Decimal("12.50")),
         ("IDEOGRAM_BUDGET_USD_PER_DAY", "budget_usd_per_day", Decimal(100)),
         ("IDEOGRAM_ALLOW_UNKNOWN_PRICES", "allow_unknown_prices", True),
+        ("IDEOGRAM_PASS_URLS", "pass_urls", True),
     ],
 )
 def test_each_setting_has_its_variable(monkeypatch, variable, field, value):
     monkeypatch.setenv(variable, str(value))
     assert getattr(Settings.from_environment(), field) == value
+
+
+def test_private_hosts_are_names_and_addresses_with_commas_between(monkeypatch):
+    monkeypatch.setenv("IDEOGRAM_PRIVATE_HOSTS", "Intranet.example, 10.0.0.5,fd00::5")
+    assert Settings.from_environment().private_hosts == ("intranet.example", "10.0.0.5", "fd00::5")
 
 
 def test_an_empty_variable_is_none(monkeypatch):
@@ -70,6 +76,9 @@ def test_an_empty_variable_is_none(monkeypatch):
         ("IDEOGRAM_BUDGET_USD_PER_DAY", "-1"),
         ("IDEOGRAM_BUDGET_USD_PER_DAY", "Infinity"),
         ("IDEOGRAM_ALLOW_UNKNOWN_PRICES", "perhaps"),
+        ("IDEOGRAM_PRIVATE_HOSTS", "https://intranet.example"),
+        ("IDEOGRAM_PRIVATE_HOSTS", "10.0.0.0/8"),
+        ("IDEOGRAM_PRIVATE_HOSTS", "intranet.example:8443"),
     ],
 )
 def test_a_malformed_variable_is_named(monkeypatch, variable, value):

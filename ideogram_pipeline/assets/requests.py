@@ -1,5 +1,6 @@
 """The plan of a batch: what will be asked of fal, what it will cost, and what needs no asking."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -9,11 +10,14 @@ from ideogram_pipeline import digests, memory
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described, request_sources
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
+from ideogram_pipeline.assets.tables import READINGS_TAG
 from ideogram_pipeline.pipeline import Pipeline
-from ideogram_pipeline.resources import StoreResource
+from ideogram_pipeline.resources import StoreResource, TablesResource
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.planner import Plan
+    from ideogram_pipeline.generation.readings import Tables
+    from ideogram_pipeline.storage import Store
 
 CODE_VERSION = "2"
 """Changes with the plan's columns or the rules by which a row becomes a request."""
@@ -65,7 +69,10 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     @pipeline.with_own_resources
     @retried_after_crashes
     def generation_requests(
-        context: dg.AssetExecutionContext, config: RequestsConfig, store: StoreResource
+        context: dg.AssetExecutionContext,
+        config: RequestsConfig,
+        store: StoreResource,
+        tables: TablesResource,
     ) -> dg.MaterializeResult[None]:
         """A request for every row of the batch: joined, checked, fingerprinted, priced; or why it can't be sent."""
         from ideogram_pipeline.generation import files
@@ -77,35 +84,50 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         memory.give_back()
         opened = store.open()
         batch = context.partition_key
-        rows, rejections = files.read_prompts(opened, batch)
+        read = _tables(context.run, opened, tables)
+        rows, rejections = read.read_prompts(batch)
         root_run_id = context.run.root_run_id or context.run.run_id
         with span("plan", batch=batch, run_id=context.run.run_id, rows=len(rows)):
             plan = plan_batch(
                 batch,
                 rows,
                 rejections,
-                files.read_references(opened, files.named_by(rows)),
+                read.read_references(files.named_by(rows)),
                 Ledger(opened, batch).entries,
                 choice=Choice(**config.model_dump()),
                 left_without=files.left_without_picture(opened, batch),
                 rejected=(
-                    files.rejected_requests(opened, batch, files.read_reviews(opened, batch).values())
+                    files.rejected_requests(
+                        opened, batch, files.read_reviews(opened, tables.reviews, batch).values()
+                    )
                     if config.regenerate_rejected
                     else ()
                 ),
                 decisions=Decisions(opened, batch, root_run_id),
+                pass_urls=tables.pass_urls,
             )
+        plan = replace(plan, reading=read.prompts_reading)
         files.write_plan(opened, plan, root_run_id=root_run_id)
         memory.give_back()
         return dg.MaterializeResult(
             metadata={
                 **metadata.of_plan(plan),
-                "path": dg.MetadataValue.path(opened.where(files.plan_path(batch))),
+                "path": dg.MetadataValue.path(opened.where(files.plan_path(batch, plan.reading))),
             },
             data_version=_identity(plan),
         )
 
     return [generation_requests]
+
+
+def _tables(run: dg.DagsterRun, store: "Store", tables: TablesResource) -> "Tables":
+    """Return the tables that a run was started with; the newest readings of its own where nobody said which."""
+    from ideogram_pipeline.generation import readings
+
+    name = run.tags.get(READINGS_TAG)
+    return readings.tables_named(
+        store, name or readings.newest_name(store, tables.prompts, tables.references)
+    )
 
 
 def _identity(plan: "Plan") -> dg.DataVersion:

@@ -24,6 +24,10 @@ REVIEWS_VERSION = "1"
 
 VERSION = "table_version"
 """Names the metadata that says which state of the file a materialization has read."""
+READING = "reading"
+"""Names the metadata that says as which reading a materialization has kept its table in the store."""
+READINGS_TAG = "ideogram_pipeline/tables"
+"""Names the readings of prompts and references that a run works; without it a run takes the newest of its tables."""
 
 
 def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
@@ -45,14 +49,14 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:
         """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
-        from ideogram_pipeline.generation import files
+        from ideogram_pipeline.generation import readings
         from ideogram_pipeline.tables.prompts import misspelt_columns, read_prompts
         from ideogram_pipeline.tables.versions import prompts_version
 
         opened = store.open()
         version = prompts_version(tables.prompts, tables.defaults)  # first: what changes now is read again
         table = read_prompts(tables.prompts, tables.defaults)
-        files.write_prompts(opened, table)
+        reading = readings.write_prompts(opened, table)
         register(context.instance, pipeline.batches, table.batches)
         for rejection in table.rejections[:20]:
             context.log.warning(logs.shown(str(rejection)))
@@ -68,7 +72,8 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 ),
                 "table": dg.MetadataValue.path(tables.prompts),
                 VERSION: version,
-                "path": dg.MetadataValue.path(opened.where(files.PROMPTS)),
+                READING: reading,
+                "path": dg.MetadataValue.path(opened.where("tables/prompts")),
             },
             data_version=_digest([*table.rows, *table.rejections]),
         )
@@ -79,7 +84,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         owners=pipeline.owners,
         kinds={"parquet"},
         code_version=REFERENCES_VERSION,
-        metadata=described(pipeline, Reference, {}, "tables/references.parquet"),
+        metadata=described(pipeline, Reference, {}, "tables/references"),
         retry_policy=CRASHES,
     )
     @pipeline.with_own_resources
@@ -88,15 +93,17 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:
         """The references table with every picture opened: size, kind and digest. The bytes lie under their digest."""
-        from ideogram_pipeline.generation import files
+        from ideogram_pipeline.generation import readings
         from ideogram_pipeline.tables.erased import refused
         from ideogram_pipeline.tables.references import read_references
         from ideogram_pipeline.tables.versions import references_version
 
         opened = store.open()
         version = references_version(tables.references)
-        table = read_references(tables.references, opened, erased=refused(opened))
-        files.write_references(opened, table)
+        table = read_references(
+            tables.references, opened, erased=refused(opened), private_hosts=tables.private_hosts
+        )
+        reading = readings.write_references(opened, table)
         for rejection in table.rejections[:20]:
             context.log.warning(logs.shown(str(rejection)))
         return dg.MaterializeResult(
@@ -108,7 +115,8 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "bytes": sum(reference.bytes for reference in table.references),
                 "table": dg.MetadataValue.path(tables.references),
                 VERSION: version,
-                "path": dg.MetadataValue.path(opened.where(files.REFERENCES)),
+                READING: reading,
+                "path": dg.MetadataValue.path(opened.where("tables/references")),
             },
             data_version=_digest([*table.references, *table.rejections]),
         )
@@ -119,7 +127,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         owners=pipeline.owners,
         kinds={"parquet"},
         code_version=REVIEWS_VERSION,
-        metadata=described(pipeline, Review, {}, "tables/reviews.parquet"),
+        metadata=described(pipeline, Review, {}, "tables/reviews"),
         retry_policy=CRASHES,
     )
     @pipeline.with_own_resources

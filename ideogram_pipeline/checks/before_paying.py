@@ -1,8 +1,8 @@
 """Before anything is paid: does the plan fit the budget, are its rows sound, are its references there?
 
 A failed check ends the run before `generated_images` only where that run could make nothing, or where the team has said
-that it should (`IDEOGRAM_MAX_REJECTED_FRACTION`). Otherwise it warns: a bad row never costs the others, and at the line
-of a budget a run makes what fits.
+that it should (`IDEOGRAM_MAX_REJECTED_FRACTION`); the rows of that run get an outcome all the same. Otherwise it warns:
+a bad row never costs the others, and at the line of a budget a run makes what fits.
 """
 
 from collections.abc import Iterator
@@ -56,15 +56,26 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         limits: LimitsResource,
     ) -> Iterator[dg.AssetCheckResult]:
         from ideogram_pipeline.generation import files
+        from ideogram_pipeline.generation.batch import stop
 
         opened = store.open()
         root_run_id = context.run.root_run_id or context.run.run_id
         plan = files.read_plan(opened, context.partition_key, root_run_id=root_run_id)
         lines = budget.open(opened, spending_run(context.run))
         left_usd = run_in_thread(lambda _: lines.look(), is_terminated=lambda: False)
-        yield fits(plan, left_usd, allow_unknown=budget.allow_unknown_prices).of(asset)
-        yield rejected(plan, limits.max_rejected_fraction).of(asset)
-        yield references(plan, opened).of(asset)
+        verdicts = (
+            fits(plan, left_usd, allow_unknown=budget.allow_unknown_prices),
+            rejected(plan, limits.max_rejected_fraction),
+            references(plan, opened),
+        )
+        blocking = [one for one in verdicts if one.findings and one.severity is dg.AssetCheckSeverity.ERROR]
+        if blocking:
+            run_in_thread(
+                lambda _: stop(opened, plan, context.run.run_id, " ".join(map(str, blocking))),
+                is_terminated=lambda: False,
+            )
+        for verdict in verdicts:
+            yield verdict.of(asset)
 
     return checks_before_paying
 
@@ -132,14 +143,14 @@ def rejected(plan: "Plan", allowed: float) -> Verdict:
 
 
 def references(plan: "Plan", store: "Store") -> Verdict:
-    """Look for the references of the rows to pay for. Those on the web are fetched by fal from there."""
+    """Look for the copies of the references of the rows to pay for; fal fetches those passed by address by itself."""
     users: dict[str, list[str]] = {}
     expected: dict[str, tuple[str, str]] = {}
     to_pay = 0
     for row in _to_pay(plan):
         to_pay += 1
         for use in row.request.pictures if row.request else ():
-            if not use.uri.startswith("https://"):
+            if not use.by_address:
                 users.setdefault(use.path, []).append(row.prompt_id)
                 expected[use.path] = (use.reference_id, use.sha256)
     there = {found.path for found in store.objects("references")} if expected else set()

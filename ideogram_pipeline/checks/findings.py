@@ -39,6 +39,10 @@ class Verdict:
     counts: Mapping[str, int | float] = field(default_factory=dict)
     """Numbers that say what was looked at."""
 
+    def __str__(self) -> str:
+        """Return what the check says, as an outcome's reason tells it."""
+        return f"the check {self.name} ended the run before it paid: {shown(self.advice)}"
+
     def of(self, asset: dg.AssetKey) -> dg.AssetCheckResult:
         """Return the verdict on an asset as Dagster takes it."""
         first = [{"row": row, "finding": finding} for row, finding in self.findings[:MAX_ROWS]]

@@ -76,7 +76,8 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     def checks_on_pictures(
         context: dg.AssetCheckExecutionContext, store: StoreResource, limits: LimitsResource
     ) -> Iterator[dg.AssetCheckResult]:
-        found = verdicts(store.open(), context.partition_key, limits)
+        root_run_id = context.run.root_run_id or context.run.run_id
+        found = verdicts(store.open(), context.partition_key, limits, root_run_id)
         memory.give_back()
         for verdict in found:
             if verdict.name == "batch_is_whole" and verdict.severity is dg.AssetCheckSeverity.ERROR:
@@ -86,12 +87,16 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     return checks_on_pictures
 
 
-def verdicts(store: "Store", batch: str, limits: LimitsResource) -> list[Verdict]:
-    """Look at everything that a batch has left; the verdict that can end the run comes last."""
+def verdicts(store: "Store", batch: str, limits: LimitsResource, root_run_id: str) -> list[Verdict]:
+    """Look at everything that a batch has left; the verdict that can end the run is on that run's rows, and last."""
     from ideogram_pipeline.generation import files
     from ideogram_pipeline.generation.ledger import Ledger
 
     rows = files.row_ends(store, batch)
+    own = {
+        (row.prompt_id, row.fingerprint)
+        for row in files.read_plan(store, batch, root_run_id=root_run_id).rows
+    }
     paid = paid_once(rows, Ledger(store, batch).entries)
     pictures = [picture for picture in files.picture_facts(store, batch) if picture.current]
     there = Stored.of(store, f"images/batch={batch}", pictures)
@@ -105,7 +110,7 @@ def verdicts(store: "Store", batch: str, limits: LimitsResource) -> list[Verdict
         far_faces(pictures),
         paid,
         refusals(rows, limits.max_refused_fraction),
-        whole(rows, limits.max_failed_fraction),
+        whole([row for row in rows if (row.prompt_id, row.fingerprint) in own], limits.max_failed_fraction),
     ]
 
 

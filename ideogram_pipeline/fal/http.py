@@ -261,7 +261,10 @@ class _PublicResolver(aiohttp.abc.AbstractResolver):
         self._resolver = aiohttp.ThreadedResolver()
 
     async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[aiohttp.abc.ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
+        try:
+            found = await self._resolver.resolve(host, port, family)
+        except UnicodeError as error:  # a label is empty or longer than any can be
+            raise OSError(f"{host[:80]!r} is no host name") from error
         if host not in self._trusted and not all(is_public(one["host"]) for one in found):
             raise UnsafeUrl(message=f"{host} has a private address.")
         return found

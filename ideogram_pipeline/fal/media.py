@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from urllib.parse import unquote_to_bytes
 import httpx2
 
 from ideogram_pipeline.fal.answers import file_refusal
-from ideogram_pipeline.fal.errors import InvalidCall, MediaUnavailable, UnsafeUrl
-from ideogram_pipeline.fal.http import Call, Http, repeating
-from ideogram_pipeline.fal.urls import shown
+from ideogram_pipeline.fal.errors import InvalidCall, MediaUnavailable, NoAnswer, UnsafeUrl
+from ideogram_pipeline.fal.http import Call, Http, Timeouts, repeating
+from ideogram_pipeline.fal.keys import FalKey
+from ideogram_pipeline.fal.urls import FalHosts, shown
 
 MAX_REDIRECTS = 5
 """Redirects followed for one download."""
+_NO_KEY = FalKey("none:none")
+"""Stands where a key has to be, and is sent nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,22 @@ class MediaCalls:
                     raise _too_large(shown(url), max_bytes)
             media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             return Downloaded(b"".join(chunks), media_type or None)
+
+
+async def fetch_file(url: str, *, private: frozenset[str], deadline_s: float, max_bytes: int) -> Downloaded:
+    """The file at a URL of anybody's, under the rules of `MediaCalls.download`, for those who have no client.
+
+    It is asked for once, takes `deadline_s` seconds at most, and may also lie on a `private` host. Raises as `download`
+    does, and `ConnectionFailed`.
+    """
+    try:
+        async with (
+            asyncio.timeout(deadline_s),
+            Http(_NO_KEY, FalHosts(private=private), Timeouts(transfer_s=deadline_s), 1) as http,
+        ):
+            return await MediaCalls(http)._follow(url, max_bytes)
+    except TimeoutError:
+        raise NoAnswer(message=f"{shown(url)} did not come whole within {deadline_s:g} s.") from None
 
 
 def _joined(url: str, location: str) -> str:

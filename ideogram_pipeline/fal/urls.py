@@ -33,6 +33,9 @@ class FalHosts:
     """Where a submit goes when `queue` can't be connected to; None for a queue that isn't fal's."""
     media: tuple[str, ...] = ()
     """Base URLs files may be fetched from and put to besides public https."""
+    private: frozenset[str] = frozenset()
+    """Names and addresses of hosts, in lower case, that files may be fetched from though they aren't public, by http as
+    well."""
 
     def __post_init__(self) -> None:
         if self.queue != PUBLIC_QUEUE and self.backup_queue == PUBLIC_BACKUP_QUEUE:
@@ -49,8 +52,8 @@ class FalHosts:
 
     @property
     def names(self) -> frozenset[str]:
-        """The host names of all configured base URLs."""
-        return frozenset(origin_of(base)[1] for base in self.keyed + self.media)
+        """The host names of all configured base URLs, and the private ones."""
+        return frozenset(origin_of(base)[1] for base in self.keyed + self.media) | self.private
 
     @property
     def keyed(self) -> tuple[str, ...]:
@@ -67,12 +70,15 @@ class FalHosts:
     def check_media(self, url: str) -> httpx2.URL:
         """The URL parsed, if a file may be fetched from or put to it. Raises `UnsafeUrl`.
 
-        That is any https URL with a host name or a public address, and any URL on a configured host. Whether a host
-        name leads to a public address is checked when it is resolved, so that the address checked is the one used.
+        That is any https URL with a host name or a public address, and any URL on a configured or `private` host.
+        Whether a host name leads to a public address is checked when it is resolved, so that the address checked is
+        the one used.
         """
         scheme, host, _ = origin = origin_of(url)
-        if origin not in {origin_of(base) for base in self.keyed + self.media} and not (
-            scheme == "https" and (not is_address(host) or is_public(host))
+        if (
+            host not in self.private
+            and origin not in {origin_of(base) for base in self.keyed + self.media}
+            and not (scheme == "https" and (not is_address(host) or is_public(host)))
         ):
             raise UnsafeUrl(message=f"{shown(url)} is neither public https nor on a configured host.")
         return parsed(url)

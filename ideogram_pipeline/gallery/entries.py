@@ -121,7 +121,7 @@ def entries(
     asked = _asked(plan, references, pictured)
     for outcome in files.outcomes(store, batch):
         if outcome.fingerprint is None or outcome.fingerprint not in pictured:
-            yield _without_picture(batch, outcome, asked.get(outcome.prompt_id))
+            yield _without_picture(batch, outcome, asked.get(outcome.fingerprint or ""))
 
 
 def _picture(
@@ -175,9 +175,9 @@ def _facts(row: ImageRow | OutcomeRow) -> dict[str, Any]:
 def _asked(
     plan: Iterable[PlannedRow], references: References, pictured: Collection[str]
 ) -> dict[str, _Asked]:
-    """Return what the rows without a picture ask for."""
+    """Return what the rows without a picture ask for, by fingerprint."""
     return {
-        row.prompt_id: _Asked(
+        request.fingerprint: _Asked(
             prompt=str(request.arguments.get("prompt") or ""),
             speed=str(request.arguments.get("rendering_speed") or ""),
             character=next((use.reference_id for use in request.pictures if use.field == _CHARACTER), ""),

@@ -66,8 +66,12 @@ class Books:
         """Return what is known of a request."""
         return self.ledger.entries.get(request.fingerprint, Entry())
 
-    async def reserve(self, request: GenerationRequest, arguments: Mapping[str, JsonValue]) -> None:
+    async def reserve(
+        self, request: GenerationRequest, arguments: Mapping[str, JsonValue], *, uploaded: bool
+    ) -> None:
         """Claim the request's next attempt, and the money for it; `arguments` is the body about to be sent.
+
+        `uploaded` says whether it gives fal the bytes of every picture.
 
         Raises:
             OverBudget: no line has room for it.
@@ -77,6 +81,7 @@ class Books:
         reserved = Reserved(
             request=request,
             sent_sha256=digest(arguments),
+            uploaded=uploaded,
             attempt=len(self.entry(request).attempts) + 1,
             owner=self._run.run_id,
             reserved_at=datetime.now(UTC),

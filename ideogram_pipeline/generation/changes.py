@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ideogram_pipeline.generation.files import BatchInTable
 from ideogram_pipeline.generation.planner import References
+from ideogram_pipeline.generation.readings import BatchInTable
 
 
 def batch_digests(batches: Mapping[str, BatchInTable], references: References) -> dict[str, str]:

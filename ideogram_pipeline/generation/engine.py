@@ -31,7 +31,7 @@ from ideogram_pipeline.generation.brake import Brake
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.fetching import FINISHING, Fetcher, NotRead, OtherBytes
 from ideogram_pipeline.generation.inbox import Inbox
-from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
+from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, UNFETCHED, Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -50,7 +50,7 @@ from ideogram_pipeline.generation.outcomes import (
 from ideogram_pipeline.generation.polling import Kind, Polling, known_work
 from ideogram_pipeline.generation.reconcile import Search, search
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.runs import beating, is_alive
+from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.generation.submitting import StopSubmitting, Submitter
 from ideogram_pipeline.generation.uploads import ReferenceUrls
 from ideogram_pipeline.generation.window import Place, Window
@@ -93,8 +93,12 @@ class Engine:
         marking: Marking,
         faces: Faces | None = None,
         webhook_url: str | None = None,
+        beat: str = "",
     ) -> None:
-        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one."""
+        """Work with what `ledger` knows; fal delivers to the receiver at `webhook_url`, if there is one.
+
+        `beat` is where the beat of this process lies, by which others know that the run works.
+        """
         self._fal = fal
         self._store = store
         self._run = run
@@ -121,7 +125,7 @@ class Engine:
             faces=faces,
         )
         self._stopped: str | None = None
-        self._beat = ""
+        self._beat = beat
 
     @property
     def spent_usd(self) -> Decimal:
@@ -140,10 +144,7 @@ class Engine:
         """
         outcomes = Outcomes(requests, self._books.ledger.entries)
         try:
-            async with (
-                beating(self._store, self._run.run_id) as self._beat,
-                self._fetcher.watching(),
-            ):
+            async with self._fetcher.watching():
                 await self._work_all(self._finish_first(requests), outcomes)
                 await self._work_all(await self._found_after_all(outcomes), outcomes)
         except ExceptionGroup as group:
@@ -285,7 +286,7 @@ class Engine:
         """Leave time between a failure of this run and the next attempt."""
         last = self._books.entry(request).last
         if last.settled and last.reserved.owner == self._run.run_id and not self._stopped:
-            await pause(RESUBMIT_AFTER_S * 4 ** (last.reserved.attempt - 1))
+            await pause(RESUBMIT_AFTER_S * 4 ** (min(last.reserved.attempt, MAX_ATTEMPTS - 1) - 1))
 
     async def _submit(self, request: GenerationRequest) -> None:
         if reason := self._stopped or self._brake.reason:
@@ -363,11 +364,11 @@ class Engine:
 
     async def _end(self, request: GenerationRequest, error: RequestEnded) -> None:
         """Record a request that ended without a result."""
-        self._brake.ended(error)
-        await self._stop_if_pulled()
-        unfetched = isinstance(error, ModelRefused) and error.names("file_download_error")
-        if unfetched:
-            self._references.forget(request)
+        unfetched = isinstance(error, ModelRefused) and error.names(UNFETCHED)
+        given_anew = unfetched and await self._references.forget(self._books.entry(request).last.reserved)
+        if not given_anew:
+            self._brake.ended(error)
+            await self._stop_if_pulled()
         await self._books.ended(request, error, again=unfetched)
 
     async def _stop_if_pulled(self) -> None:

@@ -4,213 +4,89 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, TypeVar
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ideogram_pipeline import digests
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.generation.buckets import bucket
-from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, ONLY_FAILED, Plan, References
+from ideogram_pipeline.generation import readings
+from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, NOT_WORKED, ONLY_FAILED, Plan
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
-from ideogram_pipeline.tables.erased import refusal, refused
-from ideogram_pipeline.tables.prompts import PromptsTable
-from ideogram_pipeline.tables.references import ReferencesTable
 from ideogram_pipeline.tables.reviews import ReviewsTable
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, Review
-
-PROMPTS = "tables/prompts"
-REJECTED_PROMPTS = "tables/rejected_prompts"
-BATCHES = "tables/batches.json"
-REFERENCES = "tables/references.parquet"
-REVIEWS = "tables/reviews.parquet"
-REJECTED_REFERENCES = "tables/rejected_references.parquet"
 
 NO_REVIEWS = "There is no reviews table: export one from the gallery, and set IDEOGRAM_REVIEWS to its path."
 """What to do where somebody asks for what was rejected."""
 KEEP_RUN_PLANS = timedelta(days=7)
 """A run that is retried or executed again later than this takes the batch's newest plan for its own."""
 
+_READING = re.compile(r"([0-9a-f]{12})-(\d+)")
 _OUTCOMES = re.compile(r"outcomes/batch=([^/]+)/outcomes\.parquet")
-
-Row = TypeVar("Row", bound=BaseModel)
-
-
-class BatchInTable(BaseModel):
-    """What the prompts table asks for in one batch, in short."""
-
-    model_config = ConfigDict(frozen=True)
-
-    images: int = Field(description="Pictures that its rows ask for.")
-    digest: str = Field(description="Changes with its rows and rejections, wherever in the table they stand.")
-    named: tuple[str, ...] = Field(description="The references that its rows name, sorted.")
-
-
-class _Written(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    sha256: str
-    etag: str
-
-
-class PromptsIndex(BaseModel):
-    """The prompts table as it lies in the store: what is known of it without reading its rows."""
-
-    model_config = ConfigDict(frozen=True)
-
-    batches: Mapping[str, BatchInTable] = Field(default={}, description="Every batch, sorted by name.")
-    files: Mapping[str, _Written] = Field(default={}, description="The files of rows and rejections.")
-
-
-def write_prompts(store: Store, table: PromptsTable) -> None:
-    """Keep the prompts table in buckets of batches, so that one batch can be read without the others.
-
-    A file that would be as it is isn't written. The index comes last: a batch's own rows are always whole.
-    """
-    before = prompts_index(store).files if store.exists(BATCHES) else {}
-    there = {found.path: found.etag for found in store.objects("tables")}
-    files: dict[str, _Written] = {}
-
-    def keep(path: str, content: bytes) -> None:
-        sha256, known = hashlib.sha256(content).hexdigest(), before.get(path)
-        if known and known.sha256 == sha256 and known.etag == there.get(path):
-            files[path] = known
-        else:
-            files[path] = _Written(sha256=sha256, etag=store.put(path, content))
-
-    rows: dict[str, list[PromptRow]] = defaultdict(list)
-    rejections: dict[str, list[Rejection]] = defaultdict(list)
-    for row in table.rows:
-        rows[bucket(row.batch)].append(row)
-    for rejection in table.rejections:
-        rejections[bucket(rejection.batch)].append(rejection)
-    for name, members in rows.items():
-        ordered = sorted(members, key=lambda row: row.batch)
-        keep(f"{PROMPTS}/{name}.parquet", parquet.encode(PromptRow, ordered))
-    for name, unusable in rejections.items():
-        keep(f"{REJECTED_PROMPTS}/{name}.parquet", parquet.encode(Rejection, unusable))
-    index = PromptsIndex(batches=_in_short(table), files=files)
-    store.put(BATCHES, index.model_dump_json().encode())
-    for path in there:
-        if path.startswith((f"{PROMPTS}/", f"{REJECTED_PROMPTS}/")) and path not in files:
-            store.delete(path)
-
-
-def _in_short(table: PromptsTable) -> dict[str, BatchInTable]:
-    lines: dict[str, list[str]] = defaultdict(list)
-    named: dict[str, set[str]] = defaultdict(set)
-    images: dict[str, int] = defaultdict(int)
-    for row in table.rows:
-        lines[row.batch].append(row.model_dump_json(exclude={"row_number"}))
-        named[row.batch].update(row.named)
-        images[row.batch] += row.num_images or 1
-    for rejection in table.rejections:
-        lines[rejection.batch].append(f"rejected {rejection.row_id} {rejection.column} {rejection.reason}")
-    return {
-        batch: BatchInTable(
-            images=images[batch],
-            digest=digests.of_lines(sorted(lines[batch])),
-            named=tuple(sorted(named[batch])),
-        )
-        for batch in sorted(lines)
-    }
-
-
-def prompts_index(store: Store) -> PromptsIndex:
-    """Return what is known of the prompts table without reading its rows.
-
-    Raises:
-        FileNotFoundError: the table was never read into this store.
-    """
-    return PromptsIndex.model_validate_json(store.get(BATCHES))
 
 
 def batches(store: Store) -> dict[str, int]:
-    """Return every batch of the prompts table with the number of pictures its rows ask for.
+    """Return every batch of the prompts tables, sorted, with the number of pictures that its rows ask for.
 
-    Where the table was never read into this store, these are the batches that were run.
+    Where no table was read into this store, or what was kept of them is lost, these are the batches that were run.
     """
-    try:
-        return {batch: short.images for batch, short in prompts_index(store).batches.items()}
-    except FileNotFoundError:
-        return dict.fromkeys(batches_with_results(store), 0)
+    asked: Counter[str] = Counter()
+    for read in readings.newest_prompts(store):
+        asked.update({batch: short.images for batch, short in read.batches.items()})
+    return dict(sorted(asked.items())) or dict.fromkeys(batches_with_results(store), 0)
 
 
-def read_prompts(store: Store, batch: str) -> tuple[parquet.Rows[PromptRow], parquet.Rows[Rejection]]:
-    """Return a batch's rows and its rejected records.
-
-    Raises:
-        FileNotFoundError: the table was never read into this store.
-    """
-    store.etag(BATCHES)
-
-    def of_batch(folder: str, model: type[Row]) -> parquet.Rows[Row]:
-        path = f"{folder}/{bucket(batch)}.parquet"
-        try:
-            return parquet.rows(store, path, model, where=("batch", [batch]))
-        except FileNotFoundError:
-            return parquet.Rows.of(model, [])
-
-    return of_batch(PROMPTS, PromptRow), of_batch(REJECTED_PROMPTS, Rejection)
-
-
-def write_references(store: Store, table: ReferencesTable) -> None:
-    """Keep the references table."""
-    parquet.write(store, REFERENCES, Reference, table.references)
-    parquet.write(store, REJECTED_REFERENCES, Rejection, table.rejections)
-
-
-def read_references(store: Store, named: Collection[str]) -> References:
-    """Return the references of these names, as far as the table has them, and nothing was erased since it was read."""
-    stones = refused(store)
-    known = list(parquet.read(store, REFERENCES, Reference, where=("reference_id", named)))
-    return References.of(
-        [one for one in known if one.sha256 not in stones],
-        [
-            *parquet.read(store, REJECTED_REFERENCES, Rejection, where=("row_id", named)),
-            *(
-                Rejection(
-                    file=REFERENCES,
-                    row_number=one.row_number,
-                    row_id=one.reference_id,
-                    column="uri",
-                    reason=refusal(stones[one.sha256]),
-                )
-                for one in known
-                if one.sha256 in stones
-            ),
-        ],
-    )
+def table_files(store: Store) -> Iterator[tuple[str, type[PromptRow | Reference | Rejection | Review]]]:
+    """Yield every file with rows of people's tables, of whichever reading, and what each row is."""
+    kinds: Mapping[str, type[PromptRow | Reference | Rejection | Review]] = {
+        "prompts": PromptRow,
+        "references": Reference,
+        "rejected_prompts": Rejection,
+        "rejected_references": Rejection,
+        "reviews": Review,
+    }
+    for found in list(store.objects("tables")):
+        kind = found.path.split("/")[1].removesuffix(".parquet")
+        if found.path.endswith(".parquet") and kind in kinds:
+            yield found.path, kinds[kind]
 
 
 def write_reviews(store: Store, table: ReviewsTable) -> None:
-    """Keep what people think of pictures."""
-    parquet.write(store, REVIEWS, Review, table.reviews)
+    """Keep what people think of pictures, in place of what the same table said before."""
+    parquet.write(store, _reviews_path(table.url), Review, table.reviews)
+    store.delete("tables/reviews.parquet")  # where an earlier version kept those of all tables
 
 
-def read_reviews(store: Store, batch: str) -> dict[str, Review]:
-    """Return what people think of a batch's pictures, by their paths.
+def read_reviews(store: Store, url: str | None, batch: str) -> dict[str, Review]:
+    """Return what people think of a batch's pictures by the reviews table at `url`, by the pictures' paths.
 
     Raises:
-        ConfigurationError: no reviews table was ever read into this store.
+        ConfigurationError: this reviews table was never read into this store.
     """
-    if not store.exists(REVIEWS):
-        raise ConfigurationError(NO_REVIEWS)
-    return {one.image: one for one in all_reviews(store) if one.batch == batch}
+    with suppress(FileNotFoundError):
+        if url is not None:
+            found = parquet.read(store, _reviews_path(url), Review)
+            return {one.image: one for one in found if one.batch == batch}
+    raise ConfigurationError(NO_REVIEWS)
 
 
 def all_reviews(store: Store) -> list[Review]:
-    """Return what people think of pictures; nothing where no reviews table was read."""
-    try:
-        return list(parquet.read(store, REVIEWS, Review))
-    except FileNotFoundError:
-        return []
+    """Return what people think of pictures by all reviews tables; of several reviews of a picture the latest."""
+    found = [
+        review
+        for path, model in table_files(store)
+        if model is Review
+        for review in parquet.read(store, path, Review)
+    ]
+    return list({one.image: one for one in sorted(found, key=lambda one: one.reviewed_at)}.values())
+
+
+def _reviews_path(url: str) -> str:
+    return f"tables/reviews/{readings.table_key(url)}.parquet"
 
 
 def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> set[str]:
@@ -232,9 +108,9 @@ def named_by(rows: Iterable[PromptRow]) -> set[str]:
     return {name for row in rows for name in row.named}
 
 
-def plan_path(batch: str) -> str:
-    """Return where a batch's plan lies."""
-    return f"plans/batch={batch}/plan.parquet"
+def plan_path(batch: str, reading: str = "") -> str:
+    """Return where a batch's plan lies that was made of a reading of a prompts table."""
+    return f"{_plans(batch)}/{reading or 'plan'}.parquet"
 
 
 def run_plan_path(batch: str, root_run_id: str) -> str:
@@ -243,11 +119,20 @@ def run_plan_path(batch: str, root_run_id: str) -> str:
 
 
 def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> None:
-    """Keep a batch's plan; with the id of a run's first attempt also as what that run was asked for.
+    """Keep the plan of a batch and a table; with the id of a run's first attempt also as what that run was asked for.
 
-    What runs of the batch were asked for more than `KEEP_RUN_PLANS` ago goes.
+    A plan of an earlier reading of its table goes, and is not kept beside one of a later reading. What runs of the
+    batch were asked for more than `KEEP_RUN_PLANS` ago goes too.
     """
-    store.put(plan_path(plan.batch), plan.rows.content)
+    there = _newest_readings(found.path for found in store.objects(_plans(plan.batch)))
+    table, number = _reading(plan.reading)
+    later = [one for one in there if _reading(one)[0] == table and _reading(one)[1] > number]
+    if not later:
+        store.put(plan_path(plan.batch, plan.reading), plan.rows.content)
+        for found in list(store.objects(_plans(plan.batch))):
+            its_table, its_number = _reading(PurePosixPath(found.path).stem)
+            if plan.reading and (not its_table or (its_table == table and its_number < number)):
+                store.delete(found.path)
     if root_run_id:
         own = run_plan_path(plan.batch, root_run_id)
         store.put(own, plan.rows.content)
@@ -257,14 +142,83 @@ def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> N
 
 
 def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Plan:
-    """Return a batch's newest plan; with the id of a run's first attempt that run's own, if it has made one.
+    """Return what the tables ask of a batch; with the id of a run's first attempt that run's own plan, if it made one.
 
-    Two runs may be asked for different things in one batch, and the newest plan may be the other one's.
+    Two runs may be asked for different things in one batch.
+
+    Raises:
+        FileNotFoundError: the batch has no plan.
     """
     if root_run_id:
         with suppress(FileNotFoundError):
             return Plan(batch, parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow))
-    return Plan(batch, parquet.rows(store, plan_path(batch), PlannedRow))
+    found = plans(store, batch)
+    if not found:
+        raise FileNotFoundError(f"There is no {store.where(plan_path(batch))!r}.")
+    return together(found)
+
+
+def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
+    """Return the newest plan of a batch for each table that has it, in an order that doesn't depend on who wrote when.
+
+    A table that was read again without the batch has it no longer, unless no other one has it either. Plans of the
+    table of the reading `but` are left out, where one is given.
+    """
+    found_here = _newest_readings(found.path for found in store.objects(_plans(batch)))
+    if len(found_here) > 1:
+        left = {
+            readings.table_key(read.table)
+            for read in readings.newest_prompts(store)
+            if batch not in read.batches
+        }
+        found_here = [one for one in found_here if _reading(one)[0] not in left] or found_here
+    if but is not None:
+        table = _reading(but)[0]
+        found_here = [one for one in found_here if one and _reading(one)[0] != table]
+    found = []
+    for reading in found_here:
+        with suppress(FileNotFoundError):  # a later one has taken its place
+            rows = parquet.rows(store, plan_path(batch, reading), PlannedRow)
+            found.append(Plan(batch, rows, reading))
+    return found
+
+
+def together(found: Sequence[Plan]) -> Plan:
+    """Return plans of one batch as one: a row that several have stands in it once."""
+    if len(found) == 1:
+        return found[0]
+    rows = {
+        (row.prompt_id, row.fingerprint or f"{row.column} {row.reason}"): row
+        for one in found
+        for row in one.rows
+    }
+    return Plan(found[0].batch, parquet.Rows.of(PlannedRow, rows.values()))
+
+
+def plan_marks(store: Store, batch: str) -> list[str]:
+    """Return what changes with every plan of a batch."""
+    return sorted(f"{found.path} {found.etag} {found.modified}" for found in store.objects(_plans(batch)))
+
+
+def _plans(batch: str) -> str:
+    return f"plans/batch={batch}"
+
+
+def _reading(name: str) -> tuple[str, int]:
+    """Return the table and the number of a reading; of a plan without one, no table."""
+    match = _READING.fullmatch(name)
+    return (match[1], int(match[2])) if match else ("", 0)
+
+
+def _newest_readings(paths: Iterable[str]) -> list[str]:
+    """Return the newest reading of each table among plans, sorted; a plan without one counts where no other is."""
+    numbers: dict[str, int] = {}
+    for path in paths:
+        table, number = _reading(PurePosixPath(path).stem)
+        numbers[table] = max(number, numbers.get(table, 0))
+    if len(numbers) > 1:
+        numbers.pop("", None)
+    return [f"{table}-{number}" if table else "" for table, number in sorted(numbers.items())]
 
 
 def metadata_path(batch: str) -> str:
@@ -300,6 +254,15 @@ def write_results(
     store.put(metadata_path(batch), results.images.content)
     store.put(outcomes_path(batch), results.outcomes.content)
     return results
+
+
+def read_results(store: Store, batch: str) -> Results:
+    """Return a batch's picture rows and outcomes as they lie there.
+
+    Raises:
+        FileNotFoundError: the batch has none.
+    """
+    return Results(images(store, batch), outcomes(store, batch))
 
 
 def edges_path(batch: str) -> str:
@@ -409,5 +372,5 @@ def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     return {
         row.prompt_id: row.fingerprint
         for row in ended
-        if row.state != "generated" and row.reason not in (ONLY_FAILED, NOT_REJECTED, NOT_NAMED)
+        if row.state != "generated" and row.reason not in (ONLY_FAILED, NOT_REJECTED, NOT_NAMED, NOT_WORKED)
     }

@@ -16,6 +16,7 @@ attempt is reserved but neither released nor submitted has an unknown answer and
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import zlib
 from collections import defaultdict
@@ -38,7 +39,12 @@ from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 
 MAX_ATTEMPTS = 3
-"""A request is submitted at most this often, over all runs, counting the times its POST may have reached fal."""
+"""A request is submitted at most this often, over all runs, counting the times its POST may have reached fal.
+
+Those that ended because fal could not fetch from a signed URL or an address don't count.
+"""
+UNFETCHED = "file_download_error"
+"""fal's type of a refusal because a picture could not be fetched; it stands in the reason."""
 NOT_COPIED = 32
 """So many files are read one by one rather than copied."""
 
@@ -75,6 +81,10 @@ class Reserved(_Record):
     request: GenerationRequest = Field(description="What is about to be sent.")
     sent_sha256: str = Field(
         description="Hex digest of the body as sent, by which fal's list of requests is searched."
+    )
+    uploaded: bool = Field(
+        default=False,
+        description="Whether fal was given the bytes of every picture: uploaded to it, or inside the request.",
     )
     attempt: int = Field(description="1 for the first submit of this fingerprint.")
     owner: str = Field(description="The run that reserved it.")
@@ -202,6 +212,12 @@ class Attempt:
         """What it cost: what fal's bill says, else what was expected."""
         return Cost(self.billed.usd, "billing_event") if self.billed else self.expected
 
+    @property
+    def was_not_fetched(self) -> bool:
+        """Whether it ended because fal could not read a picture where it lies; the next attempt uploads it."""
+        ended = self.settled is not None and self.settled.retryable and UNFETCHED in self.settled.reason
+        return ended and not self.reserved.uploaded
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -238,7 +254,8 @@ class Entry:
         if not self.attempts or self.last.released:
             return "retryable" if self.paid_attempts else "new"
         if self.last.settled:
-            again = self.last.settled.retryable and self.paid_attempts < MAX_ATTEMPTS
+            tried = sum(not (attempt.released or attempt.was_not_fetched) for attempt in self.attempts)
+            again = self.last.settled.retryable and tried < MAX_ATTEMPTS
             return "retryable" if again else self.last.settled.state
         return "submitted" if self.last.submitted else "reserved"
 
@@ -331,10 +348,14 @@ class Ledger:
         self._not_copied = 0
         self._read(self._folder)
 
-    def look_again(self, fingerprints: Iterable[str]) -> None:
-        """Read what the store has of some requests now: other runs may have gone on with them."""
-        for fingerprint in fingerprints:
-            self._read(f"{self._folder}/{fingerprint}")
+    def catch_up(self) -> str:
+        """Read what other runs have written since, and return a mark that changes with every file of the ledger."""
+        listed = self._listed(self._folder)
+        for fingerprint, files in groupby(listed, key=_fingerprint):
+            known = {(attempt, step) for attempt, step, _ in _lines(self.entries.files(fingerprint))}
+            if known != {_named(file)[1:] for file in files}:
+                self._read(f"{self._folder}/{fingerprint}")
+        return hashlib.sha256(b"\n".join(listed)).hexdigest()
 
     async def reserve(self, reserved: Reserved) -> None:
         """Claim an attempt."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ideogram_pipeline.generation.ledger import Entry
+from ideogram_pipeline.generation.ledger import Entry, EntryState
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.rows import OutcomeState
+from ideogram_pipeline.generation.rows import OutcomeRow, OutcomeState
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,8 @@ class _End:
     kind: type[Outcome]
     reason: str
     because: Literal["stopped", "left_out", "elsewhere"]
+    state: EntryState
+    """What the ledger said of it then."""
 
 
 class Outcomes(Collection[Outcome]):
@@ -109,8 +111,18 @@ class Outcomes(Collection[Outcome]):
     def add(self, outcome: Outcome) -> None:
         """Take how a request ended, in place of how it had ended before."""
         because = outcome.because if isinstance(outcome, NotReached) else "stopped"
-        end = _End(type(outcome), reason_of(outcome), because)
+        state = outcome.entry.state if outcome.entry else "new"
+        end = _End(type(outcome), reason_of(outcome), because, state)
         self._ends[outcome.request.fingerprint] = self._of_one_kind.setdefault(end, end)
+
+    def now(self, request: GenerationRequest) -> Outcome | None:
+        """Return how a request ended, or what the ledger says since; None where this run didn't work it."""
+        end, entry = self._ends.get(request.fingerprint), self._entries.get(request.fingerprint)
+        if end is None:
+            return None
+        if entry and entry.state != end.state and entry.state in _SETTLED:
+            return of_entry(request, entry)
+        return _outcome(request, entry, end)
 
     def of_kind(self, *kinds: type[Outcome]) -> Iterator[Outcome]:
         """Yield those that are of one of these kinds."""
@@ -172,12 +184,33 @@ def is_missing(outcome: Outcome) -> bool:
             return True
 
 
-def caught_up(outcome: Outcome, entries: Mapping[str, Entry]) -> Outcome:
-    """Return the outcome as the ledger has it now: another run may have made meanwhile what this one left to it."""
-    entry = entries.get(outcome.request.fingerprint)
-    if isinstance(outcome, NotReached | Unknown) and entry and entry.state == "generated":
-        return Reused(outcome.request, entry)
-    return outcome
+def of_entry(request: GenerationRequest, entry: Entry) -> Outcome:
+    """Return how a row ended as far as the ledger tells, without any run that says more."""
+    settled = entry.last.settled
+    match entry.state:
+        case "generated":
+            return Reused(request, entry)
+        case "refused":
+            return Refused(request, entry, settled.reason if settled else "")
+        case "failed" | "retryable":
+            return Failed(request, entry, settled.reason if settled else "")
+        case "reserved":
+            return Unknown(
+                request, entry, "its submit was never answered; `ideogram-pipeline reconcile` looks for it"
+            )
+        case _:
+            return NotReached(request, entry, "the next run fetches it")
+
+
+def recalled(request: GenerationRequest, entry: Entry | None, row: OutcomeRow) -> Outcome:
+    """Return the outcome that a run has recorded, or what the ledger says since."""
+    had_pictures = (
+        row.state == "failed" and row.images > 0
+    )  # they were lost, and the ledger knows nothing of that
+    if entry and entry.state in _SETTLED and row.state != entry.state and not had_pictures:
+        return of_entry(request, entry)
+    because: Literal["stopped", "elsewhere"] = "stopped" if row.due else "elsewhere"
+    return _outcome(request, entry, _End(_KINDS[row.state], row.reason, because, "new"))
 
 
 def state_of(outcome: Outcome) -> OutcomeState:
@@ -198,3 +231,14 @@ def state_of(outcome: Outcome) -> OutcomeState:
 def reason_of(outcome: Outcome) -> str:
     """Return why a row ended as it did; empty for a generated one."""
     return "" if isinstance(outcome, Generated | Reused) else outcome.reason
+
+
+_SETTLED = ("generated", "refused", "failed")
+"""What the ledger says of a row that has ended."""
+_KINDS: Mapping[OutcomeState, type[Outcome]] = {
+    "generated": Reused,
+    "refused": Refused,
+    "failed": Failed,
+    "unknown": Unknown,
+    "not_reached": NotReached,
+}

@@ -63,6 +63,8 @@ NOT_REJECTED = "left out: regenerate_rejected"
 """Why a row without a picture is left out of a run that is only for rejected ones."""
 NOT_NAMED = "left out: prompt_ids"
 """Why a row is left out of a run that is only for others, which are named."""
+NOT_WORKED = "no run has worked this row yet: run the batch with the table it stands in"
+"""Why a row has no picture of which no run has recorded anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Plan:
     """The partition."""
     rows: Rows[PlannedRow]
     """Every row of the batch, in the order of the table."""
+    reading: str = ""
+    """Which reading of which table it was made of, as `readings` calls it; empty where that isn't known."""
 
     @cached_property
     def tally(self) -> Tally:
@@ -192,12 +196,14 @@ def plan_batch(
     left_without: Mapping[str, str | None] | None = None,
     rejected: Collection[str] = (),
     decisions: Decisions | None = None,
+    pass_urls: bool = False,
 ) -> Plan:
     """Return what a run of a batch will do, given what the ledger knows of its fingerprints.
 
     A `choice` of only failed rows needs the rows that the last run `left_without` a picture, by prompt id, with the
     fingerprint of what they asked for. A choice of rejected pictures needs the fingerprints of the requests they are
-    of. Without `decisions` nothing is written, and every call decides for itself.
+    of. Without `decisions` nothing is written, and every call decides for itself. With `pass_urls`, fal is given the
+    addresses of references on the web.
 
     Raises:
         ConfigurationError: the choice names a row that the batch doesn't have.
@@ -210,7 +216,7 @@ def plan_batch(
         raise ConfigurationError(
             f"No row of the batch {batch!r} is called {', '.join(map(repr, sorted(unknown)))}: look at prompt_ids."
         )
-    drafts = _Drafts(_in_order(rows), references, entries)
+    drafts = _Drafts(_in_order(rows), references, entries, pass_urls)
     chosen = _Chosen(drafts, choice, left_without or {}, rejected, decisions)
     earlier = _newest_requests(entries)
     planned = (
@@ -273,11 +279,16 @@ class _Drafts:
     """The rows of a batch that can be sent, drafted anew each time they are gone through."""
 
     def __init__(
-        self, rows: Collection[PromptRow], references: References, entries: Mapping[str, Entry]
+        self,
+        rows: Collection[PromptRow],
+        references: References,
+        entries: Mapping[str, Entry],
+        pass_urls: bool,
     ) -> None:
         self._rows = rows
         self._references = references
         self._entries = entries
+        self._pass_urls = pass_urls
 
     def __iter__(self) -> Iterator[_Draft]:
         return (draft for draft in self.with_rejected() if isinstance(draft, _Draft))
@@ -286,7 +297,7 @@ class _Drafts:
         """Yield what becomes of every row: a draft, or why it can't be sent."""
         for row in self._rows:
             try:
-                first = plan_row(row, self._references)
+                first = plan_row(row, self._references, pass_urls=self._pass_urls)
             except RowProblem as problem:
                 yield _rejected(row, problem)
             else:
@@ -475,14 +486,16 @@ def _shown(value: object) -> str:
             return str(value)
 
 
-def plan_row(row: PromptRow, references: References) -> GenerationRequest:
+def plan_row(row: PromptRow, references: References, *, pass_urls: bool = False) -> GenerationRequest:
     """Turn a row of the prompts table into the request it asks for.
+
+    With `pass_urls`, fal is given the addresses of references on the web, and the row's advice says so.
 
     Raises:
         RowProblem: the row can't be sent; names the column at fault and the way to mend it.
     """
     endpoint = _endpoint(row)
-    uses = _uses(row, endpoint, references)
+    uses = _uses(row, endpoint, references, pass_urls)
     model = _input(row, endpoint, uses)
     advice = _checked(model, uses, references, row)
     arguments = wire(model)
@@ -495,7 +508,7 @@ def plan_row(row: PromptRow, references: References) -> GenerationRequest:
         pictures=uses,
         fingerprint=fingerprint(row.prompt_id, endpoint.id, arguments),
         price_usd=price(endpoint.name, model.rendering_speed, model.num_images),
-        advice=advice,
+        advice=(*advice, *_passed_on(uses)),
         extra=row.extra,
     )
 
@@ -508,7 +521,9 @@ def _endpoint(row: PromptRow) -> Endpoint:
     return endpoint
 
 
-def _uses(row: PromptRow, endpoint: Endpoint, references: References) -> tuple[PictureUse, ...]:
+def _uses(
+    row: PromptRow, endpoint: Endpoint, references: References, pass_urls: bool
+) -> tuple[PictureUse, ...]:
     asked: dict[str, tuple[str, ...]] = {
         "reference_image_urls": row.reference_ids,
         "reference_mask_urls": row.reference_mask_ids,
@@ -527,6 +542,7 @@ def _uses(row: PromptRow, endpoint: Endpoint, references: References) -> tuple[P
                     uri=reference.uri,
                     sha256=reference.sha256,
                     path=picture_path(reference),
+                    by_address=pass_urls and reference.uri.startswith("https://"),
                     perceptual_hash=reference.perceptual_hash,
                 )
             )
@@ -537,6 +553,16 @@ def _uses(row: PromptRow, endpoint: Endpoint, references: References) -> tuple[P
         if needed and not ids:
             raise RowProblem(PICTURE_COLUMNS[field], f"it is empty; the endpoint {endpoint.name} needs it")
     return tuple(uses)
+
+
+def _passed_on(uses: Iterable[PictureUse]) -> tuple[str, ...]:
+    """Return the advice for a row whose references fal fetches by itself, one for each column."""
+    columns = dict.fromkeys(PICTURE_COLUMNS[use.field] for use in uses if use.by_address)
+    return tuple(
+        f"{column}: fal is given the address (IDEOGRAM_PASS_URLS) and fetches what lies there then, which may not be "
+        "what this row was planned with."
+        for column in columns
+    )
 
 
 def _reference(column: str, reference_id: str, references: References) -> Reference:

@@ -217,35 +217,6 @@ def _outcome(row: PlannedRow, outcome: Outcome) -> OutcomeRow:
     )
 
 
-def with_costs(
-    images: Iterable[ImageRow], outcomes: Iterable[OutcomeRow], entries: Mapping[str, Entry]
-) -> tuple[list[ImageRow], list[OutcomeRow]]:
-    """Return rows as they were, but for the cost of what fal has billed by now."""
-    billed = {
-        attempt.billed.request_id: attempt
-        for entry in entries.values()
-        for attempt in entry.attempts
-        if attempt.billed
-    }
-    return [_image_with_cost(row, billed) for row in images], [
-        _outcome_with_cost(row, entries) for row in outcomes
-    ]
-
-
-def _image_with_cost(row: ImageRow, billed: Mapping[str, Attempt]) -> ImageRow:
-    attempt = billed.get(row.request_id or "")
-    if attempt is None:
-        return row
-    return row.model_copy(update={"cost_usd": _per_image(attempt), "cost_source": attempt.cost.source})
-
-
-def _outcome_with_cost(row: OutcomeRow, entries: Mapping[str, Entry]) -> OutcomeRow:
-    entry = entries.get(row.fingerprint or "", Entry())
-    if not any(attempt.billed for attempt in entry.attempts):
-        return row
-    return row.model_copy(update={"cost_usd": _float(entry.cost.usd), "cost_source": entry.cost.source})
-
-
 def _per_image(attempt: Attempt) -> float | None:
     usd, images = attempt.cost.usd, attempt.settled.images if attempt.settled else ()
     return None if usd is None else float(usd / len(images))

@@ -25,6 +25,10 @@ class PictureUse(BaseModel):
     uri: str = Field(description="Where the table says the picture is.")
     sha256: str = Field(description="Hex digest of the picture's bytes.")
     path: str = Field(description="The copy of those bytes in the store.")
+    by_address: bool = Field(
+        default=False,
+        description="Whether fal is to fetch it from `uri`, and not to be given the store's copy.",
+    )
     perceptual_hash: str | None = Field(
         default=None, description="What it looks like, as `likeness` has it, where that is known."
     )

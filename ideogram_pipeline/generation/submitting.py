@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pydantic import JsonValue
-
 from ideogram_pipeline.fal import FalClient, QueuedRequest, SubmitOptions
 from ideogram_pipeline.fal.errors import (
     AccessRefused,
@@ -27,7 +25,7 @@ from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import AlreadyWritten
 from ideogram_pipeline.generation.outcomes import LeftOpen, NotReached, Unknown, left_to_another_run
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.uploads import ReferenceUrls
+from ideogram_pipeline.generation.uploads import Body, ReferenceUrls
 from ideogram_pipeline.generation.window import Window
 from ideogram_pipeline.telemetry import SUBMITS, span
 
@@ -77,12 +75,12 @@ class Submitter:
             RequestEnded: fal's answer to the submit was the request's end.
         """
         try:
-            arguments = await self._references.filled_in(request)
+            body = await self._references.filled_in(request)
         except (AccessRefused, ConnectionFailed) as error:
             raise StopSubmitting(f"a reference could not be uploaded: {error}") from None
         except FalError as error:
             raise LeftOpen(NotReached, f"a reference could not be uploaded: {error}") from None
-        task = asyncio.create_task(self._reserve_and_post(request, arguments))
+        task = asyncio.create_task(self._reserve_and_post(request, body))
         self._on_their_way.add(task)
         task.add_done_callback(self._arrived)
         await asyncio.shield(task)
@@ -97,9 +95,9 @@ class Submitter:
         if not task.cancelled():
             task.exception()  # a row that was cancelled meanwhile no longer awaits it; the ledger has it
 
-    async def _reserve_and_post(self, request: GenerationRequest, arguments: dict[str, JsonValue]) -> None:
+    async def _reserve_and_post(self, request: GenerationRequest, body: Body) -> None:
         try:
-            await self._books.reserve(request, arguments)
+            await self._books.reserve(request, body.arguments, uploaded=body.uploaded)
         except OverBudget as reached:
             raise StopSubmitting(str(reached)) from None
         except UnknownPrice as refused:
@@ -112,7 +110,7 @@ class Submitter:
         sent_at = asyncio.get_running_loop().time()
         try:
             with span("submit", **request.ids) as sent:
-                queued = await self._fal.submit(request.endpoint_id, arguments, options)
+                queued = await self._fal.submit(request.endpoint_id, body.arguments, options)
                 sent.set_attribute("ideogram.request_id", queued.request_id)
         except RequestEnded as error:
             _count(request, type(error).__name__)

@@ -153,16 +153,21 @@ def remove(store: Store, found: Descent) -> None:
     for batch, entries in found.entries.items():
         _remove_from_batch(store, batch, entries)
     images = set(found.images)
-    _keep(store, files.REVIEWS, Review, lambda row: row.image not in images)
-    _keep(store, files.REFERENCES, Reference, lambda row: row.sha256 not in found.digests)
-    _keep(store, files.REJECTED_REFERENCES, Rejection, lambda row: row.row_id not in found.reference_ids)
-    for one in [one.path for one in store.objects(files.PROMPTS)]:
-        _keep(
-            store,
-            one,
-            PromptRow,
-            lambda row: found.reference_ids.isdisjoint(row.named),
-        )
+
+    def stays(row: BaseModel) -> bool:
+        match row:
+            case Review():
+                return row.image not in images
+            case Reference():
+                return row.sha256 not in found.digests
+            case PromptRow():
+                return found.reference_ids.isdisjoint(row.named)
+            case Rejection(batch=""):  # of a references table
+                return row.row_id not in found.reference_ids
+        return True
+
+    for path, model in files.table_files(store):
+        _keep(store, path, model, stays)
     for batch, entries in found.entries.items():
         store.delete(f"ledger_copies/batch={batch}.gz")
         for fingerprint in entries:
@@ -183,7 +188,8 @@ def _remove_from_batch(store: Store, batch: str, entries: Mapping[str, Entry]) -
         _delete(store, folder, lambda name: name.startswith(starts))
     _delete(store, f"inbox/batch={batch}", lambda name: name[:64] in entries)
     _delete(store, f"run_plans/batch={batch}", lambda _: True)
-    _keep(store, files.plan_path(batch), PlannedRow, lambda row: row.fingerprint not in entries)
+    for one in [one.path for one in store.objects(f"plans/batch={batch}")]:
+        _keep(store, one, PlannedRow, lambda row: row.fingerprint not in entries)
     _keep(
         store,
         files.metadata_path(batch),
@@ -250,10 +256,8 @@ def _with(before: Iterable[Item], after: Iterable[Item]) -> tuple[Item, ...]:
 
 
 def _references(store: Store) -> list[Reference]:
-    try:
-        return list(parquet.read(store, files.REFERENCES, Reference))
-    except FileNotFoundError:
-        return []
+    paths = [path for path, model in files.table_files(store) if model is Reference]
+    return [row for path in paths for row in parquet.read(store, path, Reference)]
 
 
 def _delete(store: Store, folder: str, matches: Callable[[str], bool]) -> None:

@@ -125,7 +125,7 @@ def _with_urls(request: GenerationRequest, url: Mapping[str, str]) -> dict[str, 
 
 def _curl(request: GenerationRequest, store: Store) -> str:
     urls = {
-        use.token: use.uri if use.uri.startswith("https://") else f"URL of {store.where(use.path)}"
+        use.token: use.uri if use.by_address else f"URL of {store.where(use.path)}"
         for use in request.pictures
     }
     body = json.dumps(_with_urls(request, urls), ensure_ascii=False, indent=2).replace("'", "'\\''")
@@ -168,10 +168,9 @@ def _javascript(request: GenerationRequest, store: Store) -> str:
 
 
 def _code(request: GenerationRequest, store: Store, literal: Callable[[JsonValue], str], upload: str) -> str:
-    """Return the arguments as code, with a call that uploads in the place of each picture that isn't on the web."""
+    """Return the arguments as code, with a call that uploads in the place of each picture not passed by address."""
     code = literal(request.arguments)
     for use in request.pictures:
-        web = use.uri.startswith("https://")
-        call = literal(use.uri) if web else upload.format(literal(store.where(use.path)))
+        call = literal(use.uri) if use.by_address else upload.format(literal(store.where(use.path)))
         code = code.replace(literal(use.token), call)
     return code

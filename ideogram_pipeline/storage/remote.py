@@ -151,6 +151,8 @@ _MEANINGS = {
     "denied": "access is denied ({answer}). The credentials have to allow listing the bucket {bucket!r}, and reading, "
     "writing and deleting objects in it",
     "clock": "this machine's clock is wrong, so that no signature is accepted. Set it; " + _NOTHING_IS_LOST,
+    "lacking": "the server can't do what was asked of it ({answer}). Claims need conditional writes "
+    "(`If-None-Match: *`); set IDEOGRAM_STORE to a store that has them",
     "busy": "the store takes no more requests for now ({answer}), and was asked for {seconds:g} s. Wait, or lower "
     "IDEOGRAM_MAX_IN_FLIGHT; " + _NOTHING_IS_LOST,
     "other": "the store answers {answer}. Wait a while; " + _NOTHING_IS_LOST,
@@ -167,8 +169,9 @@ _BY_CODE = {
     "ExpiredToken": "key",
     "InvalidToken": "key",
     "RequestTimeTooSkewed": "clock",
+    "NotImplemented": "lacking",
 }
-_BY_STATUS = {"401": "key", "403": "denied", "429": "busy", "503": "busy"}
+_BY_STATUS = {"501": "lacking", "401": "key", "403": "denied", "429": "busy", "503": "busy"}
 
 
 def _bucket(url: str) -> tuple[str, str | None]:

@@ -39,6 +39,8 @@ class PromptsTable:
     """The usable rows, in table order."""
     rejections: tuple[Rejection, ...]
     """The others, in table order, each in the batch it is shown in."""
+    url: str = ""
+    """Where it was read from."""
 
     @property
     def batches(self) -> list[str]:
@@ -67,7 +69,7 @@ def read_prompts(url: str, defaults: Mapping[str, Any] = MappingProxyType({})) -
             rows.append(parse_row(PromptRow, record))
         except RowProblem as problem:
             rejections.append(_rejection(url, record, problem))
-    return PromptsTable(tuple(rows), tuple(rejections))
+    return PromptsTable(tuple(rows), tuple(rejections), url)
 
 
 def check_defaults(defaults: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +25,8 @@ class ReferencesTable:
     """The usable references, in table order."""
     rejections: tuple[Rejection, ...]
     """The others, in table order."""
+    url: str = ""
+    """Where it was read from."""
 
 
 def picture_path(reference: Reference) -> str:
@@ -33,18 +35,22 @@ def picture_path(reference: Reference) -> str:
 
 
 def read_references(
-    url: str, store: Store | None, *, erased: Mapping[str, Tombstone] = MappingProxyType({})
+    url: str,
+    store: Store | None,
+    *,
+    erased: Mapping[str, Tombstone] = MappingProxyType({}),
+    private_hosts: Collection[str] = (),
 ) -> ReferencesTable:
     """Read a references table and open every picture in it; keep a copy of the bytes in `store`, where one is given.
 
-    A picture that was `erased` is refused, and no copy is kept.
+    A picture that was `erased` is refused, and no copy is kept. Pictures on the web may also lie on `private_hosts`.
 
     Raises:
         TableError: the file is missing or unreadable, lacks `reference_id` or `uri`, or repeats a `reference_id`.
     """
     records = read_rows(url, required=("reference_id", "uri"))
     refuse_repeated_ids(url, "reference_id", records)
-    sources = Sources(url)
+    sources = Sources(url, private_hosts)
     kept = {found.path: found.size for found in store.objects("references")} if store else {}
 
     def open_one(record: RawRow) -> Reference | Rejection:
@@ -71,6 +77,7 @@ def read_references(
     return ReferencesTable(
         references=tuple(entry for entry in opened if isinstance(entry, Reference)),
         rejections=tuple(entry for entry in opened if isinstance(entry, Rejection)),
+        url=url,
     )
 
 

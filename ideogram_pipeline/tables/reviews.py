@@ -17,6 +17,8 @@ class ReviewsTable:
     """The newest review of each picture, by its path."""
     rejections: tuple[Rejection, ...]
     """Rows that are no review, in table order."""
+    url: str = ""
+    """Where it was read from."""
 
 
 def read_reviews(url: str) -> ReviewsTable:
@@ -41,7 +43,7 @@ def read_reviews(url: str) -> ReviewsTable:
             before = newest.get(review.image)
             if before is None or before.reviewed_at <= review.reviewed_at:
                 newest[review.image] = review
-    return ReviewsTable(tuple(newest[image] for image in sorted(newest)), tuple(rejections))
+    return ReviewsTable(tuple(newest[image] for image in sorted(newest)), tuple(rejections), url)
 
 
 def _rejection(table: str, record: RawRow, problem: RowProblem) -> Rejection:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import posixpath
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
@@ -17,15 +19,23 @@ MAX_BYTES = 50 * 1024 * 1024
 MAX_TABLE_BYTES = 1024 * 1024 * 1024
 """No larger table is read: it is taken apart in memory."""
 
+DEADLINE_S = 120.0
+"""Seconds that a file on the web may take, to its last byte."""
+
 _OBJECT_STORES = ("s3://", "gs://", "az://")
+_WEB = ("https://", "http://")
 
 
 class Sources:
     """The files and objects that one table names. Each bucket is opened once. May be used from several threads."""
 
-    def __init__(self, table: str) -> None:
-        """Begin with the table's own path or URL: what it names by a path lies beside it."""
+    def __init__(self, table: str, private_hosts: Collection[str] = ()) -> None:
+        """Begin with the table's own path or URL: what it names by a path lies beside it.
+
+        Files on the web may lie on `private_hosts` too, there also by http.
+        """
         self._table = table
+        self._private_hosts = frozenset(private_hosts)
         self._buckets: dict[str, Store] = {}
         self._opening = threading.Lock()
 
@@ -43,14 +53,17 @@ class Sources:
     def reference(self, uri: str) -> bytes:
         """Return the bytes of a reference: a data URI, `https://`, `s3://`, or a path relative to the table.
 
+        What lies on the web is fetched once, from public hosts and those named as private, redirects included. Call
+        this where no event loop runs.
+
         Raises:
             OSError: it is missing, unreachable, too large or malformed; the message says which.
             StoreError: the object store fails.
         """
         if uri.startswith("data:"):
             return _from_data_uri(uri)
-        if uri.startswith("https://"):
-            return _from_web(uri)
+        if uri.startswith(_WEB):
+            return _from_web(uri, self._private_hosts)
         place = self._place(uri)
         if place.startswith(_OBJECT_STORES):
             return self._object(place, MAX_BYTES)
@@ -131,17 +144,21 @@ def _from_data_uri(uri: str) -> bytes:
         raise OSError(f"the data URI is not valid base64 ({error})") from None
 
 
-def _from_web(uri: str) -> bytes:
-    import httpx2
+def _from_web(uri: str, private_hosts: frozenset[str]) -> bytes:
+    from ideogram_pipeline.fal import FalError, MediaUnavailable, UnsafeUrl
+    from ideogram_pipeline.fal.media import fetch_file
 
-    chunks: list[bytes] = []
     try:
-        with httpx2.stream("GET", uri, follow_redirects=True, timeout=30) as answer:
-            answer.raise_for_status()
-            for chunk in answer.iter_bytes():
-                chunks.append(chunk)
-                if sum(map(len, chunks)) > MAX_BYTES:
-                    raise OSError(f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB")
-    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:  # the last: no host name
-        raise OSError(f"it can't be fetched ({error})") from None
-    return b"".join(chunks)
+        fetched = fetch_file(uri, private=private_hosts, deadline_s=DEADLINE_S, max_bytes=MAX_BYTES)
+        return asyncio.run(fetched).content
+    except UnsafeUrl as error:
+        if not error.guidance:  # no URL, or too many redirects
+            raise OSError(error.message) from None
+        raise OSError(
+            f"{error.message} Use a public https:// address, put the file beside the table, or name the host in "
+            "IDEOGRAM_PRIVATE_HOSTS if it is yours."
+        ) from None
+    except FalError as error:
+        if isinstance(error, MediaUnavailable) and error.status is None:
+            raise OSError(f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB") from None
+        raise OSError(f"it can't be fetched ({error.message})") from None

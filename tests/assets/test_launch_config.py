@@ -5,6 +5,7 @@ import pytest
 from dagster._core.definitions.reconstruct import ReconstructableJob
 
 from ideogram_pipeline.assets.retries import RUN_RETRIES_TAG, Unmendable
+from ideogram_pipeline.assets.tables import READINGS_TAG
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
@@ -208,3 +209,25 @@ def test_a_downstream_of_a_failed_batch_sees_its_pictures(launch, strict, instan
         if event.asset_key == dg.AssetKey("image_catalog")
     ]
     assert catalog.metadata["dagster/row_count"].value == 2
+
+
+def test_a_run_whose_tables_are_no_longer_kept_is_refused_before_it_plans(launch, sandbox):
+    gone = {READINGS_TAG: "0123456789ab-1 0123456789ab-1"}
+    with pytest.raises(Unmendable, match=r"no longer in the store.*Start a new run"):
+        launch("two", raise_on_error=True, tags=gone)
+    assert sandbox.stats().accepted == 0
+
+
+def test_a_run_of_the_ui_works_the_tables_of_its_code_location_whatever_else_was_read(
+    launch, strict, project, instance, sandbox, tmp_path
+):
+    (tmp_path / "others.csv").write_text("prompt_id,batch,prompt\nz1,two,a volcano\nz2,two,an island\n")
+    launch("two")
+    other = strict.model_copy(update={"prompts": str(tmp_path / "others.csv")})
+    build_definitions(other).resolve_job_def("refresh_tables").execute_in_process(instance=instance)
+    job = build_definitions(strict).resolve_job_def("generate_batch")
+    assert counts(job.execute_in_process(instance=instance, partition_key="two")) == {"reused": 1}
+    assert sandbox.stats().accepted == 1
+    assert counts(launch("two", other)) == {"generated": 2}
+    recorded = files.read_outcomes(Store.open(strict.store), "two")
+    assert sorted(row.prompt_id for row in recorded) == ["b1", "z1", "z2"]

@@ -157,6 +157,27 @@ def test_a_batch_whose_references_are_all_gone_ends_before_it_pays(project, eval
     assert ledger(project) == []
 
 
+def test_a_batch_that_a_check_blocked_leaves_an_outcome_for_every_row(project, evaluations, assets_of):
+    project.write(TURBO)
+    project.generate()
+    project.write(TURBO, {**TURBO, "seed": 7}, {**TURBO, "reference_id": "nobody"})
+    result = project.generate(max_rejected_fraction=0.3)
+    assert "generated_images" not in assets_of(result)
+    says = evaluations(result)["rejected_rows_allowed"].description
+    first, second, third = files.read_outcomes(project.store, "default")
+    assert (first.state, first.reason, first.images) == ("generated", "", 1)
+    assert (second.state, second.attempts, second.cost_usd) == ("not_reached", 0, 0)
+    assert second.reason == f"the check rejected_rows_allowed ended the run before it paid: {says}"
+    assert (third.state, third.column) == ("rejected", "reference_id")
+    assert [row.current for row in files.images(project.store, "default")] == [True]
+    project.generate()
+    assert [row.state for row in files.read_outcomes(project.store, "default")] == [
+        "generated",
+        "generated",
+        "rejected",
+    ]
+
+
 def test_the_command_counts_the_rows_of_a_batch_that_was_stopped_and_publishes(project):
     project.write(ADA)
     settings = project.settings.model_copy(update={"budget_usd": 0.05})
@@ -164,6 +185,9 @@ def test_the_command_counts_the_rows_of_a_batch_that_was_stopped_and_publishes(p
     assert (summary.rows, summary.generated, summary.not_reached) == (1, 0, 1)
     (reason,) = summary.reasons
     assert reason.startswith("default: plan_fits_the_budget: 0 of 1 rows to pay for fit.")
+    (row,) = files.read_outcomes(project.store, "default")
+    assert row.state == "not_reached"
+    assert "0 of 1 rows to pay for fit." in row.reason
     assert project.store.exists("gallery/index.html")
 
 

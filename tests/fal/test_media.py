@@ -118,6 +118,12 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_without_a_connecti
     assert other.seen == []
 
 
+@pytest.mark.parametrize("host", ["a" * 300, "a..b"])
+def test_a_host_that_no_name_server_can_be_asked_for_is_a_failed_connection(ask, host):
+    with pytest.raises(fal.ConnectionFailed):
+        ask(download(f"https://{host}/x"))
+
+
 def test_a_configured_media_host_is_fetched_from_and_gets_no_key(fake, other, connect):
     other.replies(other.reply(200, PICTURE))
     hosts = fal.FalHosts(

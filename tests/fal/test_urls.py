@@ -118,6 +118,18 @@ def test_configured_hosts_are_welcome_on_their_own_port():
         hosts.check_media("http://127.0.0.1:9001/files/x.png")
 
 
+@pytest.mark.parametrize(
+    "url", ["https://intranet.example:8443/x", "http://10.0.0.5/x", "https://[fd00::5]/x"]
+)
+def test_private_hosts_that_are_named_are_welcome(url):
+    hosts = FalHosts(private=frozenset({"intranet.example", "10.0.0.5", "fd00::5"}))
+    assert hosts.private < hosts.names
+    hosts.check_media(url)
+    assert not hosts.takes_key(url)
+    with pytest.raises(UnsafeUrl):
+        hosts.check_media("http://10.0.0.6/x")
+
+
 def test_hosts_that_are_not_fals_have_no_backup_at_fal():
     assert FalHosts(queue="https://fal.internal").backup_queue is None
     assert FalHosts().backup_queue == "https://queue.falrun.com"

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ideogram_pipeline.generation import catalog, files
+from ideogram_pipeline.generation import catalog, files, readings
 from ideogram_pipeline.generation.buckets import BUCKETS, bucket
 from ideogram_pipeline.generation.rows import CatalogRow
 from ideogram_pipeline.storage import Store, parquet
@@ -111,10 +111,10 @@ def test_a_reader_finds_every_row_once_after_each_write(store, work_batch):
 
 def test_a_batch_that_left_the_table_asks_for_no_picture_any_more(store, work_batch, prompts_table):
     work_batch([LIGHTHOUSE], batch="one")
-    files.write_prompts(store, prompts_table("one", "two"))
+    readings.write_prompts(store, prompts_table("one", "two"))
     catalog.refresh(store)
     assert next(catalog.read(store, catalog.path("one"))).current
-    files.write_prompts(store, prompts_table("two"))
+    readings.write_prompts(store, prompts_table("two"))
     catalog.refresh(store)
     assert not next(catalog.read(store, catalog.path("one"))).current
 

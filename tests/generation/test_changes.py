@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation import readings
 from ideogram_pipeline.generation.changes import batch_digests
 from ideogram_pipeline.generation.planner import References
 from ideogram_pipeline.storage import Store
@@ -42,8 +42,8 @@ def reference(sha256):
 def digests_of(rows, rejections, references):
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(folder)
-        files.write_prompts(store, PromptsTable(tuple(rows), tuple(rejections)))
-        return batch_digests(files.prompts_index(store).batches, references)
+        readings.write_prompts(store, PromptsTable(tuple(rows), tuple(rejections)))
+        return batch_digests(readings.newest_prompts(store)[0].batches, references)
 
 
 @given(batches=st.lists(st.sampled_from(["one", "two", "three"]), max_size=12), random=st.randoms())

@@ -1,6 +1,7 @@
 """The engine against the sandbox over loopback HTTP: what is paid, what is stored, what a later run does."""
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 import json
@@ -13,18 +14,21 @@ import httpx2
 import pytest
 import stamina
 from PIL import Image
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from ideogram_pipeline import marks
 from ideogram_pipeline.errors import StoreError
-from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
+from ideogram_pipeline.fal import ErrorDetail, FalClient, FalHosts, ModelRefused, QueuedRequest, no_waiting
 from ideogram_pipeline.generation import inbox, polling, uploads
-from ideogram_pipeline.generation.books import RunFacts
+from ideogram_pipeline.generation.books import Books, RunFacts
 from ideogram_pipeline.generation.brake import BRAKE_AFTER
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.fetching import thumbnail_path
 from ideogram_pipeline.generation.inbox import Address, Letter, put_letter
-from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, Ledger, Reserved
+from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, UNFETCHED, Ledger, Reserved
 from ideogram_pipeline.generation.marking import Marking, signature_path
 from ideogram_pipeline.generation.outcomes import (
     Failed,
@@ -663,6 +667,94 @@ def test_what_fal_cannot_fetch_by_its_signed_url_is_uploaded(store, sandbox, row
     assert [attempt.settled.state for attempt in outcome.entry.attempts] == ["refused", "generated"]
     assert sandbox.stats().uploads == 1
     assert not any(b"X-Amz" in store.get(found.path) for found in store.objects(""))
+
+
+@on_s3
+def test_a_bucket_whose_signed_urls_fal_cannot_read_stops_no_batch_and_is_remembered(
+    store, sandbox, rows, s3_wire, caplog
+):
+    s3_wire.fail("AccessDenied", "GET", "X-Amz-Signature", times=float("inf"))
+    assert kinds(Run(store, sandbox)(rows(30))) == {Generated: 30}
+    assert sandbox.stats().uploads == 1
+    assert f"fal can't read from {store.url} at {s3_wire.url}" in caplog.text
+    signed, accepted = len(fetched(s3_wire)), sandbox.stats().accepted
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows(40))) == {Reused: 30, Generated: 10}
+    assert (len(fetched(s3_wire)), sandbox.stats().uploads) == (signed, 1)
+    assert sandbox.stats().accepted == accepted + 10
+    (note,) = [found.path for found in store.objects("uploads/unreadable")]
+    store.delete(note)
+    s3_wire.mend()
+    assert kinds(Run(store, sandbox, run_id="run-3")(rows(41))) == {Reused: 40, Generated: 1}
+    assert len(fetched(s3_wire)) == signed + 1
+
+
+@on_s3
+def test_a_row_that_was_refused_for_good_because_fal_could_not_read_it_is_made(store, sandbox, rows, s3_wire):
+    (request,) = rows(1)
+    ledger = Ledger(store, BATCH)
+    unread = ModelRefused(message="422 (file_download_error)", details=(ErrorDetail(UNFETCHED, "no"),))
+
+    async def refuse():
+        books = Books(ledger, Run(store, sandbox).budget, RunFacts("run-0", "sandbox", "test"))
+        for attempt in range(MAX_ATTEMPTS):
+            await books.reserve(request, {}, uploaded=False)
+            queued = QueuedRequest(request.endpoint_id, f"id-{attempt}", *["https://queue.example/x"] * 3)
+            await books.submitted(request, queued)
+            await books.ended(request, unread, again=True)
+
+    asyncio.run(refuse())
+    assert ledger.entries[request.fingerprint].state == "retryable"
+    (outcome,) = Run(store, sandbox)([request])
+    assert isinstance(outcome, Generated)
+
+
+@pytest.mark.parametrize("by_address", [False, True])
+def test_a_reference_on_the_web_is_uploaded_unless_its_address_is_to_be_passed_on(
+    store, sandbox, references, by_address
+):
+    address = "https://intranet.invalid/ada.png"
+    ada = references.usable["ada"].model_copy(update={"uri": address})
+    row = PromptRow(prompt_id="p", batch=BATCH, row_number=1, prompt="x", reference_ids=("ada",))
+    requests = [
+        plan_row(
+            row.model_copy(update={"prompt_id": f"p{number}"}), References.of([ada], ()), pass_urls=by_address
+        )
+        for number in range(8)
+    ]
+    advice = " ".join(requests[0].advice)
+    assert ("reference_id: fal is given the address (IDEOGRAM_PASS_URLS)" in advice) is by_address
+    assert kinds(Run(store, sandbox)(requests)) == {Generated: 8}
+    sent = [tuple(one.arguments["reference_image_urls"]) for one in sandbox.requests()]
+    assert ((address,) in sent) is by_address  # and as it can't be fetched there, it is uploaded next
+    assert sandbox.stats().uploads == 1
+    again = plan_row(row, References.of([ada], ()), pass_urls=by_address)
+    assert kinds(Run(store, sandbox, run_id="run-2")([again])) == {Generated: 1}
+    assert sandbox.requests()[-1].arguments["reference_image_urls"] != [address]
+    assert bool(list(store.objects("uploads/unreadable"))) is by_address
+
+
+def test_an_upload_that_fal_has_lost_stops_no_batch_and_is_made_anew_once(store, sandbox, rows):
+    Run(store, sandbox)(rows(1))
+    sandbox.reset()
+    assert kinds(Run(store, sandbox, run_id="run-2")(rows(30))) == {Reused: 1, Generated: 29}
+    assert sandbox.stats().uploads == 1
+
+
+def test_the_brake_stops_a_batch_whose_uploads_fal_can_not_read_either(store, sandbox, rows, serve):
+    async def forgetful(request):
+        url = str(request.base_url)
+        there = request.method != "GET"
+        return JSONResponse({"upload_url": f"{url}put", "file_url": f"{url}gone.png"}, 200 if there else 404)
+
+    run = Run(store, sandbox, max_in_flight=2)
+    run.hosts = dataclasses.replace(
+        run.hosts,
+        rest=serve(Starlette(routes=[Route("/{path:path}", forgetful, methods=["GET", "POST", "PUT"])])),
+    )
+    outcomes = run(rows(40))
+    assert kinds(outcomes)[NotReached] >= 20
+    assert UNFETCHED in outcomes[-1].reason
+    assert BRAKE_AFTER <= sandbox.stats().accepted <= 40
 
 
 @on_s3

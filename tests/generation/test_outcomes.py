@@ -1,12 +1,15 @@
 """Outcomes: what a row ended as, also when another run ended it."""
 
+from dataclasses import replace
+
+from ideogram_pipeline.generation.ledger import Entry
 from ideogram_pipeline.generation.outcomes import (
     Failed,
     NotReached,
+    Outcomes,
     Refused,
     Reused,
     Unknown,
-    caught_up,
     is_missing,
     left_to_another_run,
 )
@@ -15,12 +18,15 @@ from ideogram_pipeline.generation.outcomes import (
 def test_a_row_that_another_run_made_meanwhile_is_reused(work_batch):
     (generated,) = work_batch([{"prompt_id": "a", "prompt": "a lighthouse"}]).outcomes
     entries = {generated.request.fingerprint: generated.entry}
+    reserved = Entry((replace(generated.entry.last, submitted=None, settled=None),))
     for left in (
         NotReached(generated.request, None, "another run"),
-        Unknown(generated.request, generated.entry, "?"),
+        Unknown(generated.request, reserved, "?"),
+        Failed(generated.request, reserved, "it could not be fetched"),
     ):
-        assert caught_up(left, entries) == Reused(generated.request, generated.entry)
-        assert caught_up(left, {}) == left
+        outcomes = Outcomes([left.request], entries)
+        outcomes.add(left)
+        assert outcomes.now(left.request) == Reused(generated.request, generated.entry)
 
 
 def test_a_row_is_missing_unless_it_has_its_picture_was_left_out_or_is_with_another_run(work_batch):

@@ -103,14 +103,17 @@ def test_a_picture_that_cannot_be_used_rejects_its_row_only(write, picture, name
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("http://host/a.png", "given as a path, https://, s3:// or a data URI"),
+        ("ftp://host/a.png", "given as a path, https://, s3:// or a data URI"),
+        ("http://host/a.png", "name the host in IDEOGRAM_PRIVATE_HOSTS"),
         ("s3://bucket", "names no object"),
         ("s3://bucket/..", "can't be read"),
         ("data:image/png;base64", "no comma"),
         ("data:image/png;base64,!!", "not valid base64"),
         ("data:image/png;base64,é", "not valid base64"),
-        ("https://127.0.0.1:1/a.png", "can't be fetched"),
-        ("https://127.0.0.1:port/a.png", "can't be fetched"),
+        ("https://nobody.invalid/a.png", "can't be fetched"),
+        ("https://127.0.0.1:1/a.png", "name the host in IDEOGRAM_PRIVATE_HOSTS"),
+        ("https://127.0.0.1:port/a.png", "is not a plain http or https URL"),
+        ("https://user:password@example.com/a.png", "is not a plain http or https URL"),
         (f"https://{'a' * 300}/a.png", "can't be fetched"),
     ],
 )

@@ -4,9 +4,11 @@ import base64
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
+from typing import ClassVar
 
 import pytest
 from cryptography import x509
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.fal.http import _tls
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables import sources
 from ideogram_pipeline.tables.sources import Sources
@@ -24,12 +27,23 @@ from ideogram_pipeline.tables.sources import Sources
 class Web(BaseHTTPRequestHandler):
     """A web server with one picture, a redirect to it, and every way not to have one."""
 
+    agents: ClassVar[list[str]] = []
+    """Who has asked."""
+
     def do_GET(self) -> None:
+        self.agents.append(self.headers["User-Agent"])
         match self.path:
             case "/a.png":
                 self.answer(200, b"a picture")
             case "/moved":
                 self.answer(302, b"", Location="/a.png")
+            case "/round":
+                self.answer(302, b"", Location="/round")
+            case "/into-the-network":
+                self.answer(302, b"", Location=f"https://localhost:{self.server.server_port}/a.png")
+            case "/slow":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab")
+                self.rfile.read()  # until the reader has gone
             case "/huge":
                 self.answer(200, b"x", length=50 * 1024 * 1024 + 1, times=50 * 1024 * 1024 + 1)
             case "/cut":
@@ -82,30 +96,81 @@ def certificate(tmp_path_factory) -> str:
 def web(certificate, monkeypatch) -> Iterator[str]:
     """The address of a web server that this process trusts."""
     monkeypatch.setenv("SSL_CERT_FILE", certificate)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    _tls.cache_clear()
+    with serving(context) as server:
+        yield f"https://127.0.0.1:{server.server_port}"
+    _tls.cache_clear()
+
+
+@contextmanager
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield f"https://127.0.0.1:{server.server_port}"
+    yield server
     server.shutdown()
     thread.join()
     server.server_close()
 
 
+HERE = ["127.0.0.1"]
+
+
 @pytest.mark.parametrize("path", ["/a.png", "/moved"])
 def test_a_picture_of_the_web_is_fetched(web, path):
-    assert Sources("r.csv").reference(f"{web}{path}") == b"a picture"
+    assert Sources("r.csv", HERE).reference(f"{web}{path}") == b"a picture"
+    assert Web.agents[-1] == "ideogram-pipeline"
 
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("/nothing", "404"), ("/cut", "can't be fetched"), ("/huge", "the file is larger than 50 MiB")],
+    [
+        ("/nothing", "404"),
+        ("/cut", "can't be fetched"),
+        ("/huge", "the file is larger than 50 MiB"),
+        ("/round", "More than 5 redirects"),
+    ],
 )
 def test_what_the_web_does_not_give_whole_is_an_error(web, path, reason):
     with pytest.raises(OSError, match=reason):
-        Sources("r.csv").reference(f"{web}{path}")
+        Sources("r.csv", HERE).reference(f"{web}{path}")
+
+
+def test_a_picture_that_comes_too_slowly_is_an_error(web, monkeypatch):
+    monkeypatch.setattr(sources, "DEADLINE_S", 0.3)
+    with pytest.raises(OSError, match=r"can't be fetched .*/slow"):
+        Sources("r.csv", HERE).reference(f"{web}/slow")
+
+
+@pytest.mark.parametrize("private", [[], ["localhost"], ["127.0.0.2"]])
+def test_a_reference_on_a_private_host_is_refused_unless_that_host_is_named(web, private):
+    asked = len(Web.agents)
+    with pytest.raises(OSError, match=r"neither public https.*name the host in IDEOGRAM_PRIVATE_HOSTS"):
+        Sources("r.csv", private).reference(f"{web}/a.png")
+    assert len(Web.agents) == asked
+
+
+def test_a_name_or_a_redirect_that_leads_into_a_private_network_is_refused(web):
+    asked = len(Web.agents)
+    with pytest.raises(OSError, match=r"localhost has a private address.*IDEOGRAM_PRIVATE_HOSTS"):
+        Sources("r.csv").reference(web.replace("127.0.0.1", "localhost") + "/a.png")
+    assert len(Web.agents) == asked
+    with pytest.raises(OSError, match=r"localhost has a private address.*IDEOGRAM_PRIVATE_HOSTS"):
+        Sources("r.csv", HERE).reference(f"{web}/into-the-network")
+    assert len(Web.agents) == asked + 1
+
+
+def test_plain_http_is_for_private_hosts_that_are_named():
+    with serving() as server:
+        for host, private in (("127.0.0.1", HERE), ("localhost", ["localhost"])):
+            url = f"http://{host}:{server.server_port}/a.png"
+            assert Sources("r.csv", private).reference(url) == b"a picture"
+            with pytest.raises(OSError, match="Use a public https:// address"):
+                Sources("r.csv").reference(url)
 
 
 @given(content=st.binary(max_size=100))
