@@ -5,32 +5,31 @@ import hashlib
 import logging
 import random
 from collections import Counter
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 
-from ideogram_pipeline.errors import ConfigurationError, PipelineError
 from ideogram_pipeline.fal import FalClient
-from ideogram_pipeline.generation import files, runs
+from ideogram_pipeline.generation import files, readings, runs
+from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.choice import Choice, Decisions
-from ideogram_pipeline.generation.edges import edge_rows
-from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
-from ideogram_pipeline.generation.outcomes import NotReached, Unknown, caught_up
-from ideogram_pipeline.generation.planner import References, plan_batch
+from ideogram_pipeline.generation.planner import plan_batch
 from ideogram_pipeline.generation.reconcile import reconcile_batch
-from ideogram_pipeline.generation.records import image_rows, outcome_rows
-from ideogram_pipeline.tables.references import picture_path
+from ideogram_pipeline.tables.prompts import PromptsTable
+from ideogram_pipeline.tables.references import ReferencesTable, picture_path
 from ideogram_pipeline.tables.rows import PromptRow, Reference
 from tests.adversary.disk import Disk, Life
-from tests.adversary.fal import Ends, Fal, Wire, picture
+from tests.adversary.fal import Fal, Wire, picture
 from tests.adversary.virtual_time import VirtualLoop, virtual
 
 BATCH = "drop"
+TABLE = "prompts.csv"
 MOST_ROWS = 4
 IN_FLIGHT = 3
 FARTHEST_S = 20 * 3600.0
@@ -55,8 +54,13 @@ class Run:
     choice: Choice
     budget_usd: Decimal | None
     task: asyncio.Task | None = None
-    engine: Engine | None = None
-    recorded: bool = False
+    cancel_queued: Callable[[], Awaitable[object]] | None = None
+
+    @asynccontextmanager
+    async def leaving(self, cancel_queued):
+        """Let whoever terminates the run cancel what fal still queues."""
+        self.cancel_queued = cancel_queued
+        yield
 
 
 class World:
@@ -110,8 +114,8 @@ class World:
             run = working[-1]
 
             async def cancelled():
-                if run.engine:
-                    await run.engine.cancel_queued()
+                if run.cancel_queued:
+                    await run.cancel_queued()
                 run.task.cancel()
 
             self.loop.owned(run.life, cancelled())
@@ -248,48 +252,36 @@ class World:
         ]
 
     async def _run(self, run):
-        store = self.disk.seen_by(run.life)
-        ledger = Ledger(store, BATCH)
+        """Do what the command does: read the table, plan the batch and work it."""
+        store, name = self.disk.seen_by(run.life), run.life.name
+        readings.write_references(store, ReferencesTable((self._ada,), (), TABLE))
+        readings.write_prompts(store, PromptsTable(tuple(self._rows(run.table)), (), TABLE))
+        read = readings.newest_tables(store, TABLE, TABLE)
+        rows, rejections = read.read_prompts(BATCH)
         plan = plan_batch(
             BATCH,
-            self._rows(run.table),
-            [],
-            References({"ada": self._ada}, {}),
-            ledger.entries,
+            rows,
+            rejections,
+            read.read_references(files.named_by(rows)),
+            Ledger(store, BATCH).entries,
             choice=run.choice,
             left_without=files.left_without_picture(store, BATCH),
-            decisions=Decisions(store, BATCH, run.life.name),
+            decisions=Decisions(store, BATCH, name),
         )
-        files.write_plan(store, plan, root_run_id=run.life.name)
-        ledger = Ledger(store, BATCH)
-        budget = Budget(
-            store, run_id=run.life.name, per_run_usd=None, per_day_usd=run.budget_usd, allow_unknown=False
+        plan = replace(plan, reading=read.prompts_reading)
+        files.write_plan(store, plan, root_run_id=name)
+        budget = Budget(store, run_id=name, per_run_usd=None, per_day_usd=run.budget_usd, allow_unknown=False)
+        options = WorkOptions(
+            run=RunFacts(run_id=name, backend="fal", code_version="1"),
+            budget=budget,
+            observer=_Nobody(),
+            marking=Marking(),
+            max_in_flight=IN_FLIGHT,
+            max_wait_s=PATIENCE_S,
+            inline_bytes=0,
+            thumbnails=False,
         )
-        async with self._client(run.life) as client:
-            run.engine = Engine(
-                client,
-                store,
-                ledger,
-                run=RunFacts(run_id=run.life.name, backend="fal", code_version="1"),
-                max_in_flight=IN_FLIGHT,
-                max_wait_s=PATIENCE_S,
-                inline_bytes=0,
-                thumbnails=False,
-                budget=budget,
-                observer=_Nobody(),
-                marking=Marking(),
-            )
-            outcomes = await run.engine.run(plan.requests)
-        ledger.look_again([one.request.fingerprint for one in outcomes.of_kind(NotReached, Unknown)])
-        files.write_results(
-            store,
-            BATCH,
-            image_rows(plan, ledger.entries),
-            outcome_rows(plan, (caught_up(one, ledger.entries) for one in outcomes), ledger.entries),
-        )
-        files.write_edges(store, BATCH, edge_rows(ledger.entries))
-        ledger.keep_copy()
-        run.recorded = True
+        await work(store, plan, lambda: self._client(run.life), options, leaving=run.leaving)
 
     def _client(self, life):
         return FalClient("id:secret", transport=Wire(self.fal, life))
@@ -438,6 +430,3 @@ class _Errors(logging.Handler):
     def emit(self, record):
         error = record.exc_info[1] if record.exc_info else None
         self.errors.append(f"{record.getMessage()}: {error!r}")
-
-
-__all__ = ["Broken", "ConfigurationError", "Ends", "PipelineError", "World", "a_world"]
