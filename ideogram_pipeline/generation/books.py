@@ -55,6 +55,12 @@ class Books:
         self._budget = budget
         self._run = run
         self._reservations: dict[str, Reservation] = {}
+        self._request_ids = {
+            attempt.submitted.request_id
+            for entry in ledger.entries.values()
+            for attempt in entry.attempts
+            if attempt.submitted
+        }
 
     def entry(self, request: GenerationRequest) -> Entry:
         """Return what is known of a request."""
@@ -96,6 +102,10 @@ class Books:
         await self.ledger.release(request.fingerprint, released)
         await self._return_money(request, Decimal(0))
 
+    def is_known(self, request_id: str) -> bool:
+        """Say whether an entry of the batch holds fal's request of this id already."""
+        return request_id in self._request_ids
+
     async def submitted(self, request: GenerationRequest, queued: QueuedRequest) -> None:
         """Record fal's answer to the POST."""
         submitted = Submitted(
@@ -106,6 +116,7 @@ class Books:
             submitted_at=datetime.now(UTC),
             accepted_at=queued.accepted_at,
         )
+        self._request_ids.add(queued.request_id)
         try:
             await self.ledger.submitted(request.fingerprint, submitted)
         except AlreadyWritten:
