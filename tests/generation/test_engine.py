@@ -390,7 +390,7 @@ def test_a_row_that_a_live_run_is_submitting_is_left_to_it(store, sandbox, rows)
 
     async def reserve():
         await Ledger(store, BATCH).reserve(reserved(request, "other"))
-        async with beating(store, "other") as beat:
+        with beating(store, "other") as beat:
             while not store.exists(beat):
                 await asyncio.sleep(0)
             return await Run(store, sandbox).work([request])
