@@ -380,9 +380,11 @@ class Ledger:
         """Record fal's answer to the last attempt."""
         await self._advance(fingerprint, "submitted", submitted)
 
-    async def settle(self, fingerprint: str, settled: Settled) -> None:
-        """Record how the last attempt ended."""
-        await self._advance(fingerprint, "settled", settled)
+    async def settle(self, fingerprint: str, settled: Settled, *, attempt: int | None = None) -> None:
+        """Record how an attempt ended: the one with this number, for another run may have retried; else the last."""
+        numbers = [one.reserved.attempt for one in self.entries[fingerprint].attempts]
+        position = numbers.index(attempt) if attempt is not None else -1
+        await self._advance(fingerprint, "settled", settled, position)
 
     async def billed(self, fingerprint: str, billed: Billed) -> None:
         """Record what fal charged for the attempt with the bill's request id, whether it is the last one or not."""
