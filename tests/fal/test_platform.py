@@ -79,6 +79,67 @@ def test_a_404_from_the_list_says_that_unanswered_submits_stay_unknown(fake, ask
     assert "endpoint id" not in str(refused.value)
 
 
+ENDED = {"ended_at": "2026-11-22T12:31:00Z"}
+
+
+def past(fake, ask, **facts):
+    """Return what the list says of a request with these facts."""
+    History(fake, [entry(0), entry(1) | facts, entry(2)])
+    return ask(lambda client: client.past_request(ENDPOINT, "r1"))
+
+
+def test_one_past_request_is_found_by_its_id(fake, ask):
+    found = past(fake, ask, json_output={"images": []})
+    assert (found.request_id, found.json_output, found.ending) == ("r1", {"images": []}, None)
+    assert parse_qs(fake.seen[0].target.partition("?")[2])["request_id"] == ["r1"]
+    assert ask(lambda client: client.past_request(ENDPOINT, "r9")) is None
+
+
+def test_an_odd_field_of_a_past_request_is_none(fake, ask):
+    found = past(fake, ask, sent_at="yesterday", started_at=1e300, ended_at={}, status_code="fine")
+    assert (found.sent_at, found.started_at, found.ended_at, found.status_code) == (None, None, None, None)
+    assert found.ending is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind", "again"),
+    [
+        (ENDED | {"status_code": 500}, fal.RequestFailed, True),
+        (ENDED | {"status_code": 422}, fal.RequestFailed, False),
+        (ENDED | {"status_code": 499}, fal.Cancelled, False),
+        (
+            ENDED | {"status_code": 422, "json_output": {"detail": [{"type": "no_media_generated"}]}},
+            fal.ModelRefused,
+            False,
+        ),
+        (
+            ENDED | {"status_code": 503, "json_output": {"detail": "x", "error_type": "runner_disconnected"}},
+            fal.RequestFailed,
+            True,
+        ),
+    ],
+)
+def test_a_past_request_tells_in_which_error_it_ended(fake, ask, facts, kind, again):
+    found = past(fake, ask, **facts).ending
+    assert type(found) is kind
+    assert (found.request_id, found.may_resubmit) == ("r1", again)
+
+
+@pytest.mark.parametrize("facts", [{"status_code": 500}, ENDED, ENDED | {"status_code": 200}])
+def test_a_past_request_without_a_told_end_has_none(fake, ask, facts):
+    assert past(fake, ask, **facts).ending is None
+
+
+@pytest.mark.parametrize("amount", [1e30, -1e30, "1e400", "nan", {}])
+def test_an_amount_beyond_reason_is_none(fake, ask, amount):
+    event = {"request_id": "r1", "endpoint_id": ENDPOINT, "timestamp": "2026-11-22T12:30:00Z"}
+    fake.replies(
+        fake.reply(200, {"billing_events": [event | {"cost_total": amount, "output_units": amount}]})
+    )
+    (found,) = ask(lambda client: client.billing_events(start=START, end=END)).items
+    assert (found.usd, found.output_units) == (None, None)
+
+
 def test_a_listing_cut_short_says_so(fake, ask):
     History(fake, [entry(number) for number in range(5)])
     found = ask(lambda client: listing(client, max_items=3))
