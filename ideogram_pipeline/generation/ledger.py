@@ -242,6 +242,11 @@ class Entry:
         return self.attempts[-1]
 
     @property
+    def next_attempt(self) -> int:
+        """Number of the attempt that would follow; an earlier one's files may be missing."""
+        return self.last.reserved.attempt + 1 if self.attempts else 1
+
+    @property
     def paid_attempts(self) -> int:
         """Attempts whose POST may have reached fal."""
         return sum(attempt.released is None for attempt in self.attempts)
@@ -398,9 +403,11 @@ class Ledger:
         """Record fal's answer to the last attempt."""
         await self._advance(fingerprint, "submitted", submitted)
 
-    async def settle(self, fingerprint: str, settled: Settled) -> None:
-        """Record how the last attempt ended."""
-        await self._advance(fingerprint, "settled", settled)
+    async def settle(self, fingerprint: str, settled: Settled, *, attempt: int | None = None) -> None:
+        """Record how an attempt ended: the one with this number, for another run may have retried; else the last."""
+        numbers = [one.reserved.attempt for one in self.entries[fingerprint].attempts]
+        position = numbers.index(attempt) if attempt is not None else -1
+        await self._advance(fingerprint, "settled", settled, position)
 
     async def billed(self, fingerprint: str, billed: Billed) -> None:
         """Record what fal charged for the attempt with the bill's request id, whether it is the last one or not."""
@@ -528,15 +535,12 @@ class Ledger:
         content = self._store.get(path)
         if not content:
             return content
-        fingerprint, attempt, step = _named(path.removeprefix(f"{self._folder}/").encode())
+        fingerprint, _, step = _named(path.removeprefix(f"{self._folder}/").encode())
         try:
             record = _STEPS[step].model_validate_json(content)
         except ValueError:
             return _UNREADABLE
-        if isinstance(record, Reserved) and (record.request.fingerprint, record.attempt) != (
-            fingerprint,
-            attempt,
-        ):
+        if isinstance(record, Reserved) and record.request.fingerprint != fingerprint:
             return _UNREADABLE
         return content
 

@@ -445,15 +445,10 @@ def test_a_row_whose_ledger_files_are_all_empty_is_not_sent_again(store):
     assert Ledger(store, "drop").entries[fingerprint].state == "damaged"
 
 
-def test_a_reservation_of_another_request_or_attempt_is_damage(store):
+def test_a_reservation_of_another_request_is_damage(store):
     fingerprint, place = whole(store)
-    other, _ = whole(store, "b")
     store.put(f"{place}reserved.json", reserved(request("b")).model_dump_json().encode())
-    store.put(
-        f"ledger/batch=drop/{other}/1-reserved.json", reserved(request("b"), 2).model_dump_json().encode()
-    )
-    entries = Ledger(store, "drop").entries
-    assert [entries[one].state for one in (fingerprint, other)] == ["damaged", "damaged"]
+    assert Ledger(store, "drop").entries[fingerprint].state == "damaged"
 
 
 def test_an_attempt_that_is_gone_below_a_later_one_is_damage(store):
@@ -517,6 +512,21 @@ def test_a_transition_that_another_run_made_first_is_known_afterwards(store):
     with pytest.raises(AlreadyWritten):
         asyncio.run(second.settle(asked.fingerprint, settled("failed")))
     assert second.entries == first.entries
+
+
+def test_the_end_of_an_attempt_that_another_run_has_retried_meanwhile_does_not_settle_the_retry(store):
+    asked = request()
+    first = Ledger(store, "drop")
+    asyncio.run(first.reserve(reserved(asked)))
+    asyncio.run(first.submitted(asked.fingerprint, submitted("r-1")))
+    second = Ledger(store, "drop")
+    asyncio.run(first.settle(asked.fingerprint, settled(retryable=True), attempt=1))
+    asyncio.run(first.reserve(reserved(asked, 2)))
+    asyncio.run(first.submitted(asked.fingerprint, submitted("r-2")))
+    for _ in ("its cancel is answered", "its result says that it was cancelled"):
+        with pytest.raises(AlreadyWritten, match="1-settled"):
+            asyncio.run(second.settle(asked.fingerprint, settled(reason="cancelled"), attempt=1))
+    assert Ledger(store, "drop").entries[asked.fingerprint].state == "submitted"
 
 
 def test_a_transition_that_a_power_cut_left_empty_did_not_happen(store):
