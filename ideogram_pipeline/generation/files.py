@@ -246,6 +246,17 @@ def without_erased(store: Store, plan: Plan) -> Plan:
     return Plan(plan.batch, parquet.Rows.of(PlannedRow, map(of, plan.rows)), plan.reading)
 
 
+def delete_damaged_plans(store: Store, batch: str) -> None:
+    """Remove the plans of a batch that can't be read: the next run of their table writes them again."""
+    for path in [found.path for found in store.objects(_plans(batch))]:
+        try:
+            parquet.rows(store, path, PlannedRow)
+        except DamagedFile:
+            store.delete(path)
+        except FileNotFoundError:
+            continue  # a later one has taken its place
+
+
 def together(found: Sequence[Plan]) -> Plan:
     """Return plans of one batch as one: a row that several have stands in it once."""
     if len(found) == 1:

@@ -521,15 +521,12 @@ class Ledger:
         content = self._store.get(path)
         if not content:
             return content
-        fingerprint, attempt, step = _named(path.removeprefix(f"{self._folder}/").encode())
+        fingerprint, _, step = _named(path.removeprefix(f"{self._folder}/").encode())
         try:
             record = _STEPS[step].model_validate_json(content)
         except ValueError:
             return _UNREADABLE
-        if isinstance(record, Reserved) and (record.request.fingerprint, record.attempt) != (
-            fingerprint,
-            attempt,
-        ):
+        if isinstance(record, Reserved) and record.request.fingerprint != fingerprint:
             return _UNREADABLE
         return content
 

@@ -57,6 +57,7 @@ def mend(store: Store, batch: str) -> None:
 
 
 def _made_anew(store: Store, ledger: Ledger) -> files.Results:
+    files.delete_damaged_plans(store, ledger.batch)
     if not files.plans(store, ledger.batch):
         files.write_plan(store, plan_of_ledger(ledger.batch, ledger.entries))
     return record(store, ledger, anew=True)

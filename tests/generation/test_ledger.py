@@ -445,15 +445,10 @@ def test_a_row_whose_ledger_files_are_all_empty_is_not_sent_again(store):
     assert Ledger(store, "drop").entries[fingerprint].state == "damaged"
 
 
-def test_a_reservation_of_another_request_or_attempt_is_damage(store):
+def test_a_reservation_of_another_request_is_damage(store):
     fingerprint, place = whole(store)
-    other, _ = whole(store, "b")
     store.put(f"{place}reserved.json", reserved(request("b")).model_dump_json().encode())
-    store.put(
-        f"ledger/batch=drop/{other}/1-reserved.json", reserved(request("b"), 2).model_dump_json().encode()
-    )
-    entries = Ledger(store, "drop").entries
-    assert [entries[one].state for one in (fingerprint, other)] == ["damaged", "damaged"]
+    assert Ledger(store, "drop").entries[fingerprint].state == "damaged"
 
 
 def test_an_attempt_that_is_gone_below_a_later_one_is_damage(store):
