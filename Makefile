@@ -31,8 +31,9 @@ oracles-install: ## Install fal's JavaScript client, for the tests that hold the
 slow: $(READY) ## Run the tests that start the command again and again
 	$(BIN)/pytest -n 2 -m slow tests
 
-chaos: $(READY) ## Kill and race real runs, fail their disks and clocks; KILLS=200 kills more often
+chaos: $(READY) ## Kill and race real runs, fail their disks and clocks; KILLS=200 and HISTORIES=20000 do more of it
 	KILLS=$(or $(KILLS),20) $(BIN)/pytest -n 2 -m chaos tests/chaos
+	HISTORIES=$(or $(HISTORIES),2000) $(BIN)/pytest -n 2 tests/adversary
 
 daemon: $(READY) ## Let Dagster's daemon and web server run, retry, cancel and backfill batches
 	$(BIN)/pytest -m daemon tests/daemon

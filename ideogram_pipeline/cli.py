@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -22,6 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.status import Status
 from rich.table import Table
 
 from ideogram_pipeline.errors import ConfigurationError, PipelineError
@@ -498,16 +499,19 @@ def erase(
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for runs that work one of its batches.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
     """Take back all that came from a reference: pictures, rows, copies, ledger entries, what fal has of it.
 
     What stays is a tombstone of digests, ids and money; nothing is made from the reference again. Your own tables and
-    files are left to you.
+    files are left to you. While a run works one of its batches nothing is erased, unless with --wait.
 
-    Exit codes: 0 nothing of it remains; 3 something does, as it says; 2 bad usage, or nobody there to ask.
+    Exit codes: 0 nothing of it remains; 3 something does, as it says, or a run works one of its batches and nothing was
+    erased; 2 bad usage, or nobody there to ask; 130 interrupted, and taken up by asking again.
     """
     settings = Settings.from_environment()
+    from ideogram_pipeline.generation.runs import AtWork
     from ideogram_pipeline.provenance.erasing import descent
     from ideogram_pipeline.repair import erase as take_back
     from ideogram_pipeline.storage import Store
@@ -516,7 +520,7 @@ def erase(
     for path in found.images:
         _out.print(path, highlight=False, markup=False, soft_wrap=True)
     _out.print(
-        f"{len(found.images)} pictures of {len(found.fingerprints)} requests in {len(found.entries)} batches came from "
+        f"{len(found.images)} pictures of {len(found.fingerprints)} requests in {len(found.batches)} batches came from "
         f"{reference}; with them go {len(found.digests)} references, their rows, and Dagster's records of the runs "
         "of these batches.",
         highlight=False,
@@ -525,8 +529,12 @@ def erase(
     if dry_run:
         return
     _ask(yes, "Erase all of it, for good?")
-    with _err.status("erasing"):
-        erased = take_back(settings, found)
+    try:
+        with _err.status("erasing") as status:
+            erased = take_back(settings, found, wait=wait, told=_told(status))
+    except AtWork as held:
+        _err.print(str(held), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_INCOMPLETE) from None
     _out.print(
         f"erased; fal has deleted what it had of {erased.payloads} requests, and uploads end by themselves in 7 days",
         highlight=False,
@@ -542,6 +550,20 @@ def erase(
     for line in erased.left:
         _out.print(f"still there: {line}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(EXIT_INCOMPLETE if erased.left or erased.payloads_left else 0)
+
+
+def _told(status: Status) -> Callable[[str], None]:
+    """Show what is done now, or waited for; where nobody watches a terminal, each such line once."""
+    last = ""
+
+    def tell(line: str) -> None:
+        nonlocal last
+        status.update(_plain(line))
+        if line != last and not _err.is_terminal and line.endswith("."):
+            _err.print(f"waiting: {line}", highlight=False, markup=False, soft_wrap=True)
+        last = line
+
+    return tell
 
 
 @app.command()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
-from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
@@ -22,9 +22,15 @@ from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
-from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.generation.runs import beating, erasing, wait_for_overviews, working
 from ideogram_pipeline.launch import instance_of
-from ideogram_pipeline.provenance.erasing import Descent, entomb, remains, remove
+from ideogram_pipeline.provenance.erasing import (
+    Descent,
+    descent,
+    entomb,
+    remains,
+    remove,
+)
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.sandbox import forget_uploads
 from ideogram_pipeline.settings import Settings
@@ -51,9 +57,10 @@ def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: tim
     no longer works, is given up: the next run submits it again, and it may then be paid twice.
 
     Raises:
+        BeingErased: an erasure holds a batch; what came before it was looked for.
         PipelineError: the configuration or the store is at fault.
     """
-    store = build_resources(settings)["store"].open()
+    store, own_id = build_resources(settings)["store"].open(), f"reconcile-{uuid4().hex}"
     with fal_resource(settings).connect(store) as make_client:
 
         async def look() -> Reconciled:
@@ -63,13 +70,15 @@ def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: tim
             changed = False
             async with make_client() as client:
                 for batch in batches or batches_with_ledger(store):
-                    ledger = Ledger(store, batch)
-                    lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
-                    bills_unread = bills_unread or await _look_for_bills(client, ledger)
-                    bills.append(bill(batch, ledger.entries))
-                    changed |= refresh_costs(store, ledger, batch)
+                    with working(store, own_id, batch):
+                        ledger = Ledger(store, batch)
+                        lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
+                        bills_unread = bills_unread or await _look_for_bills(client, ledger)
+                        bills.append(bill(batch, ledger.entries))
+                        changed |= refresh_costs(store, ledger, batch)
             if changed:
-                _refresh_overviews(store, settings)
+                with beating(store, own_id):
+                    _refresh_overviews(store, settings)
             return Reconciled(tuple(lost), tuple(one for one in bills if one.requests), bills_unread)
 
         return asyncio.run(look())
@@ -87,11 +96,16 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
     """Make every metadata, outcome, catalog and gallery file anew, from the ledger and the pictures alone.
 
     Raises:
+        BeingErased: an erasure holds a batch; what came before it was made anew.
         PipelineError: the store is at fault.
     """
-    store = build_resources(settings)["store"].open()
-    rebuilt = [rebuild_batch(store, batch) for batch in batches_with_ledger(store)]
-    _refresh_overviews(store, settings, anew=True)
+    store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
+    rebuilt = []
+    for batch in batches_with_ledger(store):
+        with working(store, own_id, batch):
+            rebuilt.append(rebuild_batch(store, batch))
+    with beating(store, own_id):
+        _refresh_overviews(store, settings, anew=True)
     return rebuilt
 
 
@@ -112,25 +126,38 @@ class Erased:
     """What remains in the store; nothing where all is gone."""
 
 
-def erase(settings: Settings, found: Descent) -> Erased:
+def erase(
+    settings: Settings, found: Descent, *, wait: bool = False, told: Callable[[str], None] = lambda _: None
+) -> Erased:
     """Erase all that came from a reference: at fal, in the store, and in Dagster's records of the runs that made it.
 
+    `wait` for runs that hold one of its batches. What is waited for, or removed, is `told`.
+
     Raises:
-        ConfigurationError: a run is working on it at this moment.
+        AtWork: a run, or another erasure, holds one of its batches; without `wait` only.
         PipelineError: the store is at fault. Ask again: it goes on where it was.
     """
     store = build_resources(settings)["store"].open()
-    alive = [owner for owner in found.owners if asyncio.run(is_alive(store, owner))]
-    if alive:
-        raise ConfigurationError(
-            f"The run {alive[0]} is making pictures from it at this moment. End it, and ask again: nothing was erased."
-        )
-    entomb(store, found)
+    while True:
+        with erasing(store, found.batches, wait=wait, told=told):
+            now = descent(store, found.reference)
+            if now.batches <= found.batches:
+                entomb(store, now)  # from here on nothing is planned from it, in no batch
+                now = descent(store, found.reference)
+            if now.batches <= found.batches:
+                return _erase_held(settings, store, now, told)
+        found = now  # a run has planned it in another batch meanwhile
+
+
+def _erase_held(settings: Settings, store: Store, found: Descent, told: Callable[[str], None]) -> Erased:
+    wait_for_overviews(store, told)  # who reads the tables now may not have seen the tombstones
     payloads, payloads_left = _erase_at_fal(settings, store, found)
-    remove(store, found)
-    _refresh_overviews(store, settings)
+    remove(store, found, told=told)
+    wait_for_overviews(store, told)  # who publishes now may have read the rows
+    with beating(store, f"overviews-{uuid4().hex}"):
+        _refresh_overviews(store, settings)
     _forget_runs(settings, found)
-    return Erased(payloads, payloads_left, tuple(remains(store)))
+    return Erased(payloads, payloads_left, tuple(map(str, remains(store))))
 
 
 def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int, str]:
@@ -163,9 +190,8 @@ def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int
 def _forget_runs(settings: Settings, found: Descent) -> None:
     """Remove Dagster's records of the runs that worked on the batches: contact sheets stand in them."""
     instance = instance_of(settings)
-    batches = found.entries.keys()
     for run in instance.get_runs():
-        if run.tags.get(PARTITION_NAME_TAG) in batches:
+        if run.tags.get(PARTITION_NAME_TAG) in found.batches:
             instance.delete_run(run.run_id)
     for records in Path(instance.root_directory).rglob("*.db"):
         with closing(sqlite3.connect(records, timeout=10.0)) as db:

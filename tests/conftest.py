@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-import httpx2
+import boto3
 import pytest
 import uvicorn
 from hypothesis import HealthCheck, settings
@@ -79,7 +79,7 @@ def picture() -> Callable[..., bytes]:
     return make
 
 
-SERVE_S3 = """
+SERVE_MOTO = """
 import sys
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -87,6 +87,59 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
+"""Serves S3 from memory: quick, and no ground for claims, of which two writers may win the same one."""
+
+SERVE_SEAWEEDFS = """
+import json, socket, subprocess, sys, tempfile, time
+from pathlib import Path
+import httpx2
+
+SERVERS = ("master", "volume", "filer", "s3")
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2 * len(SERVERS))]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": sys.argv[1], "secretKey": sys.argv[2]}],
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
+    config = Path(folder, "s3.json")
+    config.write_text(json.dumps({"identities": [identity]}))
+    log = Path(folder, "log").open("w+")
+    server = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("weed")), "server", "-dir", folder, "-ip=127.0.0.1", "-filer", "-s3",
+            f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=64", "-volume.max=0",
+            f"-filer.localSocket={folder}/filer.sock", f"-s3.localSocket={folder}/s3.sock",
+            *(f"-{name}.port={port}" for name, port in zip(SERVERS, ports)),
+            *(f"-{name}.port.grpc={port}" for name, port in zip(SERVERS, ports[len(SERVERS):])),
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        while True:
+            try:
+                if httpx2.get(f"http://127.0.0.1:{ports[3]}/status").is_success:
+                    break
+            except httpx2.HTTPError:
+                pass
+            if server.poll() is not None:
+                log.seek(0)
+                sys.exit("SeaweedFS ended: " + log.read()[-2000:])
+            time.sleep(0.05)
+        print(ports[3], flush=True)
+        sys.stdin.read()
+    finally:
+        server.kill()
+        server.wait()
+"""
+"""Serves S3 as a real store does, in a temporary folder; it checks signatures, and of many claims one wins."""
+
+ACCESS_KEY, SECRET_KEY = "an-access-key", "planted-aws-secret"
 
 
 class DevelopmentCertificate(NamedTuple):
@@ -106,24 +159,26 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentCertific
 class S3Server:
     """A server of the S3 protocol on 127.0.0.1, in a process of its own that ends with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVE_S3],
+            [sys.executable, "-c", program, ACCESS_KEY, SECRET_KEY],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=None if program == SERVE_SEAWEEDFS else subprocess.DEVNULL,
             text=True,
         )
         assert self._process.stdout
-        self.url = f"http://127.0.0.1:{self._process.stdout.readline().strip()}"
+        port = self._process.stdout.readline().strip()
+        assert port, "the S3 server did not start"
+        self.url = f"http://127.0.0.1:{port}"
         self._names = itertools.count()
 
     def environment(self, url: str | None = None) -> dict[str, str]:
         """Variables that lead a process to this server, or to what stands before it at `url`, and nowhere else."""
         return {
             "AWS_ENDPOINT_URL": url or self.url,
-            "AWS_ACCESS_KEY_ID": "an-access-key",
-            "AWS_SECRET_ACCESS_KEY": "planted-aws-secret",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_REGION": "us-east-1",
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -133,7 +188,8 @@ class S3Server:
     def bucket(self) -> str:
         """Make an empty bucket and return its name."""
         name = f"bucket-{next(self._names)}"
-        assert httpx2.put(f"{self.url}/{name}").is_success
+        session = boto3.Session(ACCESS_KEY, SECRET_KEY, region_name="us-east-1")
+        session.client("s3", endpoint_url=self.url).create_bucket(Bucket=name)
         return name
 
     def close(self) -> None:
@@ -141,8 +197,22 @@ class S3Server:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    server = S3Server()
+def moto() -> Iterator[S3Server]:
+    """A server that is quick to start and to answer, and checks no signature."""
+    server = S3Server(SERVE_MOTO)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server(moto: S3Server) -> S3Server:
+    return moto
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[S3Server]:
+    """A real S3 server, on which claims can be tested."""
+    server = S3Server(SERVE_SEAWEEDFS)
     yield server
     server.close()
 
@@ -279,12 +349,23 @@ CODES = {
 
 
 @pytest.fixture
-def s3_wire(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Wire]:
+def wire_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[S3Server], S3Wire]]:
+    """Lay a wire to an S3 server that can fail, and lead this process's environment through it."""
+    with ExitStack() as stack:
+
+        def lay(server: S3Server) -> S3Wire:
+            wire = S3Wire(server)
+            stack.callback(wire.close)
+            monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
+            return wire
+
+        yield lay
+
+
+@pytest.fixture
+def s3_wire(s3: S3Server, wire_to: Callable[[S3Server], S3Wire]) -> S3Wire:
     """A wire to the S3 server that can fail, with this process's environment leading through it."""
-    wire = S3Wire(s3)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
-    yield wire
-    wire.close()
+    return wire_to(s3)
 
 
 @pytest.fixture

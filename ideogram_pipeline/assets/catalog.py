@@ -6,6 +6,7 @@ import dagster as dg
 
 from ideogram_pipeline import memory
 from ideogram_pipeline.assets.columns import catalog_sources, described
+from ideogram_pipeline.assets.holding import holding
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
@@ -34,6 +35,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def image_catalog(store: StoreResource) -> dg.MaterializeResult[None]:
         """Every picture of every batch: `catalog/*.parquet`, at most 256 files, opened at once by DuckDB and pandas."""
         from ideogram_pipeline.generation import catalog

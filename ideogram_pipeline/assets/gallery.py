@@ -3,6 +3,7 @@
 import dagster as dg
 
 from ideogram_pipeline import memory
+from ideogram_pipeline.assets.holding import holding
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
@@ -26,6 +27,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def gallery(store: StoreResource) -> dg.MaterializeResult[None]:
         """A page per batch and character and an index: every row with its picture, reference, facts and review."""
         from ideogram_pipeline.gallery.pages import write_gallery

@@ -9,6 +9,7 @@ from pydantic import Field
 from ideogram_pipeline import digests, memory
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described, request_sources
+from ideogram_pipeline.assets.holding import holding
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.assets.tables import READINGS_TAG
 from ideogram_pipeline.pipeline import Pipeline
@@ -68,6 +69,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def generation_requests(
         context: dg.AssetExecutionContext,
         config: RequestsConfig,

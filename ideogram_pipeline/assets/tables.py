@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from ideogram_pipeline import digests, logs
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described
+from ideogram_pipeline.assets.holding import holding
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.partitions import register
 from ideogram_pipeline.pipeline import Pipeline
@@ -45,6 +46,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def prompts(
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:
@@ -89,6 +91,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def references(
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:
@@ -132,6 +135,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     )
     @pipeline.with_own_resources
     @retried_after_crashes
+    @holding
     def reviews(
         context: dg.AssetExecutionContext, store: StoreResource, tables: TablesResource
     ) -> dg.MaterializeResult[None]:

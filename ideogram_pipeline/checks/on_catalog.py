@@ -1,6 +1,7 @@
 """On the catalog: is it the sum of its batches, and are its pictures all of the backend that the store is for?"""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,13 +13,14 @@ from ideogram_pipeline.resources import StoreResource
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.rows import CatalogRow
+    from ideogram_pipeline.provenance.traces import Trace
     from ideogram_pipeline.storage import Store
 
 CHECKS = {
     "catalog_complete": "The catalog has every picture of every batch, as its batch has it, and no other. Run "
     "`publish` again.",
-    "erased_stays_erased": "No picture in the catalog, and no copy of a reference, is one that was erased. Restored "
-    "backups bring them back: `ideogram-pipeline erase` with the digest takes them away again.",
+    "erased_stays_erased": "Nothing in the store tells of a picture that was erased, or of one that came from it. "
+    "Restored backups bring them back: `ideogram-pipeline erase` with the digest takes them away again.",
     "one_backend": "All pictures are of the backend that the store is for: what the sandbox drew never stands among "
     "fal's, nor the reverse. Find out how the rows came here, and keep each backend's pictures in a store of its own.",
 }
@@ -42,39 +44,25 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
     return checks_on_catalog
 
 
-class _Known(NamedTuple):
-    """What tells of which request a picture is; the columns are those of `CatalogRow`."""
-
-    path: str
-    fingerprint: str
-
-
 def erased(store: "Store") -> Verdict:
-    """Look in the catalog, and among the copies of references, for what was erased."""
-    from ideogram_pipeline.generation import catalog
-    from ideogram_pipeline.storage import parquet
+    """Look for what was erased in every folder of the store that it may come back in."""
+    from ideogram_pipeline.provenance.erasing import remains
     from ideogram_pipeline.tables.erased import tombstones
 
     stones = tombstones(store)
-    gone = {fingerprint: stone.sha256 for stone in stones for fingerprint in stone.fingerprints}
-    digests = {stone.sha256 for stone in stones}
-    found = []
-    if stones:
-        for file in store.objects(catalog.FOLDER):
-            rows = parquet.view(store, file.path, _Known)
-            found += [
-                (row.path, f"it came from {gone[row.fingerprint]}") for row in rows if row.fingerprint in gone
-            ]
-        for folder in ("references", "gallery/references"):
-            copies = [one.path for one in store.objects(folder)]
-            found += [
-                (path, "it is a copy of what was erased")
-                for path in copies
-                if path.rpartition("/")[2].partition(".")[0] in digests
-            ]
+    sources = {fingerprint[:8]: stone.sha256 for stone in stones for fingerprint in stone.fingerprints}
+
+    def why(trace: "Trace") -> str:
+        if trace.rows:
+            return f"{trace.rows} rows tell of it"
+        if trace.path.startswith(("references/", "gallery/references/")):
+            return "it is a copy of what was erased"
+        found = (sources[word] for word in re.findall(r"[0-9a-f]{8}", trace.path) if word in sources)
+        return f"it came from {next(found, 'what was erased')}"
+
     return Verdict(
         "erased_stays_erased",
-        sorted(found),
+        sorted((trace.path, why(trace)) for trace in remains(store)),
         "Run `ideogram-pipeline erase --reference` with the digest again: it takes away what came back.",
         dg.AssetCheckSeverity.ERROR,
         {"erased": len(stones)},

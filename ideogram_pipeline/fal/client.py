@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+import httpx2
+
 from ideogram_pipeline.fal.files import FileCalls
 from ideogram_pipeline.fal.http import DEFAULT_TIMEOUTS, Http, Timeouts
 from ideogram_pipeline.fal.keys import FalKey
@@ -32,9 +34,15 @@ class FalClient(SubscribeCalls, FileCalls, MediaCalls, WebhookCalls, PlatformCal
         *,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         max_connections: int = 100,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """Nothing is opened yet. Raises `InvalidCall` for a key that can't be one."""
-        http = Http(key if isinstance(key, FalKey) else FalKey(key), hosts, timeouts, max_connections)
+        """Nothing is opened yet. Raises `InvalidCall` for a key that can't be one.
+
+        A `transport` carries every call in place of the network, for tests.
+        """
+        http = Http(
+            key if isinstance(key, FalKey) else FalKey(key), hosts, timeouts, max_connections, transport
+        )
         SubscribeCalls.__init__(self, http)
         FileCalls.__init__(self, http)
         WebhookCalls.__init__(self, http)

@@ -120,12 +120,18 @@ class Http:
     """How long to wait."""
     max_connections: int
     """Upper limit of each pool."""
+    transport: httpx2.AsyncBaseTransport | None = None
+    """What carries the requests of both pools in place of the network, for tests; it resolves no names."""
     _fal: httpx2.AsyncClient | None = field(default=None, init=False)
     _files: httpx2.AsyncClient | None = field(default=None, init=False)
 
     async def __aenter__(self) -> Self:
-        self._fal = _Client(self.max_connections)
-        self._files = _Client(self.max_connections, lambda: _PublicResolver(self.hosts.names))
+        if self.transport is None:
+            self._fal = _Client(self.max_connections)
+            self._files = _Client(self.max_connections, lambda: _PublicResolver(self.hosts.names))
+        else:
+            self._fal = httpx2.AsyncClient(transport=self.transport)
+            self._files = httpx2.AsyncClient(transport=self.transport)
         return self
 
     async def __aexit__(

@@ -32,11 +32,10 @@ from ideogram_pipeline.fal.errors import (
     RequestNotFound,
     ResultExpired,
     SubmitUnknown,
-    TooManyRequests,
     UnexpectedAnswer,
     UnsafeUrl,
 )
-from ideogram_pipeline.fal.http import Call, Http, pause, repeating, worth_repeating
+from ideogram_pipeline.fal.http import Call, Http, pause, repeating
 from ideogram_pipeline.fal.options import NO_OPTIONS, SubmitOptions
 from ideogram_pipeline.fal.urls import FalHosts, app_path, normal_endpoint
 
@@ -157,10 +156,10 @@ class QueueCalls:
     ) -> QueuedRequest:
         """Put a request into the queue. From here on it costs money, so keep the ids before doing anything else.
 
-        The POST is repeated only where no connection could be made (then also on the backup host), and where the load
-        balancer answers 503. A 429 raises `TooManyRequests` at once: whoever submits many knows best how to slow down.
-        Any other doubt raises `SubmitUnknown`. Cancelling the task that awaits this call raises that doubt as well,
-        without an error to carry it: shield it, or note the intent first.
+        The POST is repeated only where no connection could be made (then also on the backup host). A 429 raises
+        `TooManyRequests` at once: whoever submits many knows best how to slow down. Any doubt raises `SubmitUnknown`,
+        also a load balancer's 503, behind which an answer of fal's may have been lost. Cancelling the task that awaits
+        this call raises that doubt as well, without an error to carry it: shield it, or note the intent first.
 
         fal accepts arguments the model will refuse: such a refusal comes with the result. Raises `InvalidCall`,
         `AccessRefused`, `EndpointNotFound` and others of `FalError`.
@@ -175,7 +174,7 @@ class QueueCalls:
             ) from None
         return await repeating(
             lambda: self._submit_once(endpoint_id, path, body, options),
-            on=lambda error: worth_repeating(error) and not isinstance(error, TooManyRequests),
+            on=lambda error: isinstance(error, ConnectionFailed),
         )
 
     async def _submit_once(
@@ -210,10 +209,6 @@ class QueueCalls:
             return replace(queued, accepted_at=answer.answered_at)
         if _says_not_accepted(answer):
             raise ending(answer, endpoint_id=endpoint_id) or refusal(answer, endpoint_id=endpoint_id)
-        if answer.status == 503 and answer.from_ingress:
-            refused = refusal(answer, endpoint_id=endpoint_id)
-            refused.may_resubmit = True
-            raise refused
         raise unknown(f"the answer was {answer.status} {answer.excerpt!r}.", answer)
 
     async def _post_to_a_host(self, path: str, body: bytes, options: SubmitOptions) -> Answer:
@@ -316,7 +311,10 @@ class QueueCalls:
         """One answer to the question for a result."""
         answer = await self._call("GET", request.result_url, request)
         if ended := ending(answer, endpoint_id=request.endpoint_id, request_id=request.request_id):
-            raise ended
+            if answer.request_id in (None, request.request_id):
+                raise ended
+            told = f"Asked for the result of {request.request_id}, fal gave that of {answer.request_id!r}."
+            raise _about(UnexpectedAnswer(message=told), request)
         payload = answer.object()
         in_progress = payload is not None and payload.get("detail") == "Request is still in progress"
         if payload is None or not answer.is_success or in_progress:

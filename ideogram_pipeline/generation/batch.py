@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ideogram_pipeline import logs, memory
+from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.engine import Engine, Observer
@@ -22,7 +23,7 @@ from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import NotReached, Outcomes, Reused
 from ideogram_pipeline.generation.planner import TO_PAY, Plan
 from ideogram_pipeline.generation.recording import Worked, record, rows_of
-from ideogram_pipeline.generation.runs import beating
+from ideogram_pipeline.generation.runs import working
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.telemetry import span
 
@@ -93,10 +94,12 @@ async def work(
     brought to its end.
 
     Raises:
+        BeingErased: an erasure holds the batch; nothing was submitted.
         PipelineError: the store failed; what was submitted is in the ledger.
     """
     batch, run_id = plan.batch, options.run.run_id
-    async with _holding(store, run_id) as beat:
+    with working(store, run_id, batch) as beat:
+        plan = await asyncio.to_thread(files.without_erased, store, plan)
         ledger = await asyncio.to_thread(Ledger, store, batch)
         async with make_client() as client:
             engine = Engine(
@@ -129,20 +132,17 @@ async def stop(store: Store, plan: Plan, run_id: str, reason: str) -> None:
     their run has recorded.
 
     Raises:
+        BeingErased: an erasure holds the batch; nothing was recorded.
         PipelineError: the store failed.
     """
-    async with _holding(store, run_id):
+    with working(store, run_id, plan.batch):
+        plan = await asyncio.to_thread(files.without_erased, store, plan)
         ledger = await asyncio.to_thread(Ledger, store, plan.batch)
         outcomes = Outcomes(plan.requests, ledger.entries)
         for row in plan.rows:
             if row.decision in TO_PAY and (request := row.request):
                 outcomes.add(NotReached(request, ledger.entries.get(request.fingerprint), reason))
         await _to_its_end(lambda: _recorded(store, ledger, plan, outcomes, 0.0))
-
-
-def _holding(store: Store, run_id: str) -> AbstractAsyncContextManager[str]:
-    """Hold a batch for a run, and hand out where its beat lies: the one place where that begins and ends."""
-    return beating(store, run_id)
 
 
 def _recorded(store: Store, ledger: Ledger, plan: Plan, outcomes: Outcomes, spent_usd: float) -> WorkedBatch:

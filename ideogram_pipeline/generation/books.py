@@ -55,6 +55,12 @@ class Books:
         self._budget = budget
         self._run = run
         self._reservations: dict[str, Reservation] = {}
+        self._request_ids = {
+            attempt.submitted.request_id
+            for entry in ledger.entries.values()
+            for attempt in entry.attempts
+            if attempt.submitted
+        }
 
     def entry(self, request: GenerationRequest) -> Entry:
         """Return what is known of a request."""
@@ -96,6 +102,10 @@ class Books:
         await self.ledger.release(request.fingerprint, released)
         await self._return_money(request, Decimal(0))
 
+    def is_known(self, request_id: str) -> bool:
+        """Say whether an entry of the batch holds fal's request of this id already."""
+        return request_id in self._request_ids
+
     async def submitted(self, request: GenerationRequest, queued: QueuedRequest) -> None:
         """Record fal's answer to the POST."""
         submitted = Submitted(
@@ -106,6 +116,7 @@ class Books:
             submitted_at=datetime.now(UTC),
             accepted_at=queued.accepted_at,
         )
+        self._request_ids.add(queued.request_id)
         try:
             await self.ledger.submitted(request.fingerprint, submitted)
         except AlreadyWritten:
@@ -117,6 +128,8 @@ class Books:
         completed: Completed,
         seed: int | None,
         images: Sequence[StoredImage],
+        *,
+        attempt: int,
     ) -> None:
         """Record a request whose pictures, at least one, all lie in the store."""
         price = request.price_usd
@@ -132,9 +145,12 @@ class Books:
                 cost_usd=cost,
                 cost_source="unknown" if cost is None else "price_list",
             ),
+            attempt,
         )
 
-    async def ended(self, request: GenerationRequest, error: RequestEnded, *, again: bool) -> None:
+    async def ended(
+        self, request: GenerationRequest, error: RequestEnded, *, again: bool, attempt: int
+    ) -> None:
         """Record a request that ended without a result; `again` says that a new one may succeed all the same."""
         cost, source = _cost_of_failure(error)
         await self._settle(
@@ -147,9 +163,10 @@ class Books:
                 cost_usd=cost,
                 cost_source=source,
             ),
+            attempt,
         )
 
-    async def lost(self, request: GenerationRequest, reason: str) -> None:
+    async def lost(self, request: GenerationRequest, reason: str, *, attempt: int) -> None:
         """Record an end with nothing to fetch and an unknown bill; it is never sent again by itself."""
         await self._settle(
             request,
@@ -160,9 +177,10 @@ class Books:
                 cost_usd=None,
                 cost_source="unknown",
             ),
+            attempt,
         )
 
-    async def cancelled(self, request: GenerationRequest) -> None:
+    async def cancelled(self, request: GenerationRequest, *, attempt: int) -> None:
         """Record that fal dropped a request before any work, at our wish; a later run sends it again."""
         await self._settle(
             request,
@@ -174,15 +192,16 @@ class Books:
                 cost_usd=Decimal(0),
                 cost_source="price_list",
             ),
+            attempt,
         )
 
     async def close(self) -> None:
         """Hold no money any more."""
         await self._budget.close()
 
-    async def _settle(self, request: GenerationRequest, settled: Settled) -> None:
+    async def _settle(self, request: GenerationRequest, settled: Settled, attempt: int) -> None:
         try:
-            await self.ledger.settle(request.fingerprint, settled)
+            await self.ledger.settle(request.fingerprint, settled, attempt=attempt)
         except AlreadyWritten:
             return  # another run fetched it too; what it recorded stands
         await self._return_money(request, settled.cost_usd)

@@ -164,9 +164,10 @@ class Engine:
         """
         cancelled = 0
         for fingerprint, queued in reversed(list(self._submitter.queued.items())):
-            attempt = self._books.ledger.entries[fingerprint].last
-            if attempt.submitted and not attempt.settled and await self._cancel(queued):
-                await self._books.cancelled(attempt.reserved.request)
+            last = self._books.ledger.entries[fingerprint].last
+            ours = last.submitted and last.submitted.request_id == queued.request_id
+            if ours and not last.settled and await self._cancel(queued):
+                await self._books.cancelled(last.reserved.request, attempt=last.reserved.attempt)
                 cancelled += 1
         return cancelled
 
@@ -297,7 +298,7 @@ class Engine:
             self._stopped = self._stopped or stop.reason
             raise
         except RequestEnded as error:
-            await self._end(request, error)
+            await self._end(request, error, attempt=self._books.entry(request).last.reserved.attempt)
 
     async def _fetch(self, request: GenerationRequest, place: Place) -> None:
         queued, submitted_here = self._queued(request)
@@ -306,9 +307,9 @@ class Engine:
         try:
             fetched = await self._fetcher.fetch(last.reserved, queued, place, submitted_here=submitted_here)
         except RequestEnded as error:
-            await self._end(request, error)
+            await self._end(request, error, attempt=last.reserved.attempt)
         except NotRead as unread:
-            await self._not_read(request, last.submitted, unread.error)
+            await self._not_read(request, last.reserved, last.submitted, unread.error)
         except FalError as error:
             reason = (
                 f"{queued.request_id} is paid for and could not be fetched; the next run tries again: {error}"
@@ -316,13 +317,17 @@ class Engine:
             raise LeftOpen(Failed, reason) from None
         else:
             self._brake.release()
-            await self._books.generated(request, fetched.completed, fetched.seed, fetched.images)
+            await self._books.generated(
+                request, fetched.completed, fetched.seed, fetched.images, attempt=last.reserved.attempt
+            )
 
-    async def _not_read(self, request: GenerationRequest, submitted: Submitted, error: FalError) -> None:
+    async def _not_read(
+        self, request: GenerationRequest, reserved: Reserved, submitted: Submitted, error: FalError
+    ) -> None:
         """Leave a row open whose end can't be read, unless fal has forgotten it for good."""
         if isinstance(error, RequestNotFound) and is_gone(submitted, error):
             reason = f"{submitted.request_id} may have been paid, and its result is gone: {error}"
-            await self._books.lost(request, reason)
+            await self._books.lost(request, reason, attempt=reserved.attempt)
             return
         if not isinstance(error, AccessRefused):
             self._brake.unread_result(error)
@@ -362,14 +367,14 @@ class Engine:
         self._submitter.queued[request.fingerprint] = attached
         return attached, False
 
-    async def _end(self, request: GenerationRequest, error: RequestEnded) -> None:
-        """Record a request that ended without a result."""
+    async def _end(self, request: GenerationRequest, error: RequestEnded, *, attempt: int) -> None:
+        """Record an attempt that ended without a result."""
         unfetched = isinstance(error, ModelRefused) and error.names(UNFETCHED)
         given_anew = unfetched and await self._references.forget(self._books.entry(request).last.reserved)
         if not given_anew:
             self._brake.ended(error)
             await self._stop_if_pulled()
-        await self._books.ended(request, error, again=unfetched)
+        await self._books.ended(request, error, again=unfetched, attempt=attempt)
 
     async def _stop_if_pulled(self) -> None:
         """Submit nothing more once the brake is pulled, and cancel what fal hasn't begun."""

@@ -14,9 +14,17 @@ from typing import NamedTuple
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation import readings
-from ideogram_pipeline.generation.planner import NOT_NAMED, NOT_REJECTED, NOT_WORKED, ONLY_FAILED, Plan
+from ideogram_pipeline.generation.planner import (
+    NOT_NAMED,
+    NOT_REJECTED,
+    NOT_WORKED,
+    ONLY_FAILED,
+    PICTURE_COLUMNS,
+    Plan,
+)
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.tables.erased import refusal, refused
 from ideogram_pipeline.tables.reviews import ReviewsTable
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, Review
 
@@ -56,8 +64,10 @@ def table_files(store: Store) -> Iterator[tuple[str, type[PromptRow | Reference 
 
 
 def write_reviews(store: Store, table: ReviewsTable) -> None:
-    """Keep what people think of pictures, in place of what the same table said before."""
-    parquet.write(store, _reviews_path(table.url), Review, table.reviews)
+    """Keep what people think of pictures, but of erased ones, in place of what the same table said before."""
+    gone = refused(store)
+    kept = (one for one in table.reviews if one.sha256 not in gone)
+    parquet.write(store, _reviews_path(table.url), Review, kept)
     store.delete("tables/reviews.parquet")  # where an earlier version kept those of all tables
 
 
@@ -144,14 +154,15 @@ def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> N
 def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Plan:
     """Return what the tables ask of a batch; with the id of a run's first attempt that run's own plan, if it made one.
 
-    Two runs may be asked for different things in one batch.
+    Two runs may be asked for different things in one batch. Rows are rejected whose pictures were erased since.
 
     Raises:
         FileNotFoundError: the batch has no plan.
     """
     if root_run_id:
         with suppress(FileNotFoundError):
-            return Plan(batch, parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow))
+            own = parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow)
+            return without_erased(store, Plan(batch, own))
     found = plans(store, batch)
     if not found:
         raise FileNotFoundError(f"There is no {store.where(plan_path(batch))!r}.")
@@ -162,7 +173,7 @@ def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
     """Return the newest plan of a batch for each table that has it, in an order that doesn't depend on who wrote when.
 
     A table that was read again without the batch has it no longer, unless no other one has it either. Plans of the
-    table of the reading `but` are left out, where one is given.
+    table of the reading `but` are left out, where one is given. Rows whose pictures were erased since are rejected.
     """
     found_here = _newest_readings(found.path for found in store.objects(_plans(batch)))
     if len(found_here) > 1:
@@ -179,8 +190,31 @@ def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
     for reading in found_here:
         with suppress(FileNotFoundError):  # a later one has taken its place
             rows = parquet.rows(store, plan_path(batch, reading), PlannedRow)
-            found.append(Plan(batch, rows, reading))
+            found.append(without_erased(store, Plan(batch, rows, reading)))
     return found
+
+
+def without_erased(store: Store, plan: Plan) -> Plan:
+    """Return a plan with those rows rejected that name a picture which was erased by now: nothing of them is kept."""
+    stones = refused(store)
+    if not stones:
+        return plan
+
+    def of(row: PlannedRow) -> PlannedRow:
+        request = row.request
+        use = next((use for use in request.pictures if use.sha256 in stones), None) if request else None
+        if use is None:
+            return row
+        return PlannedRow(
+            prompt_id=row.prompt_id,
+            row_number=row.row_number,
+            decision="rejected",
+            reason=refusal(stones[use.sha256]),
+            column=PICTURE_COLUMNS[use.field],
+            endpoint=row.endpoint,
+        )
+
+    return Plan(plan.batch, parquet.Rows.of(PlannedRow, map(of, plan.rows)), plan.reading)
 
 
 def together(found: Sequence[Plan]) -> Plan:

@@ -147,7 +147,7 @@ async def letters_about(store: Store, ledger: Ledger) -> Mapping[tuple[str, int]
     for letter in await store.objects_async(_folder(ledger.batch)):
         if name := _NAME.fullmatch(letter.path.rsplit("/", 1)[-1]):
             fingerprint, attempt = name["fingerprint"], int(name["attempt"])
-            if _has_ended(ledger, fingerprint, attempt):
+            if _has_ended(ledger, fingerprint, attempt) or ledger.was_erased(fingerprint):
                 read.append(letter.path)
             else:
                 found[fingerprint, attempt].append(letter.path)

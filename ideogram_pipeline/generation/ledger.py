@@ -37,6 +37,7 @@ from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.ideogram.endpoints import MAX_SEED
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables import erased
 
 MAX_ATTEMPTS = 3
 """A request is submitted at most this often, over all runs, counting the times its POST may have reached fal.
@@ -337,10 +338,17 @@ class Ledger:
     Each transition can be made once; the methods that make one raise `AlreadyWritten` where another run has made it.
     """
 
-    def __init__(self, store: Store, batch: str) -> None:
+    def __init__(self, store: Store, batch: str, *, with_erased: bool = False) -> None:
+        """Read what the store has; of what was erased and came back from a backup nothing is known, unless asked for.
+
+        Raises:
+            StoreError: the ledger can't be read, or not what was erased.
+        """
         self.batch = batch
         """The partition."""
         self._store = store
+        stones = () if with_erased else erased.tombstones(store)
+        self._gone = erased.fingerprints(stones) | erased.by_digest(stones).keys()
         self._folder = f"ledger/batch={batch}"
         self.entries = Entries()
         """What is known, by fingerprint."""
@@ -377,9 +385,11 @@ class Ledger:
         """Record fal's answer to the last attempt."""
         await self._advance(fingerprint, "submitted", submitted)
 
-    async def settle(self, fingerprint: str, settled: Settled) -> None:
-        """Record how the last attempt ended."""
-        await self._advance(fingerprint, "settled", settled)
+    async def settle(self, fingerprint: str, settled: Settled, *, attempt: int | None = None) -> None:
+        """Record how an attempt ended: the one with this number, for another run may have retried; else the last."""
+        numbers = [one.reserved.attempt for one in self.entries[fingerprint].attempts]
+        position = numbers.index(attempt) if attempt is not None else -1
+        await self._advance(fingerprint, "settled", settled, position)
 
     async def billed(self, fingerprint: str, billed: Billed) -> None:
         """Record what fal charged for the attempt with the bill's request id, whether it is the last one or not."""
@@ -407,7 +417,7 @@ class Ledger:
         self.entries.wrote(fingerprint, _line(attempt, step, content), after)
 
     def keep_copy(self) -> None:
-        """Keep all that is known in one object too, so that opening takes two requests instead of several a row.
+        """Keep all that is known in one object too, so that opening takes three requests instead of several a row.
 
         Every file stays what counts: the copy stands in for those that a listing shows as they were when it was made.
         """
@@ -456,9 +466,16 @@ class Ledger:
                     f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
                     "Restore the file from a backup; nothing of this batch is submitted meanwhile."
                 )
-        if steps:
+        if steps and not self.was_erased(fingerprint, *steps.values()):
             lines = [_line(*step, content) for step, content in sorted(steps.items())]
             self.entries.found(fingerprint, b"".join(lines))
+
+    def was_erased(self, fingerprint: str, *contents: bytes) -> bool:
+        """Say whether a request, or what these files tell of, came from what was erased before this was opened."""
+        if not self._gone:
+            return False
+        told = (digest for content in contents for digest in erased.DIGEST.findall(content.decode()))
+        return fingerprint in self._gone or not self._gone.isdisjoint(told)
 
     def _listed(self, folder: str) -> list[bytes]:
         """Return the ledger's files below a folder, sorted: each as a word that no other has, nor it with other bytes.

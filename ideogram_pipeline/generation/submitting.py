@@ -128,6 +128,12 @@ class Submitter:
             if isinstance(error, AccessRefused | ConnectionFailed | TooManyRequests):
                 raise StopSubmitting(str(error)) from None
             raise LeftOpen(NotReached, str(error)) from None
+        if self._books.is_known(queued.request_id):
+            _count(request, "another's")
+            _log.warning("%s: its submit was answered for another row", request.prompt_id, extra=request.ids)
+            raise LeftOpen(
+                Unknown, f"fal answered its submit with {queued.request_id}, another row's request"
+            )
         _count(request, "accepted")
         _log.info(
             "%s: submitted as %s",

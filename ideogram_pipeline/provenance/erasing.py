@@ -1,32 +1,28 @@
 """Taking back what came from a picture: consent was withdrawn, and nothing of it may remain.
 
 The tombstones come first: from then on nothing is planned from the picture, and an erasure that is interrupted is taken
-up where it was by asking for it again. Then goes what can't be made anew, and last the rows that lead to it.
+up where it was by asking for it again. Then goes whatever tells of it, wherever it lies (see `traces`), and last of all
+what says how the tables call it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TypeVar
-
-from pydantic import BaseModel
+from typing import NamedTuple, TypeVar
 
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.generation import files
-from ideogram_pipeline.generation.edges import submit_id
 from ideogram_pipeline.generation.ledger import Entry, Ledger, StoredImage
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
-from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, PlannedRow
+from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.provenance import traces
+from ideogram_pipeline.provenance.traces import Gone, Trace
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables import erased
 from ideogram_pipeline.tables.erased import ErasedImage, Tombstone
-from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, Review
 
-Row = TypeVar("Row", bound=BaseModel)
 Item = TypeVar("Item")
 
 
@@ -34,22 +30,29 @@ Item = TypeVar("Item")
 class Descent:
     """All that came from a picture, as far as the store knows."""
 
+    reference: str
+    """What was asked for: an id, or a digest."""
     reference_ids: frozenset[str]
     """What it is called in the references table, now and before."""
     digests: frozenset[str]
     """Digests of its bytes, and of those of its pictures that were used as references in turn."""
     entries: Mapping[str, Mapping[str, Entry]] = field(repr=False)
-    """The requests that were made from it, by batch and fingerprint."""
-
-    @property
-    def fingerprints(self) -> set[str]:
-        """The requests."""
-        return {fingerprint for batch in self.entries.values() for fingerprint in batch}
+    """The requests that were made from it and that the ledger knows, by batch and fingerprint."""
+    fingerprints: frozenset[str]
+    """All requests that were made from it, or were to be; those too that only a plan or a backup still knows."""
+    made: tuple[ErasedImage, ...]
+    """The pictures that came of them."""
+    gone: Gone = field(repr=False)
+    """By what it is known."""
+    traces: tuple[Trace, ...] = field(repr=False)
+    """All that lies in the store of it."""
 
     @property
     def images(self) -> list[str]:
         """Where their pictures lie in the store."""
-        return [image.path for entry in self._all for image in _images(entry)]
+        known = {image.path for entry in self._all for image in _images(entry)}
+        told = {trace.path for trace in self.traces if trace.path.startswith("images/") and not trace.rows}
+        return sorted(known | told)
 
     @property
     def request_ids(self) -> list[str]:
@@ -62,9 +65,9 @@ class Descent:
         ]
 
     @property
-    def owners(self) -> set[str]:
-        """The runs that submitted them."""
-        return {attempt.reserved.owner for entry in self._all for attempt in entry.attempts}
+    def batches(self) -> frozenset[str]:
+        """The batches that have anything of it."""
+        return frozenset(self.entries).union(*(trace.batches for trace in self.traces))
 
     @property
     def _all(self) -> list[Entry]:
@@ -74,46 +77,188 @@ class Descent:
 def descent(store: Store, reference: str) -> Descent:
     """Find all that came from a reference, named by its id or by the SHA-256 of its bytes.
 
-    The ledger is asked, which knows also what no run has recorded yet. Pictures that were made from it and used as
-    references themselves are followed.
+    Ledger, plans, metadata, lineage and tombstones are asked: the ledger knows also what no run has recorded yet, and
+    the others what came back from a backup. Pictures that were made from it and used as references are followed.
 
     Raises:
         ConfigurationError: nothing is, or was, called so.
     """
-    known = _references(store)
-    digests = {one.sha256 for one in known if reference in (one.reference_id, one.sha256)}
-    digests |= {stone.sha256 for stone in erased.tombstones(store) if stone.sha256 == reference}
-    ledgers = {batch: Ledger(store, batch).entries for batch in batches_with_ledger(store)}
-    for entries in ledgers.values():
-        for entry in entries.values():
-            asked = entry.last.reserved.request.pictures
-            digests |= {use.sha256 for use in asked if reference in (use.reference_id, use.sha256)}
-    if not digests:
+    named = list(_named_in_tables(store))
+    stones = erased.tombstones(store)
+    ledgers = {batch: Ledger(store, batch, with_erased=True).entries for batch in batches_with_ledger(store)}
+    requests = [*_in_ledgers(ledgers), *_in_files(store)]
+    called = {*named, *(name for request in requests for name in request.uses)}
+    digests = {sha256 for name, sha256 in called if reference in (name, sha256)}
+    digests |= {stone.sha256 for stone in stones if stone.sha256 == reference}
+    found, made = _closure(requests, digests)
+    digests |= {sha256 for request in requests for _, sha256 in request.uses if sha256 in made}
+    digests |= {sha256 for _, sha256 in named if sha256 in made}
+    buried = [stone for stone in stones if stone.sha256 in digests]
+    reference_ids = {name for name, sha256 in named if sha256 in digests}
+    if reference not in digests and reference not in (name for name, _ in named):
+        reference_ids.add(reference)  # only rows that name it may have come back
+    fingerprints = found | erased.fingerprints(buried)
+    entries = {
+        batch: {one: entry for one, entry in known.items() if one in fingerprints}
+        for batch, known in ledgers.items()
+    }
+    gone = Gone(
+        frozenset(digests | made | erased.by_digest(buried).keys()),
+        frozenset(fingerprints),
+        _request_ids(entries.values(), buried),
+        frozenset(reference_ids),
+    )
+    left = tuple(traces.traces(store, gone))
+    if not digests and not left:
         raise ConfigurationError(
             f"No reference is, or was, called {reference!r} in this store. Give its reference_id, or the SHA-256 of "
             "its bytes."
         )
-    found: dict[str, dict[str, Entry]] = defaultdict(dict)
+    return Descent(
+        reference,
+        frozenset(reference_ids),
+        frozenset(digests),
+        {batch: known for batch, known in entries.items() if known},
+        frozenset(fingerprints),
+        tuple(
+            dict.fromkeys(
+                image for request in requests if request.fingerprint in found for image in request.images
+            )
+        ),
+        gone,
+        left,
+    )
+
+
+class _Known(NamedTuple):
+    """What one file of the store knows of a request."""
+
+    fingerprint: str
+    uses: frozenset[tuple[str, str]]
+    """Ids and digests of the pictures it was made from."""
+    images: tuple[ErasedImage, ...] = ()
+    """The pictures that came of it."""
+
+
+def _closure(requests: Iterable[_Known], digests: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Return the requests that were made from pictures or from what came of these, and the digests of what came."""
+    found: set[str] = set()
     made: set[str] = set()
-    used: set[str] = set()
+    sources = set(digests)
+    waiting = list(requests)
     grown = True
     while grown:
         grown = False
-        for batch, entries in ledgers.items():
-            for fingerprint, entry in entries.items():
-                uses = {use.sha256 for use in entry.last.reserved.request.pictures}
-                if fingerprint not in found[batch] and not uses.isdisjoint(digests | made):
-                    found[batch][fingerprint] = entry
-                    for image in _images(entry):
-                        made |= {image.sha256, image.sha256_received or image.sha256}
-                    used |= uses & made
-                    grown = True
-    digests |= used | {one.sha256 for one in known if one.sha256 in made}
-    return Descent(
-        frozenset(one.reference_id for one in known if one.sha256 in digests),
-        frozenset(digests),
-        {batch: entries for batch, entries in found.items() if entries},
-    )
+        for request in waiting:
+            if request.fingerprint in found or not sources.isdisjoint(sha256 for _, sha256 in request.uses):
+                new = {one for image in request.images for one in (image.sha256, image.sha256_received)}
+                grown |= request.fingerprint not in found or not new <= made
+                found.add(request.fingerprint)
+                made |= new
+        sources |= made
+    return found, made
+
+
+def _in_ledgers(ledgers: Mapping[str, Mapping[str, Entry]]) -> Iterator[_Known]:
+    for entries in ledgers.values():
+        for fingerprint, entry in entries.items():
+            yield _Known(
+                fingerprint,
+                _uses(entry.last.reserved.request),
+                tuple(
+                    ErasedImage(sha256=one.sha256, sha256_received=one.sha256_received or one.sha256)
+                    for one in _images(entry)
+                ),
+            )
+
+
+def _uses(request: GenerationRequest) -> frozenset[tuple[str, str]]:
+    return frozenset((use.reference_id, use.sha256) for use in request.pictures)
+
+
+class _PlannedIn(NamedTuple):
+    request_json: str | None
+
+
+class _PictureIn(NamedTuple):
+    fingerprint: str
+    sha256: str
+    sha256_received: str | None
+    reference_ids: list[str]
+    reference_sha256s: list[str]
+    reference_mask_ids: list[str]
+    reference_mask_sha256s: list[str]
+    style_reference_ids: list[str]
+    style_reference_sha256s: list[str]
+    image_id: str | None
+    image_sha256: str | None
+    mask_id: str | None
+    mask_sha256: str | None
+
+
+class _EdgeIn(NamedTuple):
+    kind: str
+    from_id: str
+    to_id: str
+    reference_id: str | None
+
+
+def _in_files(store: Store) -> Iterator[_Known]:
+    """Yield what plans, metadata, catalog and lineage know."""
+    for folder in ("plans", "run_plans"):
+        for planned in _cells(store, folder, _PlannedIn):
+            if planned.request_json:
+                request = GenerationRequest.model_validate_json(planned.request_json)
+                yield _Known(request.fingerprint, _uses(request))
+    for folder in ("images", "catalog"):
+        for row in _cells(store, folder, _PictureIn):
+            uses = [
+                *zip(row.reference_ids, row.reference_sha256s, strict=False),
+                *zip(row.reference_mask_ids, row.reference_mask_sha256s, strict=False),
+                *zip(row.style_reference_ids, row.style_reference_sha256s, strict=False),
+                *((name, sha256) for name, sha256 in _sources(row) if name and sha256),
+            ]
+            image = ErasedImage(sha256=row.sha256, sha256_received=row.sha256_received or row.sha256)
+            yield _Known(row.fingerprint, frozenset(uses), (image,))
+    for edge in _cells(store, "lineage", _EdgeIn):
+        if edge.kind == "uses":
+            yield _Known(edge.to_id, frozenset({(edge.reference_id or "", edge.from_id)}))
+
+
+def _sources(row: _PictureIn) -> tuple[tuple[str | None, str | None], ...]:
+    return (row.image_id, row.image_sha256), (row.mask_id, row.mask_sha256)
+
+
+class _NamedIn(NamedTuple):
+    reference_id: str | None
+    sha256: str | None
+
+
+def _named_in_tables(store: Store) -> Iterator[tuple[str, str]]:
+    """Yield how the references tables call pictures: ids and digests."""
+    for row in _cells(store, "tables", _NamedIn):
+        if row.reference_id and row.sha256:
+            yield row.reference_id, row.sha256
+
+
+View = TypeVar("View", bound=NamedTuple)
+
+
+def _cells(store: Store, folder: str, kind: type[View]) -> Iterator[View]:
+    """Yield some columns of every table below a folder that can be read."""
+    for path in [one.path for one in store.objects(folder)]:
+        if path.endswith(".parquet"):
+            try:
+                rows = parquet.view(store, path, kind)
+            except (OSError, ValueError):
+                continue
+            yield from rows
+
+
+def _request_ids(ledgers: Iterable[Mapping[str, Entry]], stones: Iterable[Tombstone]) -> frozenset[str]:
+    told = {one for stone in stones for one in stone.request_ids}
+    attempts = (attempt for entries in ledgers for entry in entries.values() for attempt in entry.attempts)
+    return frozenset(told | {one.submitted.request_id for one in attempts if one.submitted})
 
 
 def entomb(store: Store, found: Descent) -> None:
@@ -121,12 +266,6 @@ def entomb(store: Store, found: Descent) -> None:
     stones = {stone.sha256: stone for stone in erased.tombstones(store)}
     costs = [entry.cost.usd for batch in found.entries.values() for entry in batch.values()]
     known = [cost for cost in costs if cost is not None]
-    images = [
-        ErasedImage(sha256=image.sha256, sha256_received=image.sha256_received or image.sha256)
-        for batch in found.entries.values()
-        for entry in batch.values()
-        for image in _images(entry)
-    ]
     for digest in sorted(found.digests):
         before = stones.get(digest)
         stone = Tombstone(
@@ -137,113 +276,41 @@ def entomb(store: Store, found: Descent) -> None:
             cost_usd=before.cost_usd
             if before
             else (str(sum(known, Decimal(0))) if len(known) == len(costs) else None),
-            images=_with(before.images if before else (), images),
+            images=_with(before.images if before else (), found.made),
         )
         if stone != before:
             store.put(erased.path(digest), stone.model_dump_json().encode())
 
 
-def remove(store: Store, found: Descent) -> None:
-    """Remove pictures, small pictures, copies, uploads' addresses, ledger entries and rows. Catalog and gallery follow.
+def remove(store: Store, found: Descent, *, told: Callable[[str], None] = lambda _: None) -> None:
+    """Remove whatever tells of the picture, and say of what. Catalog and gallery are to be made anew.
 
-    A run must not be working on these batches.
+    Nobody else may be working on these batches.
+
+    Raises:
+        StoreError: the store can't be read or written.
     """
-    for folder in ("references", "gallery/references", "uploads"):
-        _delete(store, folder, lambda name: name.partition(".")[0] in found.digests)
-    for batch, entries in found.entries.items():
-        _remove_from_batch(store, batch, entries)
-    images = set(found.images)
-
-    def stays(row: BaseModel) -> bool:
-        match row:
-            case Review():
-                return row.image not in images
-            case Reference():
-                return row.sha256 not in found.digests
-            case PromptRow():
-                return found.reference_ids.isdisjoint(row.named)
-            case Rejection(batch=""):  # of a references table
-                return row.row_id not in found.reference_ids
-        return True
-
-    for path, model in files.table_files(store):
-        _keep(store, path, model, stays)
-    for batch, entries in found.entries.items():
-        store.delete(f"ledger_copies/batch={batch}.gz")
-        for fingerprint in entries:
-            _delete(store, f"ledger/batch={batch}/{fingerprint}", lambda _: True)
+    for trace in _names_last(found.traces):
+        told(trace.path)
+        traces.remove(store, found.gone, trace)
+    held = {f"batch={batch}" for batch in found.batches}
+    for path in [path for folder in traces.READ for path in store.leftovers(folder)]:
+        if not held.isdisjoint(path.split("/")):
+            store.delete_leftover(path)  # nobody writes here now, so whoever did is dead
 
 
-def _remove_from_batch(store: Store, batch: str, entries: Mapping[str, Entry]) -> None:
-    starts = tuple(
-        f"{entry.last.reserved.request.prompt_id}-{fingerprint[:8]}-"
-        for fingerprint, entry in entries.items()
-    )
-    ends = _ends(entries)
-    for folder in (
-        f"images/batch={batch}",
-        f"credentials/batch={batch}",
-        f"gallery/batch={batch}/thumbnails",
-    ):
-        _delete(store, folder, lambda name: name.startswith(starts))
-    _delete(store, f"inbox/batch={batch}", lambda name: name[:64] in entries)
-    _delete(store, f"run_plans/batch={batch}", lambda _: True)
-    for one in [one.path for one in store.objects(f"plans/batch={batch}")]:
-        _keep(store, one, PlannedRow, lambda row: row.fingerprint not in entries)
-    _keep(
-        store,
-        files.metadata_path(batch),
-        ImageRow,
-        lambda row: row.fingerprint not in entries,
-        lambda row: _without_likeness(row, starts),
-    )
-    _keep(store, files.outcomes_path(batch), OutcomeRow, lambda row: row.fingerprint not in entries)
-    _keep(
-        store, files.edges_path(batch), EdgeRow, lambda row: row.from_id not in ends and row.to_id not in ends
-    )
+def _names_last(found: Iterable[Trace]) -> list[Trace]:
+    """Return traces in the order in which they go: what tells by name which rows go stays until these have gone."""
+    return sorted(found, key=lambda trace: (trace.path.startswith("tables/references"), trace.path))
 
 
-def remains(store: Store) -> list[str]:
-    """Return what is left of erased pictures, a line each; nothing where all is gone."""
-    stones = erased.tombstones(store)
-    digests = {stone.sha256 for stone in stones}
-    fingerprints = {fingerprint for stone in stones for fingerprint in stone.fingerprints}
-    if not digests:
-        return []
-    left = [
-        f"the file {one.path}"
-        for folder in ("references", "gallery/references", "uploads", "ledger", "inbox")
-        for one in store.objects(folder)
-        if not fingerprints.isdisjoint(one.path.split("/"))
-        or one.path.rsplit("/", 1)[-1].partition(".")[0] in digests
-        or one.path.rsplit("/", 1)[-1][:64] in fingerprints
-    ]
-    short = {fingerprint[:8] for fingerprint in fingerprints}
-    for batch in files.batches_with_results(store):
-        rows = files.picture_facts(store, batch)
-        ended = files.row_ends(store, batch)
-        told = sum(row.fingerprint in fingerprints for row in rows)
-        told += sum(row.fingerprint in fingerprints for row in ended)
-        left += [f"{told} rows of the batch {batch}"] if told else []
-        kept = {row.file_name.rpartition(".")[0] for row in rows if row.fingerprint not in fingerprints}
-        for folder in (
-            f"images/batch={batch}",
-            f"credentials/batch={batch}",
-            f"gallery/batch={batch}/thumbnails",
-        ):
-            for one in store.objects(folder):
-                stem = one.path.rsplit("/", 1)[-1].rpartition(".")[0]
-                if stem not in kept and stem.rsplit("-", 2)[1:2] and stem.rsplit("-", 2)[1] in short:
-                    left.append(f"the file {one.path}")
-    return left
+def remains(store: Store) -> list[Trace]:
+    """Return what is left of erased pictures, whichever folder it came back in; nothing where all is gone.
 
-
-def _ends(entries: Mapping[str, Entry]) -> set[str]:
-    """Return what only edges of these requests lead to or from."""
-    ends = set(entries)
-    for entry in entries.values():
-        ends |= {submit_id(attempt) for attempt in entry.attempts} | {image.path for image in _images(entry)}
-    return ends
+    Raises:
+        StoreError: the store, or a tombstone, can't be read.
+    """
+    return list(traces.traces(store, Gone.of(erased.tombstones(store))))
 
 
 def _images(entry: Entry) -> Iterator[StoredImage]:
@@ -253,38 +320,3 @@ def _images(entry: Entry) -> Iterator[StoredImage]:
 
 def _with(before: Iterable[Item], after: Iterable[Item]) -> tuple[Item, ...]:
     return tuple(dict.fromkeys([*before, *after]))
-
-
-def _references(store: Store) -> list[Reference]:
-    paths = [path for path, model in files.table_files(store) if model is Reference]
-    return [row for path in paths for row in parquet.read(store, path, Reference)]
-
-
-def _delete(store: Store, folder: str, matches: Callable[[str], bool]) -> None:
-    for one in [one.path for one in store.objects(folder)]:
-        if matches(one.rsplit("/", 1)[-1]):
-            store.delete(one)
-
-
-def _without_likeness(row: ImageRow, starts: tuple[str, ...]) -> ImageRow:
-    """Return a row that names no picture which goes; the next run of the batch compares it with those that stay."""
-    if row.nearest_image is None or not row.nearest_image.startswith(starts):
-        return row
-    return row.model_copy(update={"nearest_image": None, "nearest_distance": None})
-
-
-def _keep(
-    store: Store,
-    path: str,
-    model: type[Row],
-    stays: Callable[[Row], bool],
-    left: Callable[[Row], Row] = lambda row: row,
-) -> None:
-    """Leave only some of a file's rows in it, as `left` leaves them; a file that isn't there has none."""
-    try:
-        rows = list(parquet.read(store, path, model))
-    except FileNotFoundError:
-        return
-    kept = [left(row) for row in rows if stays(row)]
-    if len(kept) < len(rows):
-        parquet.write(store, path, model, kept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -39,6 +40,7 @@ _REMEMBERED = 1000
 _PAGE = 1000
 _PART = 5 * 1024 * 1024
 _READ_PART = 256 * 1024
+_LEFTOVER = re.compile(r"#\d+$")
 _LARGE = 256 * 1024
 """Bytes. What is larger and on the disk needn't stay in the system's memory as well: a run doesn't read it again."""
 
@@ -172,6 +174,7 @@ class Store:
         import obstore
 
         with self._failures("write", path, _requests_of(len(content))):
+            self._check_root()
             return obstore.put(self._backend, path, content)["e_tag"] or ""
 
     def put_parts(self, path: str, parts: Iterable[bytes]) -> None:
@@ -327,6 +330,25 @@ class Store:
 
         if paths:
             await _repeating(once)
+
+    def leftovers(self, folder: str) -> list[str]:
+        """Return the half-written files below a folder, `name#1`, of processes that were killed, or that write now.
+
+        Only a local disk has any; nothing else shows them.
+        """
+        if not self.folder:
+            return []
+        return [
+            found.relative_to(self.folder).as_posix()
+            for found in (self.folder / folder).rglob("*#*")
+            if _LEFTOVER.search(found.name) and found.is_file()
+        ]
+
+    def delete_leftover(self, path: str) -> None:
+        """Remove a half-written file; one that isn't there is no error."""
+        assert _LEFTOVER.search(path)
+        with self._failures("delete", path):
+            Path(self.where(path)).unlink(missing_ok=True)
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly below a folder, sorted."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +12,9 @@ from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.storage import Store
 
 FOLDER = "erased"
+
+DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+"""A digest or a fingerprint, wherever it stands in a text."""
 
 
 class ErasedImage(BaseModel):
@@ -60,7 +64,11 @@ def tombstones(store: Store) -> list[Tombstone]:
 
 def refused(store: Store) -> Mapping[str, Tombstone]:
     """Return the digests of which nothing is made: of what was erased, and of the pictures that came from it."""
-    stones = tombstones(store)
+    return by_digest(tombstones(store))
+
+
+def by_digest(stones: Sequence[Tombstone]) -> Mapping[str, Tombstone]:
+    """Return these tombstones by the digest of what was erased, and of each picture that came from it."""
     made = {
         digest: stone
         for stone in stones
@@ -68,6 +76,11 @@ def refused(store: Store) -> Mapping[str, Tombstone]:
         for digest in (one.sha256, one.sha256_received)
     }
     return {**made, **{stone.sha256: stone for stone in stones}}
+
+
+def fingerprints(stones: Iterable[Tombstone]) -> frozenset[str]:
+    """Return the requests that were made from what was erased."""
+    return frozenset(fingerprint for stone in stones for fingerprint in stone.fingerprints)
 
 
 def refusal(stone: Tombstone) -> str:

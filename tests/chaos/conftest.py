@@ -130,6 +130,12 @@ class Project:
         assert not any(secret.decode() in text for text in self.output)
 
 
+@pytest.fixture(scope="session")
+def s3_server(seaweedfs):
+    """Claims are raced for here, so the server has to be a real one."""
+    return seaweedfs
+
+
 @pytest.fixture
 def project(tmp_path):
     """Make a project with so many rows; the sandbox has these settings."""

@@ -318,6 +318,12 @@ class Cluster:
             cleanup()
 
 
+@pytest.fixture(scope="session")
+def s3_server(seaweedfs):
+    """Claims are raced for here, so the server has to be a real one."""
+    return seaweedfs
+
+
 @pytest.fixture
 def cluster(tmp_path, monkeypatch, s3):
     """Make a cluster of so many batches and rows; the sandbox has these settings."""

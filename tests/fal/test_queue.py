@@ -80,6 +80,7 @@ FAULTS = {
     "500 of fal": {"status": 500, "body": {"detail": "oops"}},
     "502 of the ingress": {"status": 502, "body": HTML},
     "503 of fal": {"status": 503, "body": HTML, "headers": {"x-fal-request-id": ID}},
+    "503 of the ingress": {"status": 503, "body": HTML},
     "503 in JSON": {"status": 503, "body": {"detail": "unavailable"}},
     "504 of the ingress": {"status": 504, "body": HTML},
 }
@@ -122,21 +123,11 @@ def test_an_unknown_submit_keeps_the_request_id_of_a_failing_answer(fake, ask):
     assert caught.value.request_id == ID
 
 
-def test_a_submit_that_was_surely_not_accepted_is_posted_again(fake, ask):
-    refusal = fake.reply(503, HTML)
-    fake.replies(refusal, refusal, accepted(fake))
-    assert ask(submit).request_id == ID
-    assert fake.count("POST") == 3
-
-
-@pytest.mark.parametrize(
-    ("status", "error", "posts"), [(429, fal.TooManyRequests, 1), (503, fal.IngressError, 6)]
-)
-def test_a_submit_that_is_never_accepted_gives_up(fake, ask, status, error, posts):
-    fake.replies(fake.reply(status, HTML))
-    with pytest.raises(error) as caught:
+def test_a_submit_that_is_not_accepted_is_left_to_the_caller(fake, ask):
+    fake.replies(fake.reply(429, HTML))
+    with pytest.raises(fal.TooManyRequests) as caught:
         ask(submit)
-    assert fake.count("POST") == posts
+    assert fake.count("POST") == 1
     assert caught.value.may_resubmit
     assert not caught.value.may_be_billed
 
@@ -416,6 +407,12 @@ def test_one_wrong_answer_does_not_hide_a_result(fake, ask, passing):
 def test_two_wrong_answers_do_not_hide_a_result(fake, ask, first, second):
     results(fake, STILL_THERE[first], STILL_THERE[second], PICTURE)
     assert ask(fetch).payload == PICTURE[1]
+
+
+def test_an_error_of_another_request_proves_no_end(fake, ask):
+    results(fake, (*typed()[:2], {"x-fal-request-id": "another"}))
+    with pytest.raises(fal.UnexpectedAnswer, match="another"):
+        ask(fetch)
 
 
 def test_a_typed_error_that_is_told_three_times_is_the_end(fake, ask):

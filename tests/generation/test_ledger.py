@@ -425,6 +425,21 @@ def test_a_transition_that_another_run_made_first_is_known_afterwards(store):
     assert second.entries == first.entries
 
 
+def test_the_end_of_an_attempt_that_another_run_has_retried_meanwhile_does_not_settle_the_retry(store):
+    asked = request()
+    first = Ledger(store, "drop")
+    asyncio.run(first.reserve(reserved(asked)))
+    asyncio.run(first.submitted(asked.fingerprint, submitted("r-1")))
+    second = Ledger(store, "drop")
+    asyncio.run(first.settle(asked.fingerprint, settled(retryable=True), attempt=1))
+    asyncio.run(first.reserve(reserved(asked, 2)))
+    asyncio.run(first.submitted(asked.fingerprint, submitted("r-2")))
+    for _ in ("its cancel is answered", "its result says that it was cancelled"):
+        with pytest.raises(AlreadyWritten, match="1-settled"):
+            asyncio.run(second.settle(asked.fingerprint, settled(reason="cancelled"), attempt=1))
+    assert Ledger(store, "drop").entries[asked.fingerprint].state == "submitted"
+
+
 def test_an_attempt_without_its_reservation_is_an_error_that_names_the_request(store):
     fingerprint = request().fingerprint
     store.put(f"ledger/batch=drop/{fingerprint}/1-submitted.json", SUBMITTED.model_dump_json().encode())
@@ -456,11 +471,11 @@ def copied(store):
     return ledger, f"ledger/batch=drop/{asked[0].fingerprint}/1-reserved.json"
 
 
-def test_a_ledger_with_a_copy_is_opened_with_two_requests(store, copied):
+def test_a_ledger_with_a_copy_is_opened_with_three_requests(store, copied):
     ledger, _ = copied
     before = store.requests.copy()
     assert Ledger(store, "drop").entries == ledger.entries
-    assert store.requests - before == {"list": 1, "read": 1}
+    assert store.requests - before == {"list": 2, "read": 1}  # the ledger's files, what was erased, the copy
 
 
 def test_what_is_not_in_the_copy_or_was_changed_since_is_read(store, copied):

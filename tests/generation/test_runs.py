@@ -16,7 +16,7 @@ from ideogram_pipeline.storage import Store
 
 async def work():
     store = Store.open(sys.argv[1])
-    async with beating(store, "run-1") as beat:
+    with beating(store, "run-1") as beat:
         while not store.exists(beat):
             await asyncio.sleep(0)
         print(beat, flush=True)
@@ -71,7 +71,7 @@ def test_a_run_that_ended_in_order_leaves_no_beat(store, working):
 
 def test_the_same_run_in_another_process_is_another_one(store, working):
     async def look():
-        async with beating(store, "run-1") as own:
+        with beating(store, "run-1") as own:
             while not store.exists(own):
                 await asyncio.sleep(0)
             alone = await is_alive(store, "run-1", but=own)

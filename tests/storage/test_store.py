@@ -69,6 +69,9 @@ def test_create_writes_only_where_nothing_is(store):
     assert store.get("claim") == b"mine"
 
 
+@pytest.mark.parametrize(
+    "store", ["on_disk", "in_memory"], indirect=True
+)  # S3: tests/chaos/test_seaweedfs.py
 def test_of_many_threads_that_create_one_object_one_wins(store):
     names = [f"thread {number}".encode() for number in range(32)]
     with ThreadPoolExecutor(max_workers=16) as threads:
@@ -89,8 +92,8 @@ print(*(number for number in range(100) if store.create(f"claims/{number}", mine
 """
 
 
-def test_of_two_processes_that_create_the_same_objects_one_wins_each(shared):
-    claimers = [python(CLAIM_ALL, shared, str(number)) for number in range(2)]
+def test_of_two_processes_that_create_the_same_objects_one_wins_each(on_disk):
+    claimers = [python(CLAIM_ALL, on_disk, str(number)) for number in range(2)]
     for claimer in claimers:
         assert claimer.stdout.readline() == "ready\n"
     for claimer in claimers:

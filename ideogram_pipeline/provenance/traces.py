@@ -1,0 +1,291 @@
+"""What tells of erased pictures, wherever it lies: every folder of the store is looked through by one list.
+
+A file tells by its name, or by what stands in it: the digest of an erased picture or of one that came from it, the
+fingerprint of a request, fal's id of it, the name of a picture of it. Both the removal and the checks walk this list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
+
+from pydantic import JsonValue
+
+from ideogram_pipeline.generation import files
+from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.tables.erased import DIGEST, Tombstone, by_digest, fingerprints
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+READ: Mapping[str, tuple[str, ...]] = {
+    "catalog": (".parquet",),
+    "credentials": (),
+    "gallery": (".html", ".js", ".json"),
+    "images": (".parquet",),
+    "inbox": (),
+    "ledger": (),
+    "ledger_copies": (".gz",),
+    "limits": (".json",),
+    "lineage": (".parquet",),
+    "outcomes": (".parquet",),
+    "plans": (".parquet",),
+    "references": (),
+    "run_plans": (".parquet",),
+    "tables": (".parquet",),
+    "takes": (".json",),
+    "uploads": (),
+}
+"""The folders that may hold traces, with the files in them that are read; of the others the name tells enough."""
+NOT_LOOKED_THROUGH = frozenset({"budget", "dagster", "doctor", "erased", "runs", "sandbox"})
+"""Folders that hold no trace, or are seen to by those who know them (Dagster's records, the sandbox's memory)."""
+
+_DERIVED = ("catalog/", "gallery/", "ledger_copies/")
+"""What is made anew from the rest goes as whole files."""
+_PICTURE = re.compile(r"(?P<stem>[^/]+-(?P<short>[0-9a-f]{8})-\d+)\.[a-z]+")
+"""The name of a picture, and of its thumbnail or signature."""
+_LINK = re.compile(r"batch=(?P<batch>[^/\"']+)/(?:thumbnails/)?(?P<name>[^/\"'<>]+-[0-9a-f]{8}-\d+\.[a-z]+)")
+"""Where a page of the gallery leads to a picture."""
+_PEOPLES = frozenset({"prompt", "negative_prompt", "extra", "notes", "note"})
+"""Columns in which people write what they like."""
+_NEAREST = "nearest_image", "nearest_distance"
+"""Columns that tell of the picture of another row."""
+_NAMES = frozenset({"reference_ids", "reference_mask_ids", "style_reference_ids", "image_id", "mask_id"})
+"""Columns of the prompts table that name references."""
+_LEFTOVER = re.compile(r"#\d+$")
+_GZIP = 31
+
+
+@dataclass(frozen=True)
+class Gone:
+    """By what the traces of erased pictures are known."""
+
+    digests: frozenset[str]
+    """Of erased pictures, and of those that came from them."""
+    fingerprints: frozenset[str]
+    """Of the requests that were made from them."""
+    request_ids: frozenset[str] = frozenset()
+    """fal's ids of these."""
+    reference_ids: frozenset[str] = frozenset()
+    """How the tables name the pictures, where that is known: no tombstone says it."""
+
+    @classmethod
+    def of(cls, stones: Iterable[Tombstone]) -> Gone:
+        """Return what tombstones know of."""
+        stones = list(stones)
+        return cls(
+            frozenset(by_digest(stones)),
+            fingerprints(stones),
+            frozenset(one for stone in stones for one in stone.request_ids),
+        )
+
+    @cached_property
+    def shorts(self) -> frozenset[str]:
+        """What the names of pictures have of the fingerprints."""
+        return frozenset(fingerprint[:8] for fingerprint in self.fingerprints)
+
+    def is_picture(self, name: str) -> bool:
+        """Say whether a file's name is that of a picture of one of the requests, or has the same digits in it."""
+        picture = _PICTURE.fullmatch(name)
+        return picture is not None and picture["short"] in self.shorts
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """What a cell or a text may hold of it."""
+        return self.digests | self.fingerprints | self.request_ids
+
+    def are_told_in(self, text: str) -> bool:
+        """Say whether a text is, or has in it, one of these words."""
+        return text in self.request_ids or not self.words.isdisjoint(DIGEST.findall(text))
+
+
+class Trace(NamedTuple):
+    """Something that is left of what was erased."""
+
+    path: str
+    """The file."""
+    batches: frozenset[str]
+    """The batches that it is of; none for what all share."""
+    rows: int = 0
+    """How many of its rows it is; 0 where the whole file goes."""
+
+    def __str__(self) -> str:
+        """Return it as people read it."""
+        return f"{self.rows} rows of {self.path}" if self.rows else f"the file {self.path}"
+
+
+def traces(store: Store, gone: Gone) -> Iterator[Trace]:
+    """Yield every trace, folder by folder: half-written files of killed processes too.
+
+    Raises:
+        StoreError: the store can't be read.
+    """
+    if not gone.words and not gone.reference_ids:
+        return
+    kept = _Kept(store, gone)
+    for folder, read in READ.items():
+        for path in sorted(one.path for one in store.objects(folder)):
+            if _is_named(path, gone, kept):
+                yield Trace(path, _batch(path))
+            elif path.endswith(".parquet") and ".parquet" in read:
+                yield from _rows(store, path, gone)
+            elif read and path.endswith(read):
+                yield from _texts(store, path, gone, kept)
+        for path in store.leftovers(folder):
+            if _is_named(path.rpartition("#")[0], gone, kept):
+                yield Trace(path, _batch(path))
+
+
+def remove(store: Store, gone: Gone, trace: Trace) -> None:
+    """Remove a trace. The rows that stay in its file stay as they are.
+
+    Raises:
+        StoreError: the store can't be read or written.
+    """
+    if _LEFTOVER.search(trace.path):
+        store.delete_leftover(trace.path)
+    elif not trace.rows or trace.path.startswith(_DERIVED):
+        store.delete(trace.path)
+        if trace.path.startswith("gallery/") and trace.path.endswith(READ["gallery"]):
+            _remove_pages(store, trace.path)
+    elif trace.path.endswith(".json"):
+        left = _without(json.loads(store.get(trace.path)), gone)
+        store.put(trace.path, json.dumps(left, separators=(",", ":")).encode())
+    else:
+        by_name = _by_name(trace.path, gone)
+        tables = [_left(table, gone, by_name) for table in parquet.tables(store, trace.path)]
+        store.put(trace.path, parquet.encode_tables(tables[0].schema, tables))
+
+
+def _remove_pages(store: Store, page: str) -> None:
+    """Remove the pages and printed pages beside a page, which may not say what they show; and have all made anew."""
+    folder = page.rpartition("/")[0]
+    if folder != "gallery":
+        for path in [one.path for one in store.objects(folder)]:
+            if path.endswith(".html") or path.startswith(f"{folder}/sheets/"):
+                store.delete(path)
+    store.delete("gallery/index.json")
+
+
+def _batch(path: str) -> frozenset[str]:
+    """Return the batch in whose folder a file lies, or whose file it is."""
+    *folders, name = path.partition("#")[0].split("/")
+    names = [*folders, name.removesuffix(".gz").removesuffix(".js")]
+    return frozenset(one.removeprefix("batch=") for one in names if one.startswith("batch="))
+
+
+class _Kept:
+    """Knows the pictures that stay, though their names share eight digits with one that goes."""
+
+    def __init__(self, store: Store, gone: Gone) -> None:
+        self._store = store
+        self._gone = gone
+        self._stems: dict[str, frozenset[str]] = {}
+
+    def lacks(self, batch: str, name: str) -> bool:
+        """Say whether a picture of this name is one that goes."""
+        if not self._gone.is_picture(name):
+            return False
+        if batch not in self._stems:
+            rows: list[files.PictureFacts] = []
+            with suppress(FileNotFoundError):
+                rows = files.picture_facts(self._store, batch)
+            self._stems[batch] = frozenset(
+                row.file_name.rpartition(".")[0]
+                for row in rows
+                if row.fingerprint not in self._gone.fingerprints
+            )
+        return name.rpartition(".")[0] not in self._stems[batch]
+
+
+def _is_named(path: str, gone: Gone, kept: _Kept) -> bool:
+    """Say whether a file is one of what was erased, by its name and those of its folders."""
+    folder, *_, name = parts = path.split("/")
+    if not gone.fingerprints.isdisjoint(parts) or name[:64] in gone.fingerprints:
+        return True
+    if name.partition(".")[0] in gone.digests:
+        return True
+    return folder in ("images", "credentials", "gallery") and any(
+        kept.lacks(batch, name) for batch in _batch(path)
+    )
+
+
+def _rows(store: Store, path: str, gone: Gone) -> Iterator[Trace]:
+    """Yield the trace that some rows of a table are."""
+    by_name, rows, batches = _by_name(path, gone), 0, set(_batch(path))
+    try:
+        for table in parquet.tables(store, path):
+            told = _told(table, gone, by_name)
+            rows += sum(told)
+            if "batch" in table.column_names:
+                named = zip(table["batch"].to_pylist(), told, strict=True)
+                batches |= {batch for batch, is_told in named if is_told and batch}
+    except (OSError, ValueError):
+        return  # it is no table, or went meanwhile
+    if rows:
+        yield Trace(path, frozenset(batches), rows)
+
+
+def _texts(store: Store, path: str, gone: Gone, kept: _Kept) -> Iterator[Trace]:
+    """Yield the trace that a text is which tells of anything."""
+    try:
+        content = store.get(path)
+        text = (zlib.decompress(content, _GZIP) if path.endswith(".gz") else content).decode(errors="replace")
+    except (FileNotFoundError, zlib.error):
+        return
+    links = ((unquote(link["batch"]), unquote(link["name"])) for link in _LINK.finditer(text))
+    if gone.are_told_in(text) or any(kept.lacks(*link) for link in links):
+        yield Trace(path, _batch(path), 0 if path.startswith(_DERIVED) else 1)
+
+
+def _by_name(path: str, gone: Gone) -> frozenset[str]:
+    """Return by which names the rows of a file tell of erased pictures: in the tables alone names are all there is."""
+    return gone.reference_ids if path.startswith("tables/") else frozenset()
+
+
+def _told(table: pa.Table, gone: Gone, by_name: Collection[str]) -> list[bool]:
+    """Say of each row whether it tells of anything."""
+    told = [False] * table.num_rows
+    for column in set(table.column_names) - _PEOPLES - {*_NEAREST}:
+        names = by_name if column in _NAMES else ()
+        for number, cell in enumerate(table[column].to_pylist()):
+            texts = cell if isinstance(cell, list) else (cell,)
+            told[number] |= any(
+                isinstance(text, str) and (gone.are_told_in(text) or text in names) for text in texts
+            )
+    if by_name and {"row_id", "batch"} <= {*table.column_names}:  # rejections; references have no batch
+        for number, row in enumerate(table.select(["row_id", "batch"]).to_pylist()):
+            told[number] |= not row["batch"] and row["row_id"] in by_name
+    return told
+
+
+def _left(table: pa.Table, gone: Gone, by_name: Collection[str]) -> pa.Table:
+    """Return the rows that stay. Where one names a picture that goes, the batch's next run finds it another."""
+    import pyarrow as pa
+
+    told = _told(table, gone, by_name)
+    left = table.take(pa.array([number for number, is_told in enumerate(told) if not is_told], pa.int64()))
+    if _NEAREST[0] not in left.column_names:
+        return left
+    keeps = [not name or not gone.is_picture(name) for name in left[_NEAREST[0]].to_pylist()]
+    for name in _NEAREST:
+        kind = left.schema.field(name)
+        cells = [cell if keep else None for cell, keep in zip(left[name].to_pylist(), keeps, strict=True)]
+        left = left.set_column(left.column_names.index(name), kind, pa.array(cells, kind.type))
+    return left
+
+
+def _without(told: JsonValue, gone: Gone) -> JsonValue:
+    """Return JSON without the keys and members that are erased fingerprints or digests."""
+    if isinstance(told, dict):
+        return {name: _without(value, gone) for name, value in told.items() if name not in gone.words}
+    if isinstance(told, list):
+        return [_without(one, gone) for one in told if not (isinstance(one, str) and one in gone.words)]
+    return told
