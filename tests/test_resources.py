@@ -44,3 +44,12 @@ def test_the_launchpad_fills_in_where_the_key_stands_and_not_asterisks(monkeypat
     root = schema.get_config_snap(snapshot.mode_def_snaps[0].root_config_key)
     filled_in = yaml.safe_load(default_values_yaml_from_type_snap(schema, root))
     assert filled_in["resources"]["fal"]["config"]["key"] == {"env": "FAL_KEY"}
+
+
+def test_how_references_on_the_web_are_read_and_given_reaches_the_tables_resource():
+    chosen = build_definitions(Settings(private_hosts=("intranet.example",), pass_urls=True)).resources[
+        "tables"
+    ]
+    assert (chosen.private_hosts, chosen.pass_urls) == (["intranet.example"], True)
+    usual = build_definitions(Settings()).resources["tables"]
+    assert (usual.private_hosts, usual.pass_urls) == ([], False)

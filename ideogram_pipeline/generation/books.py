@@ -82,7 +82,7 @@ class Books:
             request=request,
             sent_sha256=digest(arguments),
             uploaded=uploaded,
-            attempt=len(self.entry(request).attempts) + 1,
+            attempt=self.entry(request).next_attempt,
             owner=self._run.run_id,
             reserved_at=datetime.now(UTC),
             backend=self._run.backend,

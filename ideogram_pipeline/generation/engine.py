@@ -202,10 +202,10 @@ class Engine:
         unknown = {outcome.request.fingerprint: outcome.request for outcome in outcomes.of_kind(Unknown)}
         if not unknown:
             return []
-        searched = await search(self._fal, self._store, self._books.ledger, unknown)
+        searched = await search(self._fal, self._store, self._books.ledger, unknown, but=self._beat)
         missing = [self._books.ledger.entries[one].last.reserved for one in searched.missing]
         if missing and await self._waited_for_the_end_of(missing):
-            again = await search(self._fal, self._store, self._books.ledger, searched.missing)
+            again = await search(self._fal, self._store, self._books.ledger, searched.missing, but=self._beat)
             searched = Search((*searched.found, *again.found), again.missing)
         for fingerprint, reason in searched.missing.items():
             request = unknown[fingerprint]

@@ -233,6 +233,11 @@ class Entry:
         return self.attempts[-1]
 
     @property
+    def next_attempt(self) -> int:
+        """Number of the attempt that would follow; an earlier one's files may be missing."""
+        return self.last.reserved.attempt + 1 if self.attempts else 1
+
+    @property
     def paid_attempts(self) -> int:
         """Attempts whose POST may have reached fal."""
         return sum(attempt.released is None for attempt in self.attempts)

@@ -10,6 +10,7 @@ Where fal keeps no payloads there is nothing to match, and its bills don't help:
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections import defaultdict
@@ -53,19 +54,29 @@ def unanswered(entries: Mapping[str, Entry]) -> list[str]:
     return [fingerprint for fingerprint, entry in entries.items() if entry.state == "reserved"]
 
 
-async def search(fal: FalClient, store: Store, ledger: Ledger, fingerprints: Iterable[str]) -> Search:
+async def search(
+    fal: FalClient, store: Store, ledger: Ledger, fingerprints: Iterable[str], *, but: str = ""
+) -> Search:
     """Look for unanswered submits, and record the request id of each that is found once.
+
+    What a live run has reserved is left to it, except what was reserved by the process whose own beat lies at `but`. So
+    the ledger is read again once those runs are known to be dead: nobody else goes on with their reservations.
 
     Raises:
         StoreError: the inbox or the ledger is out of reach.
     """
     fingerprints = list(fingerprints)
-    found = await _delivered(fal, store, ledger, fingerprints)
+    missing = await _reserved_by_the_living(store, ledger, fingerprints, but)
+    await asyncio.to_thread(ledger.catch_up)
+    left = [one for one in fingerprints if one not in missing]
+    open_ = set(unanswered(ledger.entries))
+    found = [one for one in left if one not in open_]  # somebody has found it meanwhile, or given it up
+    left = [one for one in left if one in open_]
+    found += await _delivered(fal, store, ledger, left)
     by_endpoint: dict[str, list[str]] = defaultdict(list)
-    for fingerprint in fingerprints:
+    for fingerprint in left:
         if fingerprint not in found:
             by_endpoint[ledger.entries[fingerprint].last.reserved.request.endpoint_id].append(fingerprint)
-    missing: dict[str, str] = {}
     for endpoint_id, of_endpoint in by_endpoint.items():
         wanted = of_endpoint
         for skew in SKEWS:
@@ -87,6 +98,21 @@ async def search(fal: FalClient, store: Store, ledger: Ledger, fingerprints: Ite
         else:
             missing |= dict.fromkeys(wanted, "fal's list of requests does not hold it, or not yet")
     return Search(tuple(found), missing)
+
+
+async def _reserved_by_the_living(
+    store: Store, ledger: Ledger, fingerprints: Iterable[str], but: str
+) -> dict[str, str]:
+    """Return those of the fingerprints that a live run has reserved, with a word on it."""
+    by_owner: dict[str, list[str]] = defaultdict(list)
+    for fingerprint in fingerprints:
+        by_owner[ledger.entries[fingerprint].last.reserved.owner].append(fingerprint)
+    return {
+        fingerprint: f"run {owner} is submitting it at this moment"
+        for owner, reserved in by_owner.items()
+        if await is_alive(store, owner, but=but)
+        for fingerprint in reserved
+    }
 
 
 async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Iterable[str]) -> list[str]:

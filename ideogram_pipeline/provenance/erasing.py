@@ -8,6 +8,7 @@ what says how the tables call it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -292,7 +293,8 @@ def remove(store: Store, found: Descent, *, told: Callable[[str], None] = lambda
     """
     for trace in _names_last(found.traces):
         told(trace.path)
-        traces.remove(store, found.gone, trace)
+        with suppress(FileNotFoundError):  # it is gone already
+            traces.remove(store, found.gone, trace)
     held = {f"batch={batch}" for batch in found.batches}
     for path in [path for folder in traces.READ for path in store.leftovers(folder)]:
         if not held.isdisjoint(path.split("/")):

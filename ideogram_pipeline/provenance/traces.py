@@ -156,8 +156,12 @@ def remove(store: Store, gone: Gone, trace: Trace) -> None:
         if trace.path.startswith("gallery/") and trace.path.endswith(READ["gallery"]):
             _remove_pages(store, trace.path)
     elif trace.path.endswith(".json"):
-        left = _without(json.loads(store.get(trace.path)), gone)
-        store.put(trace.path, json.dumps(left, separators=(",", ":")).encode())
+        try:
+            left = _without(json.loads(store.get(trace.path)), gone)
+        except ValueError:  # what is damaged can't be left in part
+            store.delete(trace.path)
+        else:
+            store.put(trace.path, json.dumps(left, separators=(",", ":")).encode())
     else:
         by_name = _by_name(trace.path, gone)
         tables = [_left(table, gone, by_name) for table in parquet.tables(store, trace.path)]

@@ -152,7 +152,7 @@ def _a_scene(draw):
     return [*before, draw(_a_step(["start"])), *after]
 
 
-histories = st.lists(_a_scene(), min_size=1, max_size=5).map(
+histories = st.lists(_a_scene(), min_size=1, max_size=4).map(
     lambda scenes: [one for scene in scenes for one in scene]
 )
 seeds = st.integers(0, 7)

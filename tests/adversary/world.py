@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import os
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -47,7 +48,7 @@ class Broken(AssertionError):
 
 @dataclass
 class Run:
-    """A run of the batch, as a process of its own on a machine of its own."""
+    """A run of the batch, as a process of its own."""
 
     life: Life
     table: dict
@@ -77,7 +78,7 @@ class World:
         self.offset_s = 0.0
         self.runs = []
         self.backup = None
-        self.names = 0
+        self.lives = []
         self._slow = seed % 2 == 1
         self._write_reference()
 
@@ -198,8 +199,17 @@ class World:
     # How it is done
 
     def _life(self, name, dies_at=None):
-        self.names += 1
-        return Life(self.loop, f"{name}-{self.names}", latency_s=self._latency_s, dies_at=dies_at)
+        life = Life(self.loop, f"{name}-{len(self.lives)}", latency_s=self._latency_s, dies_at=dies_at)
+        self.lives.append(life)
+        return life
+
+    def process(self, pid):
+        """Return the name of the process with this id, as `runs` does; that of the one that asks, for the real id."""
+        running = asyncio.current_task(self.loop)
+        if pid == os.getpid():
+            return f"-{self.lives.index(running.owner) + 1}@" if running and running.owner else ""
+        life = self.lives[-pid - 1]
+        return f"{pid}@" if self.loop.tasks[life] and not life.dead else ""
 
     def _latency_s(self):
         return self.rng.choice((0.0, 0.001, 0.1)) if self._slow else 0.001
@@ -335,6 +345,8 @@ class World:
         bills = Counter()
         for entry in ledger.entries.values():
             for attempt in entry.attempts:
+                if attempt.released:
+                    continue
                 asked = attempt.reserved.request
                 known = attempt.submitted and self.fal.requests.get(attempt.submitted.request_id)
                 if known.is_paid if known else self.fal.holds(asked.arguments, lambda one: one.is_paid):
@@ -397,27 +409,23 @@ class _Nobody:
 
 @contextmanager
 def a_world(rows=1, seed=0, day_usd=None):
-    """A world whose machines and clocks are its own; all its runs together may spend so much a day."""
+    """A world whose processes and clocks are its own; all its runs together may spend so much a day."""
     world = World(rows, seed, day_usd)
-    machine = runs._machine
-
-    def named():
-        running = asyncio.current_task(world.loop)
-        return running.owner.name if running and running.owner else "nowhere"
-
     heard = _Errors()
     log = logging.getLogger("ideogram_pipeline")
     log.addHandler(heard)
+    process, beat_every_s = runs._process, runs.BEAT_EVERY_S
     with virtual(world.loop, lambda: world.offset_s):
-        runs._machine = named
+        # Beats are threads, which know no virtual time: a process is looked for at once, as on one machine.
+        runs._process, runs.BEAT_EVERY_S = world.process, 1e6
         try:
             yield world
             if heard.errors:
                 raise Broken("; ".join(heard.errors))
         finally:
-            log.removeHandler(heard)
-            runs._machine = machine
             world.close()
+            runs._process, runs.BEAT_EVERY_S = process, beat_every_s
+            log.removeHandler(heard)
 
 
 class _Errors(logging.Handler):

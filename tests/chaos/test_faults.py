@@ -10,8 +10,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 PASSING = {
     FaultKind.SUBMIT_429,
-    FaultKind.SUBMIT_503,
     FaultKind.SLOW,
+    FaultKind.EXPIRED_RESULT,
     FaultKind.TRUNCATED_DOWNLOAD,
     FaultKind.CORRUPT_DOWNLOAD,
     FaultKind.DROP_AFTER_ACCEPT,

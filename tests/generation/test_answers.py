@@ -26,6 +26,7 @@ from ideogram_pipeline.generation.planner import Plan, References, plan_batch
 from ideogram_pipeline.generation.rebuild import rebuild_batch
 from ideogram_pipeline.generation.reconcile import reconcile_batch
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
+from ideogram_pipeline.generation.runs import beating
 from ideogram_pipeline.marks.credentials import Signer
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
@@ -421,4 +422,20 @@ def test_reconciling_finds_a_submit_whose_answer_could_not_be_read(store, sandbo
         async with FalClient("key:secret", FalHosts.at(sandbox.url)) as fal:
             return await reconcile_batch(fal, store, Ledger(store, BATCH))
 
+    assert all(one.found for one in asyncio.run(look()))
+
+
+def test_reconciling_leaves_alone_what_a_live_run_is_submitting(store, sandbox, wire):
+    """It once took a retry of the live run for the answer to the attempt before."""
+    wire.lie("submit", Lie(200, b"<html>"))
+    assert kinds(Run(store, wire, api=NOWHERE, run_id="alive")(planned(store, 2))) == {Unknown: 2}
+
+    async def look():
+        async with FalClient("key:secret", FalHosts.at(sandbox.url)) as fal:
+            return await reconcile_batch(fal, store, Ledger(store, BATCH), resubmit_after=timedelta(0))
+
+    with beating(store, "alive"):
+        found = asyncio.run(look())
+    assert not any(one.found or one.given_up for one in found)
+    assert {one.reason for one in found} == {"run alive is submitting it at this moment"}
     assert all(one.found for one in asyncio.run(look()))
