@@ -111,7 +111,6 @@ def test_a_review_of_other_bytes_rejects_nothing(project):
 def test_without_reviews_the_wish_is_refused(project):
     project.run()
     project.settings = project.settings.model_copy(update={"reviews": None})
-    (project.folder / "store" / files.REVIEWS).unlink()
     with pytest.raises(ConfigurationError, match="IDEOGRAM_REVIEWS"):
         preview(project.settings, [], Choice(regenerate_rejected=True))
     with pytest.raises(ConfigurationError, match="IDEOGRAM_REVIEWS"):
