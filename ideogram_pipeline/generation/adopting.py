@@ -40,7 +40,7 @@ from ideogram_pipeline.generation.ledger import (
 )
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.matching import Listed, Matcher, Past, takes_of
-from ideogram_pipeline.generation.reconcile import digest
+from ideogram_pipeline.generation.reconcile import digest, request_ids
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, fingerprint
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
 from ideogram_pipeline.generation.traces import PREFIX, Trace
@@ -136,7 +136,7 @@ class _Adopter:
         for batch in sorted({*tables, *batches_with_ledger(self._store)}):
             self._told(f"the ledger of {batch}")
             ledger = self._ledgers[batch] = Ledger(self._store, batch)
-            self._taken |= set(_request_ids(ledger))
+            self._taken |= set(request_ids(ledger))
         for batch, fingerprints in restored.items():
             for one in fingerprints:
                 entry = self._ledgers[batch].entries.get(one)
@@ -528,8 +528,3 @@ def _source(text: str) -> CostSource:
 
 def _dollars(usd: float) -> Decimal:
     return Decimal(str(round(usd, 6)))
-
-
-def _request_ids(ledger: Ledger) -> Iterator[str]:
-    for entry in ledger.entries.values():
-        yield from (attempt.submitted.request_id for attempt in entry.attempts if attempt.submitted)
