@@ -311,6 +311,8 @@ class Entries(Mapping[str, Entry]):
     """
 
     def __init__(self) -> None:
+        self.damaged: set[str] = set()
+        """The fingerprints of entries that are damaged."""
         self._packed: dict[str, bytes] = {}
         self._at_work: dict[str, tuple[bytes, Entry]] = {}
         self._packer = Packer()
@@ -344,6 +346,10 @@ class Entries(Mapping[str, Entry]):
         """Take what the store has of a fingerprint, one file a line, in place of what was known."""
         self._packed[fingerprint] = self._packer.packed(files)
         self._at_work.pop(fingerprint, None)
+        if any(step == _DAMAGED for _, step, _ in _lines(files)):
+            self.damaged.add(fingerprint)
+        else:
+            self.damaged.discard(fingerprint)
 
     def wrote(self, fingerprint: str, line: bytes, entry: Entry) -> None:
         """Take a file that was just written, and the entry with it."""
