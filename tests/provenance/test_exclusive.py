@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ideogram_pipeline.generation import files, ledger
 from ideogram_pipeline.generation.runs import AtWork, BeingErased, beating, erasing, holders, working
+from ideogram_pipeline.generation.traces import keep_gaps
 from ideogram_pipeline.provenance.erasing import descent, remains
 from ideogram_pipeline.provenance.traces import NOT_LOOKED_THROUGH, READ
 from ideogram_pipeline.repair import erase
@@ -267,6 +269,7 @@ def worked(make_project, certificate):
     fingerprint, digest = sorted(descent(store, "ada").fingerprints)[0], ada(project)
     store.put(f"uploads/{digest}.json", b"{}")
     store.put(f"inbox/batch=one/{fingerprint}-1-{'0' * 16}.json", b"{}")
+    keep_gaps(store, "one", [fingerprint])
     store.put(f"ledger/batch=one/{fingerprint}/.DS_Store", b"a foreign file in a folder of ours")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "NOT_COPIED", 0)
@@ -317,3 +320,18 @@ def test_half_written_files_of_killed_processes_go_too(worked):
     erase(worked.settings, descent(store, digest))
     assert remains(store) == []
     assert not (folder / f"{picture.name}#1").exists()
+
+
+def test_a_reading_of_a_table_that_another_one_has_replaced_names_the_reference_no_longer(project):
+    """Readings are kept for some days, and each said which batches name which references."""
+    other = ("p2", "one", "quiet harbour", "bob")
+    project.write(("p1", "one", "zanzibar lighthouse", "zelda-of-old"), other)
+    (project.folder / "references.csv").write_text("reference_id,uri\nzelda-of-old,ada.png\nbob,bob.png\n")
+    assert project("run")[0] == 0
+    project.write(other)
+    assert project("run")[0] == 0
+    assert project("erase", "--reference", "zelda-of-old", "--yes")[0] == 0
+    told = [path for path in (project.folder / "store" / "tables").rglob("*") if path.is_file()]
+    readings = [json.loads(path.read_text()) for path in told if path.match("readings/prompts/*.json")]
+    assert [reading["batches"]["one"]["named"] for reading in readings] == [["bob"], ["bob"]]
+    assert [path.name for path in told if b"zelda" in path.read_bytes()] == []
