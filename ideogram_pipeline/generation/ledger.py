@@ -551,9 +551,9 @@ def batches(store: Store) -> list[str]:
 
 
 def names(store: Store, batch: str) -> set[str]:
-    """Return the fingerprints that a batch's ledger has a file of, by its listing alone."""
+    """Return the fingerprints that a batch's ledger has a file of with anything in it, by its listing alone."""
     below = len(_folder(batch)) + 1
-    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)))
+    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)) if one.size)
     return {name["fingerprint"] for name in found if name}
 
 

@@ -205,6 +205,22 @@ def test_ledger_files_at_0_bytes(project):
     assert project.accepted == 3
 
 
+def test_a_row_without_an_answer_whose_one_ledger_file_is_at_0_bytes_is_not_paid_for_again(project):
+    """Its file was once taken for one that a power cut left before anything was sent, though its outcome says more."""
+    api, project.api = project.api, "http://127.0.0.1:9"
+    project.sandbox.change(Change(faults=(Fault("drop_after_accept", match="scene 1"),)))
+    assert project.run() == 2
+    project.sandbox.change(Change(faults=()))
+    for path in (project.folder / "store/ledger").rglob("*.json"):
+        path.write_bytes(b"" if len(list(path.parent.iterdir())) == 1 else path.read_bytes())
+    with pytest.raises(ConfigurationError, match="lacks 1 requests"):
+        project.run()
+    project.api = api
+    assert "from fal's list" in told(project.adopt())["p1", 0]
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
 def test_the_ledgers_copy_has_the_exact_bytes_of_files_that_are_gone(tmp_path, sandbox):
     project = Project(tmp_path / "project", sandbox, rows=12)  # a copy is kept of more than a few files
     project.run()
