@@ -43,6 +43,7 @@ from ideogram_pipeline.generation.matching import Listed, Matcher, Past, takes_o
 from ideogram_pipeline.generation.reconcile import digest, request_ids
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, fingerprint
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
+from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.generation.traces import PREFIX, Trace
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, RenderingSpeed
 from ideogram_pipeline.ideogram.prices import price
@@ -130,6 +131,7 @@ class _Adopter:
         self._erased = {one for stone in stones for one in stone.fingerprints}
         self._taken = {one for stone in stones for one in stone.request_ids}
         self._ledgers: dict[str, Ledger] = {}
+        self._living: dict[str, bool] = {}
 
     async def adopted(self, tables: Mapping[str, Sequence[GenerationRequest]]) -> Adoption:
         restored = {batch: restore_from_copy(self._store, batch, but=self._erased) for batch in tables}
@@ -291,6 +293,21 @@ class _Adopter:
     def _may_be_entered(self, request: GenerationRequest) -> bool:
         return self._entry(request).state in _MAY_BE_ENTERED and request.fingerprint not in self._erased
 
+    async def _is_left_to_its_run(self, request: GenerationRequest) -> bool:
+        """Say whether a live run has reserved a request: the answer on its way to that run may name another one."""
+        entry = self._entry(request)
+        if entry.state != "reserved":
+            return False
+        owner = entry.last.reserved.owner
+        if owner not in self._living:
+            self._living[owner] = await is_alive(self._store, owner)
+        if not self._living[owner]:
+            self._ledgers[request.batch].catch_up()  # nobody else goes on with it now
+            return False
+        told = f"{request.batch}, {request.prompt_id}: run {owner} is submitting it at this moment; adopt again later"
+        self._open.setdefault(request.fingerprint, told)
+        return True
+
     async def _enter_as_unknown(self, request: GenerationRequest, reason: str) -> None:
         """Keep a request from being paid for again by itself."""
         if self._entry(request).state in ("new", "retryable"):
@@ -313,7 +330,11 @@ class _Adopter:
         made_by: ImageRow | None = None,
     ) -> bool:
         """Enter a request as submitted, and as settled where its end is known; say whether the ledger knows it now."""
+        if await self._is_left_to_its_run(request):
+            return False
         ledger, before = self._ledgers[request.batch], self._entry(request).state
+        if before not in _MAY_BE_ENTERED:
+            return True  # its run got the answer after all
         at = at or (past.sent_at if past else datetime.now(UTC))
         if request_id is None or request_id in self._taken:
             return False
