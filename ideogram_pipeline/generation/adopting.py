@@ -162,6 +162,11 @@ class _Adopter:
         named = traces.lacking(self._store, batch, self._ledgers[batch].entries)
         damaged = [one for one, entry in self._ledgers[batch].entries.items() if entry.state == "damaged"]
         named |= {one: Trace(one, "", None, "") for one in damaged if one not in self._erased}
+        named |= {
+            one: Trace(one, "", None, "")
+            for one in traces.gaps(self._store, batch)  # a row may ask for it now
+            if one not in self._ledgers[batch].entries and one not in self._erased
+        }
         if not named:
             return []
         reader = _Results(self._store, batch, named, firsts)
@@ -404,9 +409,11 @@ class _Results:
         self._requests: dict[str, GenerationRequest] = {}
         self._look_at(self._of_metadata(store))
         self._look_at(_of_plans(store, batch))
-        prompts = {trace.prompt_id for trace in named.values()} - {""}
+        prompts = {trace.prompt_id for trace in named.values()}
         self._look_at(
-            take for first in firsts for take in (takes_of(first) if first.prompt_id in prompts else [first])
+            take
+            for first in firsts
+            for take in (takes_of(first) if prompts & {first.prompt_id, ""} else [first])
         )
 
     def told(self) -> Iterator[_Told]:

@@ -416,6 +416,24 @@ def test_what_no_row_asks_for_and_nothing_tells_of_does_not_stop_runs_for_ever(p
     assert project.accepted == 6
 
 
+@pytest.mark.parametrize("left", ["outcomes", "pictures"])
+def test_adopting_with_another_table_does_not_have_the_right_one_paid_for_again(project, left):
+    """What no row of the wrong table asked for was forgotten: the next run with the right one paid for all of it."""
+    project.run()
+    project.lose("ledger", "plans", "lineage", f"images/batch={BATCH}/metadata.parquet")
+    project.lose("outcomes" if left == "pictures" else "images")
+    for path in (project.folder / "store").rglob("metadata.parquet"):
+        path.unlink()
+    right, project.table = project.table, [project.row(9, prompt="another table's")]
+    assert len(project.adopt().lost) == 3
+    project.table = right
+    with pytest.raises(ConfigurationError, match="3 requests of the batch 'drop' that are to be paid for"):
+        project.run()
+    assert len(project.adopt().adopted) == 3
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
 def test_a_refusal_is_remembered(project):
     project.sandbox.change(Change(faults=(Fault("policy_refusal", match="scene 1"),)))
     assert project.run() == 2
