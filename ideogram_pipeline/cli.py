@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -76,6 +77,12 @@ RegenerateRejected = Annotated[
         "--regenerate-rejected",
         help="Ask for a new take of the rows of which a picture is rejected in IDEOGRAM_REVIEWS, and pay for no other; "
         "where a row has several pictures, one that is rejected is enough.",
+    ),
+]
+OlderThan = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DURATION", help="Only what is older than this, such as 90s, 30m, 2h, 3d. Default: all of it."
     ),
 ]
 Limit = Annotated[
@@ -180,10 +187,11 @@ def plan(
     """Say what a run would do with every row and what it would cost. Sends and writes nothing."""
     settings = Settings.from_environment()
     from ideogram_pipeline.generation.choice import Choice
-    from ideogram_pipeline.preview import PlanSummary, budget_left, preview
+    from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview
 
     plans = preview(settings, batch or [], Choice(regenerate, only_failed, limit, regenerate_rejected))
-    summary = PlanSummary.of(plans, budget_left(settings))
+    lost = lost_ledgers(settings, [plan.batch for plan in plans])
+    summary = PlanSummary.of(plans, budget_left(settings), lost)
     if json:
         typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))
     else:
@@ -201,6 +209,23 @@ def reconcile(
             "again, and it may then be paid twice.",
         ),
     ] = None,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="First enter into the ledger what was paid for and it doesn't know: after it was lost, restored "
+            "from a backup, or copied with its store.",
+        ),
+    ] = False,
+    give_up: Annotated[
+        bool,
+        typer.Option(
+            "--give-up",
+            help="Give up what fal never answered, and what it accepted and does not give, after asking once more: the "
+            "next run submits it again, and it may then be paid twice. What still waits at fal is cancelled.",
+        ),
+    ] = False,
+    older_than: OlderThan = None,
 ) -> None:
     """Look at fal for submits that were never answered, and for what it charged for the others.
 
@@ -208,13 +233,29 @@ def reconcile(
     price as the row's cost, in metadata, outcomes, catalog and gallery at once (cost_source: billing_event); this takes
     a key that may read billing events (scope ADMIN), and goes without where it may not.
 
-    Exit codes: 0 no submit is unknown any more; 3 some submits stay unknown.
+    With --adopt, requests of the rows that stand in the tables now, all takes, are looked for in the ledger's copy, in
+    what the batches left (metadata with its pictures, outcomes, lineage) and in fal's list of the last 30 days. What is
+    found is not paid for again. fal lists no request that is still queued, nor one whose input it doesn't store.
+
+    Exit codes: 0 no submit is unknown any more; 3 some submits stay unknown, fal's list was not read to its
+    end, or what was to be given up stays open.
     """
+    if give_up and resubmit_unknown_after:
+        raise ConfigurationError("Name one of --give-up and --resubmit-unknown-after: the first does both.")
+    if older_than and not give_up:
+        raise ConfigurationError("--older-than says what --give-up gives up: add --give-up, or leave it out.")
+    give_up_after = _duration(older_than or "0s") if give_up else None
+    resubmit_after = _duration(resubmit_unknown_after) if resubmit_unknown_after else give_up_after
     settings = Settings.from_environment()
-    resubmit_after = _duration(resubmit_unknown_after) if resubmit_unknown_after else None
+    left_open = _adopt(settings, batch or []) if adopt else 0
     from ideogram_pipeline.repair import reconcile as look
 
-    reconciled = look(settings, batch or [], resubmit_after=resubmit_after)
+    with _err.status("asking fal"):
+        reconciled = look(settings, batch or [], resubmit_after=resubmit_after, give_up_after=give_up_after)
+    for asked in reconciled.given_up:
+        _out.print(f"{asked.request.told}: {asked.says}", highlight=False, markup=False, soft_wrap=True)
+    for line in reconciled.damaged:
+        _out.print(f"unknown: {line}", highlight=False, markup=False, soft_wrap=True)
     for one in reconciled.unanswered:
         price = "an unknown price" if one.price_usd is None else f"${one.price_usd:.2f}"
         if one.found:
@@ -232,11 +273,89 @@ def reconcile(
         says = f"fal's bills could not be read, costs stay as they were: {reconciled.bills_unread}"
         _out.print(says, highlight=False, markup=False, soft_wrap=True)
     unknown = sum(not one.found and not one.given_up for one in reconciled.unanswered)
+    is_open = unknown or reconciled.damaged or not all(one.is_decided for one in reconciled.given_up)
     _out.print(
         f"{len(reconciled.unanswered)} submits were never answered; {unknown} of them are still unknown.",
         soft_wrap=True,
     )
-    raise typer.Exit(EXIT_INCOMPLETE if unknown else 0)
+    raise typer.Exit(EXIT_INCOMPLETE if is_open or left_open else 0)
+
+
+def _adopt(settings: Settings, batches: list[str]) -> int:
+    """Enter what was paid for, say what was found, and return how much of it stays open."""
+    from ideogram_pipeline.repair import adopt
+
+    with _err.status("the store") as status:
+        adoption = adopt(settings, batches, told=lambda doing: status.update(_plain(doing)))
+    lines = [f"{one.batch}, {one.prompt_id}, take {one.take}: {one.says}" for one in adoption.adopted]
+    lines += [f"open: {one}" for one in adoption.left_open]
+    lines += [f"paid for once, and no row asks for it: {one}" for one in adoption.lost]
+    if adoption.not_found:
+        lines.append(
+            f"{adoption.not_found} rows were not found: they are new, or fal lists them no longer. The next run pays "
+            "for them."
+        )
+    for line in (*lines, f"{len(adoption.adopted)} requests were entered into the ledger."):
+        _out.print(line, highlight=False, markup=False, soft_wrap=True)
+    return len(adoption.left_open)
+
+
+@app.command()
+def cancel(
+    batch: Batches = None,
+    older_than: OlderThan = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """List what is with fal, and since when, and cancel it. What a live run works on is left alone.
+
+    What fal drops from its queue costs nothing, and a later run sends it again. What runs already may still end, and
+    stays open: the next run fetches it.
+
+    Exit codes: 0 nothing is with fal any more; 3 something is; 2 bad usage, or nobody there to ask.
+    """
+    settings = Settings.from_environment()
+    age = _duration(older_than or "0s")
+    from ideogram_pipeline.repair import stuck
+
+    with stuck(settings) as requests:
+        with _counted("asking fal") as told:
+            found = requests.look(batch or [], age, told)
+        for stands in found:
+            left = f"; left alone: the run {stands.worked_by} works on it" if stands.worked_by else ""
+            says = f"{stands.request.told}: {stands.status}{left}"
+            _out.print(says, highlight=False, markup=False, soft_wrap=True)
+        idle = [stands.request for stands in found if not stands.worked_by]
+        if not found:
+            _out.print("Nothing is with fal." if older_than is None else "Nothing is with fal for so long.")
+            return
+        if not idle:
+            raise typer.Exit(EXIT_INCOMPLETE)
+        _ask(yes, f"Cancel {len(idle)} requests?")
+        with _counted("cancelling") as told:
+            cancelled = requests.cancel(idle, told)
+    open_still = [one for one in cancelled if one.left]
+    for one in open_still:
+        _out.print(f"{one.request.told}: {one.left}", highlight=False, markup=False, soft_wrap=True)
+    _out.print(
+        f"{len(cancelled) - len(open_still)} requests were cancelled, at no cost; {len(open_still)} are still open.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    raise typer.Exit(EXIT_INCOMPLETE if open_still or len(idle) < len(found) else 0)
+
+
+@contextmanager
+def _counted(what: str) -> Iterator[Callable[[], None]]:
+    """Show how many requests were gone through; hand out what counts one."""
+    with Progress(
+        TextColumn(what),
+        TextColumn("{task.completed} requests"),
+        TimeElapsedColumn(),
+        console=_err,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda: bar.advance(task)
 
 
 def _billed(settings: Settings, bill: Bill) -> str:
@@ -258,7 +377,7 @@ def _billed(settings: Settings, bill: Bill) -> str:
 def rebuild() -> None:
     """Make metadata, outcomes, catalog and gallery anew, from the ledger and the pictures alone. Sends nothing.
 
-    Exit codes: 0 every picture of the ledger is there and whole; 3 some are not.
+    Exit codes: 0 every picture of the ledger is there and whole, and so is the ledger; 3 some are not.
     """
     settings = Settings.from_environment()
     from ideogram_pipeline.repair import rebuild as make_anew
@@ -268,7 +387,9 @@ def rebuild() -> None:
         _out.print(f"{one.batch}: {one.rows} rows, {one.images} pictures", highlight=False, markup=False)
         for path in one.damaged:
             _out.print(f"  missing or damaged: {path}", highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(EXIT_INCOMPLETE if any(one.damaged for one in rebuilt) else 0)
+        for line in one.unreadable:
+            _out.print(f"  unknown: {line}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(EXIT_INCOMPLETE if any(one.damaged or one.unreadable for one in rebuilt) else 0)
 
 
 def _duration(text: str) -> timedelta:
@@ -751,6 +872,8 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
         _out.print(f"{name:>9}  {value}", highlight=False, soft_wrap=True, markup=False)
     for reason in summary.reasons[:REASONS_SHOWN]:
         _out.print(f"no picture: {reason}", highlight=False, soft_wrap=True, markup=False)
+    for waiting in summary.waiting[:REASONS_SHOWN]:
+        _out.print(f"waiting: {waiting}", highlight=False, soft_wrap=True, markup=False)
     if not summary.complete:
         _out.print(
             f"Why each row has no picture stands in {store.where('outcomes')}, column reason.", soft_wrap=True
@@ -776,6 +899,8 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
         _out.print(
             f"advice: {rows} {advice.example}: {advice.text}", highlight=False, soft_wrap=True, markup=False
         )
+    for lost in summary.lost_ledgers:
+        _out.print(f"a run would refuse: {lost}", highlight=False, soft_wrap=True, markup=False)
     _out.print(f"A run would cost {_cost(summary)}{_money_note(settings)}.", highlight=False, soft_wrap=True)
     if summary.is_stopped_by_budget:
         _out.print(

@@ -22,7 +22,7 @@ from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalClient, FalError, RequestNotFound
 from ideogram_pipeline.generation.inbox import Address, Secret
 from ideogram_pipeline.generation.readings import newest_prompts, table_key
-from ideogram_pipeline.preview import PlanSummary, budget_left, preview, store_as_it_is
+from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview, store_as_it_is
 from ideogram_pipeline.receiver import NOT_SIGNED
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
@@ -64,6 +64,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _check("rows", lambda: _rows(settings))
     yield _check("budget", lambda: _budget(settings))
     yield _check("store", lambda: _store(settings))
+    yield _check("ledger", lambda: _ledger(settings))
     if settings.c2pa_certificate:
         yield _check("certificate", lambda: _certificate(settings))
     if settings.faces:
@@ -126,6 +127,13 @@ def _store(settings: Settings) -> str:
     prove_claims(store)
     server = f" at {store.endpoint}" if store.endpoint else ""
     return f"{store.where('')}{server}: readable, writable, creates only what is absent"
+
+
+def _ledger(settings: Settings) -> str:
+    batches = read_prompts(settings.prompts, settings.defaults).batches
+    if lost := lost_ledgers(settings, batches):
+        raise PipelineError(" ".join(lost))
+    return "it knows every request that pictures, metadata and outcomes name"
 
 
 def _certificate(settings: Settings) -> str:

@@ -15,3 +15,7 @@ class TableError(PipelineError):
 
 class StoreError(PipelineError):
     """The store can't be opened, read or written."""
+
+
+class DamagedFile(StoreError):
+    """A file of rows can't be read: it was cut short, or something else was written over it."""

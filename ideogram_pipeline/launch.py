@@ -23,7 +23,7 @@ from ideogram_pipeline.assets.tables import READING, READINGS_TAG
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError, PipelineError, StoreError
 from ideogram_pipeline.generation import files as stored
-from ideogram_pipeline.generation import readings
+from ideogram_pipeline.generation import readings, traces
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.memory import lasting
@@ -58,6 +58,9 @@ class RunSummary(BaseModel):
     reasons: tuple[str, ...] = Field(
         default=(), exclude=True, description="Why the first rows have no picture."
     )
+    waiting: tuple[str, ...] = Field(
+        default=(), exclude=True, description="The request of each batch that has been with fal the longest."
+    )
 
     @property
     def complete(self) -> bool:
@@ -80,7 +83,8 @@ def run(
     many pictures the rows of each batch ask for, once that is known.
 
     Raises:
-        PipelineError: a table, setting or the store is at fault; nothing more is submitted.
+        PipelineError: a table, setting or the store is at fault, or a ledger lacks what was paid for; nothing more is
+            submitted.
     """
     started = time.monotonic()
     with lasting():
@@ -128,9 +132,12 @@ def run(
             raise ConfigurationError(
                 f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(images) or 'none'}."
             )
+    if lost := traces.missing_of(store, chosen):
+        raise ConfigurationError(lost[0])
     expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
     reasons: list[str] = []
+    waiting: list[str] = []
     config = _config(definitions, pipeline, choice or Choice(), max_spend_usd)
     for batch in chosen:
         result = execute("generate_batch", batch, config, **{READINGS_TAG: read})
@@ -141,6 +148,7 @@ def run(
             reasons += [f"{batch}: {verdict}" for verdict in _failed_checks(instance, result.run_id)]
             continue
         reasons += _lines(result, pipeline.key("generated_images"), "reasons")
+        waiting += _lines(result, pipeline.key("generated_images"), "waiting")
         for asset in ("generation_requests", "generated_images"):
             for name, value in _numbers(result, pipeline.key(asset)).items():
                 if asset == "generated_images" or name == "estimated_usd":
@@ -158,6 +166,7 @@ def run(
             "store": settings.store,
             "hints": hints,
             "reasons": reasons,
+            "waiting": waiting,
         }
     )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ideogram_pipeline.containers import UnknownContainer, without_metadata
 from ideogram_pipeline.likeness import perceptual_hash
 
 if TYPE_CHECKING:
@@ -111,6 +113,16 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _decoded(content: bytes) -> Image.Image:
+    """Decode a picture; one whose metadata can't be read is no worse a picture."""
+    try:
+        return _decoded_whole(content)
+    except BadPicture:
+        with suppress(BadPicture, UnknownContainer):
+            return _decoded_whole(without_metadata(content))
+        raise
+
+
+def _decoded_whole(content: bytes) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:

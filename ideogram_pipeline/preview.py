@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.generation import traces
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.files import NO_REVIEWS, left_without_picture, rejected_requests
 from ideogram_pipeline.generation.ledger import Ledger
-from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch
+from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch, plan_row
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.resources import BudgetResource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.erased import refused
-from ideogram_pipeline.tables.prompts import read_prompts
+from ideogram_pipeline.tables.prompts import PromptsTable, read_prompts
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.tables.reviews import read_reviews
-from ideogram_pipeline.tables.rows import PromptRow, Rejection, Review
+from ideogram_pipeline.tables.rows import PromptRow, Rejection, Review, RowProblem
 
 
 class BatchPlanSummary(BaseModel):
@@ -114,12 +116,17 @@ class PlanSummary(BaseModel):
         description="Dollars that the budgets of run and day leave a run now; null without any. Beyond them it stops."
     )
     decisions: tuple[RowSummary, ...] = Field(description="Each row, by batch, in the order of the table.")
+    lost_ledgers: tuple[str, ...] = Field(
+        default=(), description="Why a run would refuse: batches whose ledger lacks what was paid for."
+    )
     advice: tuple[AdviceSummary, ...] = Field(
         description="Each advice for new and stale rows, the commonest first."
     )
 
     @classmethod
-    def of(cls, plans: Sequence[Plan], budget_left_usd: float | None) -> PlanSummary:
+    def of(
+        cls, plans: Sequence[Plan], budget_left_usd: float | None, lost_ledgers: Sequence[str] = ()
+    ) -> PlanSummary:
         """Count plans."""
         batches = tuple(BatchPlanSummary.of(plan) for plan in plans)
         return cls(
@@ -143,6 +150,7 @@ class PlanSummary(BaseModel):
                 for plan in plans
                 for row in plan.rows
             ),
+            lost_ledgers=tuple(lost_ledgers),
             advice=_advice(plans),
         )
 
@@ -172,17 +180,8 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
         PipelineError: a table can't be used, or a named batch is not in it.
     """
     store = store_as_it_is(settings)
-    table = read_prompts(settings.prompts, settings.defaults)
-    pictures = read_references(
-        settings.references, store=None, erased=refused(store), private_hosts=settings.private_hosts
-    )
-    references = References.of(pictures.references, pictures.rejections)
+    table, references = _read_tables(settings, store, batches)
     reviews = _reviews(settings) if choice and choice.regenerate_rejected else ()
-    for batch in batches:
-        if batch not in table.batches:
-            raise ConfigurationError(
-                f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(table.batches) or 'none'}."
-            )
     rows: dict[str, list[PromptRow]] = defaultdict(list)
     rejections: dict[str, list[Rejection]] = defaultdict(list)
     for row in table.rows:
@@ -203,6 +202,41 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
         )
         for batch in batches or table.batches
     ]
+
+
+def _read_tables(settings: Settings, store: Store, batches: Sequence[str]) -> tuple[PromptsTable, References]:
+    table = read_prompts(settings.prompts, settings.defaults)
+    pictures = read_references(
+        settings.references, store=None, erased=refused(store), private_hosts=settings.private_hosts
+    )
+    for batch in batches:
+        if batch not in table.batches:
+            raise ConfigurationError(
+                f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(table.batches) or 'none'}."
+            )
+    return table, References.of(pictures.references, pictures.rejections)
+
+
+def first_takes(settings: Settings, batches: Sequence[str]) -> dict[str, list[GenerationRequest]]:
+    """Return what the rows of each batch (all of them if none is named) ask for, take 0, in the order of the table.
+
+    Rows that can't be sent ask for nothing. Nothing is sent or written.
+
+    Raises:
+        PipelineError: a table can't be used, or a named batch is not in it.
+    """
+    table, references = _read_tables(settings, store_as_it_is(settings), batches)
+    asked: dict[str, list[GenerationRequest]] = {batch: [] for batch in batches or table.batches}
+    for row in table.rows:
+        if row.batch in asked:
+            with suppress(RowProblem):
+                asked[row.batch].append(plan_row(row, references))
+    return asked
+
+
+def lost_ledgers(settings: Settings, batches: Sequence[str]) -> list[str]:
+    """Say of each of these batches whose ledger lacks what was paid for, and what to do. Writes nothing."""
+    return traces.missing_of(store_as_it_is(settings), batches)
 
 
 def new_take(settings: Settings, request: GenerationRequest) -> GenerationRequest:

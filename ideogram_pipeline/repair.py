@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,17 +14,25 @@ from uuid import uuid4
 
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
+from ideogram_pipeline import __version__
+from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
-from ideogram_pipeline.generation import catalog, files
+from ideogram_pipeline.generation import catalog, files, traces
+from ideogram_pipeline.generation.adopting import Adoption
+from ideogram_pipeline.generation.adopting import adopt as enter_what_was_paid
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
+from ideogram_pipeline.generation.books import RunFacts
+from ideogram_pipeline.generation.cancelling import Cancelled, Stuck, WithFal, cancel, look, with_fal
+from ideogram_pipeline.generation.giving_up import GivenUp, give_up_batch
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
 from ideogram_pipeline.generation.runs import beating, erasing, wait_for_overviews, working
 from ideogram_pipeline.launch import instance_of
+from ideogram_pipeline.preview import first_takes
 from ideogram_pipeline.provenance.erasing import (
     Descent,
     descent,
@@ -47,14 +56,25 @@ class Reconciled:
     """What fal charged for each batch that has accepted requests, as far as it was read now or before."""
     bills_unread: str
     """Why fal's bills could not be read, or empty."""
+    given_up: tuple[GivenUp, ...]
+    """What became of the requests with fal that were to be given up."""
+    damaged: tuple[str, ...]
+    """What can't be read of the ledgers, and what to do: a line for each request that it is about."""
 
 
-def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: timedelta | None) -> Reconciled:
+def reconcile(
+    settings: Settings,
+    batches: Sequence[str],
+    *,
+    resubmit_after: timedelta | None,
+    give_up_after: timedelta | None = None,
+) -> Reconciled:
     """Look for every unanswered submit in fal's list of requests, and for the bill of every accepted one.
 
     What is found is recorded, and the costs in metadata, outcomes, catalog and gallery are brought up to date. What
     isn't found stays as it was. With `resubmit_after`, a submit that was reserved longer ago than that, by a run that
-    no longer works, is given up: the next run submits it again, and it may then be paid twice.
+    no longer works, is given up: the next run submits it again, and it may then be paid twice. With `give_up_after`,
+    so is what fal has accepted longer ago than that and does not give.
 
     Raises:
         BeingErased: an erasure holds a batch; what came before it was looked for.
@@ -67,11 +87,21 @@ def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: tim
             lost: list[Unanswered] = []
             bills: list[Bill] = []
             bills_unread = ""
+            given_up: list[GivenUp] = []
+            damaged: list[str] = []
             changed = False
             async with make_client() as client:
                 for batch in batches or batches_with_ledger(store):
                     with working(store, own_id, batch):
                         ledger = Ledger(store, batch)
+                        damaged += [
+                            f"{batch}, {one[:8]}: {entry.damage}"
+                            for one, entry in ledger.entries.items()
+                            if entry.damage
+                        ]
+                        if give_up_after is not None:
+                            old = with_fal(ledger, older_than=give_up_after)
+                            given_up += await give_up_batch(client, store, ledger, old, own_id)
                         lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
                         bills_unread = bills_unread or await _look_for_bills(client, ledger)
                         bills.append(bill(batch, ledger.entries))
@@ -79,7 +109,13 @@ def reconcile(settings: Settings, batches: Sequence[str], *, resubmit_after: tim
             if changed:
                 with beating(store, own_id):
                     _refresh_overviews(store, settings)
-            return Reconciled(tuple(lost), tuple(one for one in bills if one.requests), bills_unread)
+            return Reconciled(
+                tuple(lost),
+                tuple(one for one in bills if one.requests),
+                bills_unread,
+                tuple(given_up),
+                tuple(damaged),
+            )
 
         return asyncio.run(look())
 
@@ -92,14 +128,95 @@ async def _look_for_bills(client: FalClient, ledger: Ledger) -> str:
     return ""
 
 
+def adopt(settings: Settings, batches: Sequence[str], *, told: Callable[[str], None]) -> Adoption:
+    """Enter into the ledger what was paid for and it doesn't know, for the rows of the tables as they are now.
+
+    `told` hears how far it is.
+
+    Raises:
+        BeingErased: an erasure holds a batch; nothing was entered.
+        PipelineError: a table, the configuration or the store is at fault.
+    """
+    store = build_resources(settings)["store"].open()
+    told("the tables")
+    asked = first_takes(settings, batches)
+    if not batches:
+        left = {*batches_with_ledger(store), *files.batches_with_results(store)} - asked.keys()
+        asked |= {batch: [] for batch in sorted(left)}
+    own_id = f"adopted-{uuid4().hex}"
+    with working(store, own_id, *asked), fal_resource(settings).connect(store) as make_client:
+        facts = RunFacts(run_id=own_id, backend=settings.backend, code_version=__version__)
+
+        async def work() -> Adoption:
+            async with make_client() as client:
+                return await enter_what_was_paid(client, store, asked, run=facts, told=told)
+
+        return asyncio.run(work())
+
+
+@contextmanager
+def stuck(settings: Settings) -> Iterator[StuckRequests]:
+    """Hand out the requests that are with fal, to be looked at and cancelled while the block lasts.
+
+    Raises:
+        PipelineError: the configuration or the store is at fault.
+    """
+    store = build_resources(settings)["store"].open()
+    with fal_resource(settings).connect(store) as make_client:
+        yield StuckRequests(store, make_client)
+
+
+class StuckRequests:
+    """The requests of a store that fal has accepted and whose end nobody has seen."""
+
+    def __init__(self, store: Store, make_client: Callable[[], FalClient]) -> None:
+        self._store = store
+        self._make_client = make_client
+
+    def look(self, batches: Sequence[str], older_than: timedelta, told: Callable[[], None]) -> list[Stuck]:
+        """Return those that have been with fal for so long, the oldest of each batch first; `told` after each."""
+        found = [
+            one
+            for batch in batches or batches_with_ledger(self._store)
+            for one in with_fal(Ledger(self._store, batch), older_than=older_than)
+        ]
+
+        async def work() -> list[Stuck]:
+            async with self._make_client() as client:
+                return await look(client, self._store, found, told)
+
+        return asyncio.run(work()) if found else []
+
+    def cancel(self, requests: Sequence[WithFal], told: Callable[[], None]) -> list[Cancelled]:
+        """Cancel requests, and record those that fal has dropped; `told` is called after each."""
+        by_batch: dict[str, list[WithFal]] = defaultdict(list)
+        for one in requests:
+            by_batch[one.request.batch].append(one)
+
+        own_id = f"cancel-{uuid4().hex}"
+
+        async def work() -> list[Cancelled]:
+            ended: list[Cancelled] = []
+            async with self._make_client() as client:
+                for batch, members in by_batch.items():
+                    with working(self._store, own_id, batch):
+                        ledger = Ledger(self._store, batch)
+                        ended += await cancel(client, self._store, ledger, members, told=told, own_id=own_id)
+            return ended
+
+        return asyncio.run(work())
+
+
 def rebuild(settings: Settings) -> list[Rebuilt]:
     """Make every metadata, outcome, catalog and gallery file anew, from the ledger and the pictures alone.
 
     Raises:
         BeingErased: an erasure holds a batch; what came before it was made anew.
-        PipelineError: the store is at fault.
+        PipelineError: the store is at fault, or a ledger lacks what was paid for.
     """
     store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
+    if lost := traces.missing_of(store, batches_with_ledger(store)):
+        raise ConfigurationError(lost[0])  # what tells of a request that a ledger lacks would be overwritten
     rebuilt = []
     for batch in batches_with_ledger(store):
         with working(store, own_id, batch):

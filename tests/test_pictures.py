@@ -155,3 +155,45 @@ def test_one_decoding_gives_facts_and_thumbnail():
 def test_the_thumbnail_and_the_reference_tell_the_same_likeness(kind):
     facts, _ = verify(WHOLE[kind], thumbnail_side=320)
     assert facts.perceptual_hash == inspect(WHOLE[kind]).perceptual_hash
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+
+def told(kind: str, part: bytes) -> bytes:
+    """A picture with one more part, in front of its pixels."""
+    content = WHOLE[kind]
+    if kind == "PNG":
+        at = content.index(b"IDAT") - 4
+        return content[:at] + part + content[at:]
+    if kind == "JPEG":
+        return content[:2] + b"\xff\xe1" + (len(part) + 2).to_bytes(2, "big") + part + content[2:]
+    head = b"VP8X\x0a\0\0\0\x2c\0\0\0" + bytes([39, 0, 0, 29, 0, 0])
+    body = head + content[12:] + part + b"\0" * (len(part) % 2)
+    return b"RIFF" + (len(body) + 4).to_bytes(4, "little") + b"WEBP" + body
+
+
+LONG = zlib.compress(b" " * (2 << 20))
+ODD = {
+    "PNG, packed text that is far larger": ("PNG", chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG)),
+    "PNG, packed words that are far larger": ("PNG", chunk(b"zTXt", b"Raw profile type xmp\0\0" + LONG)),
+    "PNG, packed text that is broken": ("PNG", chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0nonsense")),
+    "PNG, profile that is far larger": ("PNG", chunk(b"iCCP", b"profile\0\0" + LONG)),
+    "PNG, EXIF": ("PNG", chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff")),
+    "JPEG, EXIF": ("JPEG", b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+    "JPEG, XMP as long as can be": ("JPEG", b"http://ns.adobe.com/xap/1.0/\0" + b"x" * 65_000),
+    "WebP, EXIF": ("WEBP", b"EXIF\x0c\0\0\0MM\0*\xff\xff\xff\xff\0\0\0\0"),
+    "WebP, flags without parts": ("WEBP", b""),
+}
+
+
+@pytest.mark.parametrize("side", [None, 64])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_metadata_never_makes_a_bad_picture(name, side):
+    kind, part = ODD[name]
+    content = told(kind, part)
+    found, _ = verify(content, thumbnail_side=side)
+    assert (found.kind, found.width, found.height) == (kind.lower(), 40, 30)
+    assert found.sha256 == hashlib.sha256(content).hexdigest()
+    assert inspect(content).perceptual_hash == inspect(WHOLE[kind]).perceptual_hash

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -197,3 +199,181 @@ def test_a_duration_that_is_none_is_refused(text):
     ended = CliRunner().invoke(app, ["reconcile", f"--resubmit-unknown-after={text}"])
     assert isinstance(ended.exception, ConfigurationError)
     assert text in str(ended.exception)
+
+
+def test_the_ledger_folder_is_gone_and_no_run_pays_before_it_was_adopted(project):
+    project.run()
+    shutil.rmtree(project.store / "ledger")
+    ended = project.start("run")
+    _, err = ended.communicate()
+    assert ended.returncode == 2
+    assert "lacks 5 requests" in err
+    assert "reconcile --adopt" in err
+    assert "a run would refuse: The ledger of the batch 'default' lacks 5 requests" in project("plan")[1]
+    assert len(json.loads(project("plan", "--json")[1].splitlines()[-1])["lost_ledgers"]) == 1
+    code, out = project("doctor")
+    assert code == 2
+    assert "bad  ledger: The ledger of the batch 'default' lacks 5 requests" in out
+    assert project("rebuild")[0] == 0, "there is no ledger to make anything from"
+
+    code, out = project("reconcile", "--adopt")
+    assert (code, out.count("from metadata.parquet; its pictures are there")) == (0, 5)
+    assert "5 requests were entered into the ledger.\n" in out
+    code, summary = project.run()
+    assert (code, summary["reused"], summary["images"]) == (0, 5, 5)
+    assert project("doctor")[0] == 0
+    assert project.sandbox.stats().submits == 5
+
+
+def test_one_lost_ledger_keeps_a_run_from_submitting_anything_of_the_other_batches(project):
+    prompts = Path(project.environment["IDEOGRAM_PROMPTS"])
+    prompts.write_text("prompt_id,prompt,batch\na,a lighthouse,one\nb,a harbour,two\n")
+    project.run()
+    shutil.rmtree(project.store / "ledger" / "batch=two")
+    with prompts.open("a") as table:
+        table.write("c,a ship,one\n")
+    assert project("run")[0] == 2
+    assert project.sandbox.stats().submits == 2
+    assert project("rebuild")[0] == 0
+    assert project("reconcile", "--adopt", "--batch", "one")[0] == 0
+    assert project("run", "--batch", "one")[0] == 0
+    assert project("run")[0] == 2
+    assert project("reconcile", "--adopt")[0] == 0
+    assert project("run")[0] == 0
+    assert project.sandbox.stats().submits == 3
+
+
+def test_a_part_of_a_ledger_is_gone_and_rebuild_overwrites_nothing_that_tells_of_it(project):
+    project.run()
+    shutil.rmtree(next((project.store / "ledger" / "batch=default").iterdir()))
+    before = tables(project.store)
+    assert project("rebuild")[0] == 2
+    for path, frame in tables(project.store).items():
+        pd.testing.assert_frame_equal(frame, before[path])
+
+
+def test_a_list_that_is_cut_short_exits_3(project, serve):
+    async def cut_short(scope, receive, send):
+        body = b'{"items": [], "billing_events": [], "next_cursor": null, "has_more": true}'
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    project.environment["FAL_API_URL"] = serve(cut_short)
+    code, out = project("reconcile", "--adopt")
+    assert code == 3
+    assert "open: fal's list of fal-ai/ideogram/v3 from " in out
+    assert "is cut short" in out
+    assert "5 rows were not found: they are new, or fal lists them no longer." in out
+
+
+def hung(project):
+    """Leave five rows with fal that no live run works on: the first runs and never ends, the others wait behind it."""
+    project.sandbox.change(Change(faults=(Fault("stuck"),), concurrency=1))
+    process = project.start("run")
+    while len(list(project.store.glob("ledger/batch=default/*/1-submitted.json"))) < 5:
+        assert process.poll() is None, process.communicate()
+    live, said = project("cancel", "--yes")
+    assert (live, said.count("left alone"), project.sandbox.stats().cancels) == (3, 5, 0)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_request_that_never_ends_can_be_cancelled(project):
+    hung(project)
+    code, out = project("cancel")
+    assert (code, out.count("with fal since"), project.sandbox.stats().cancels) == (2, 5, 0)
+    assert project("cancel", "--older-than", "1h") == (0, "Nothing is with fal for so long.\n")
+    code, out = project("cancel", "--yes")
+    assert code == 3
+    assert "4 requests were cancelled, at no cost; 1 are still open.\n" in out
+    project.sandbox.change(Change(faults=()))
+    code, summary = project.run()
+    assert (code, summary["generated"]) == (0, 5)
+    assert project("cancel") == (0, "Nothing is with fal.\n")
+    assert project.sandbox.stats().accepted == 10
+
+
+def test_a_run_says_how_long_the_oldest_request_has_waited_and_what_can_be_done(project):
+    project.sandbox.change(Change(faults=(Fault("stuck", match="scene 3"),)))
+    project.environment["IDEOGRAM_MAX_WAIT_S"] = "3"
+    code, out = project("run")
+    [line] = [line for line in out.splitlines() if line.startswith("waiting: ")]
+    assert code == 3
+    assert "the oldest request with fal is default, p3: " in line
+    assert "`ideogram-pipeline cancel`" in line
+
+
+def test_what_hangs_at_fal_is_given_up_by_a_persons_word(project):
+    hung(project)
+    assert project("reconcile", "--give-up", "--older-than", "1h")[0] == 0
+    assert project.sandbox.stats().cancels == 0
+    code, out = project("reconcile", "--give-up")
+    assert code == 0
+    assert out.count("cancelled at fal, at no cost") == 4
+    assert out.count("fal says how it ended: the next run records it") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--older-than=1h"], ["--give-up", "--resubmit-unknown-after=1h"], ["--give-up", "--older-than=x"]],
+)
+def test_a_persons_word_has_to_be_clear(options):
+    ended = CliRunner().invoke(app, ["reconcile", *options])
+    assert isinstance(ended.exception, ConfigurationError)
+
+
+def test_a_bad_ledger_file_makes_its_row_unknown_and_the_others_are_made(project):
+    project.run()
+    path = next(project.store.glob("ledger/batch=default/*/1-reserved.json"))
+    path.write_bytes(path.read_bytes()[:-10])
+    prompts = project.store.parent / "prompts.csv"
+    prompts.write_text(prompts.read_text() + "p5,scene 5\n")
+    code, summary = project.run()
+    assert (code, summary["unknown"], summary["reused"], summary["generated"]) == (3, 1, 4, 1)
+    outcomes = pd.read_parquet(project.store / "outcomes")
+    assert str(path) in outcomes[outcomes.state == "unknown"].reason.item()
+    for command in ("reconcile", "rebuild"):
+        code, out = project(command)
+        assert (code, str(path) in out) == (3, True), command
+    assert project.sandbox.stats().accepted == 6
+
+
+def damaged(store):
+    """Leave every derived file of a store empty, cut or overwritten; return their paths."""
+    folders = ("catalog", "gallery", "lineage", "outcomes", "plans", "run_plans", "ledger_copies")
+    found = [path for folder in folders for path in (store / folder).rglob("*") if path.is_file()]
+    found += [store / "catalog.json", *store.glob("images/*/metadata.parquet")]
+    for number, path in enumerate(sorted(found)):
+        content = path.read_bytes()
+        path.write_bytes([b"", content[: len(content) // 2], b"nonsense"][number % 3])
+    return found
+
+
+def test_derived_files_that_are_damaged_are_made_anew_by_the_next_run(project):
+    prompts = project.store.parent / "prompts.csv"
+    prompts.write_text("prompt_id,prompt,batch\n" + "".join(f"p{n},scene {n},b{n % 3}\n" for n in range(5)))
+    project.run()
+    before = tables(project.store)
+    assert len(damaged(project.store)) > 20
+    process = project.start(
+        "run", "--batch", "b1", "--json"
+    )  # what is damaged of the others is found by publishing
+    _, err = process.communicate()
+    assert (process.returncode, "Traceback" in err) == (0, False), err
+    after = tables(project.store)
+    assert set(after) == set(before)
+    for path, frame in after.items():
+        pd.testing.assert_frame_equal(frame, before[path])
+    assert project.sandbox.stats().submits == 5
+
+
+@pytest.mark.parametrize("command", ["rebuild", "reconcile"])
+def test_derived_files_that_are_damaged_stop_no_command(project, command):
+    project.run()
+    before = tables(project.store)
+    damaged(project.store)
+    assert project(command)[0] == 0
+    assert project("rebuild")[0] == 0
+    for path, frame in tables(project.store).items():
+        pd.testing.assert_frame_equal(frame, before[path])

@@ -24,7 +24,7 @@ REASONS = 20
 """Rows without a picture whose reason the log and the metadata name."""
 RUN_TAG = "ideogram_pipeline/run"
 """Names the command that several Dagster runs belong to, so that they share one budget."""
-CODE_VERSION = "3"
+CODE_VERSION = "4"
 """Changes with the columns of the pictures' rows or the way pictures are made."""
 
 
@@ -114,6 +114,9 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "preview": preview,
                 "reasons": dg.MetadataValue.md(
                     "\n".join(f"- {reason}" for reason in reasons) or "every row is there"
+                ),
+                "waiting": dg.MetadataValue.md(
+                    f"- {logs.shown(worked.waiting.advice)}" if worked.waiting else "nothing"
                 ),
                 **metadata.of_pictures(own.outcomes, own.images, reused=worked.reused),
                 "spent_usd": worked.spent_usd,

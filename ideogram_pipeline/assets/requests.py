@@ -86,6 +86,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         memory.give_back()
         opened = store.open()
         batch = context.partition_key
+        files.sweep(opened, batch)
         read = _tables(context.run, opened, tables)
         rows, rejections = read.read_prompts(batch)
         root_run_id = context.run.root_run_id or context.run.run_id

@@ -35,8 +35,9 @@ CHECKS = {
     "pictures_in_the_store": "Every generated row has its files, with the size and bytes they had when they came. Run "
     "the batch again: a missing file is fetched again without paying, as long as fal has it.",
     "marks_in_the_pictures": "The files say of themselves what made them, and lead back to their request: the XMP of "
-    "a sample is read back from the store. A picture that brought Content Credentials has those instead, and one that "
-    "was stored by an older version has none. Delete what is damaged and run the batch again.",
+    "a sample is read back from the store. A picture that brought Content Credentials has those instead, one that "
+    "was stored by an older version has none, and for others the column `unmarked_because` "
+    "says why. Delete what is damaged and run the batch again.",
     "sizes_as_asked": "Pictures are as wide and high as asked for: exactly so, or the nearest resolution that Ideogram "
     "renders. Rows that follow their source picture are left out. Choose a size that Ideogram renders.",
     "no_near_duplicates": "No picture looks like another one of the batch, older takes too, or like its reference: of "
@@ -97,7 +98,9 @@ def verdicts(store: "Store", batch: str, limits: LimitsResource, root_run_id: st
         (row.prompt_id, row.fingerprint)
         for row in files.read_plan(store, batch, root_run_id=root_run_id).rows
     }
-    paid = paid_once(rows, Ledger(store, batch).entries)
+    entries = Ledger(store, batch).entries
+    paid = paid_once(rows, entries)
+    own_rows = [row for row in rows if (row.prompt_id, row.fingerprint) in own]
     pictures = [picture for picture in files.picture_facts(store, batch) if picture.current]
     there = Stored.of(store, f"images/batch={batch}", pictures)
     return [
@@ -110,12 +113,24 @@ def verdicts(store: "Store", batch: str, limits: LimitsResource, root_run_id: st
         far_faces(pictures),
         paid,
         refusals(rows, limits.max_refused_fraction),
-        whole([row for row in rows if (row.prompt_id, row.fingerprint) in own], limits.max_failed_fraction),
+        whole(own_rows, limits.max_failed_fraction, waiting(own_rows, entries)),
     ]
 
 
-def whole(rows: "Sequence[RowEnd]", allowed: float) -> Verdict:
-    """Count the rows that the run was to bring and that ended without a picture; rejected rows are among them."""
+def waiting(rows: "Sequence[RowEnd]", entries: "Mapping[str, Entry]") -> str:
+    """Return which request of these rows has been with fal for the longest time, and what to do; nothing of none."""
+    from ideogram_pipeline.generation.cancelling import oldest
+
+    open_still = [row.fingerprint for row in rows if row.state != "generated" and row.fingerprint]
+    found = oldest(entries[one] for one in open_still if one in entries)
+    return found.advice if found else ""
+
+
+def whole(rows: "Sequence[RowEnd]", allowed: float, waiting: str = "") -> Verdict:
+    """Count the rows that the run was to bring and that ended without a picture; rejected rows are among them.
+
+    `waiting` is what there is to say of the request that has been with fal for the longest time.
+    """
     due = [row for row in rows if row.due]
     missing = [row for row in due if row.state != "generated"]
     states = Counter(row.state for row in missing)
@@ -126,7 +141,7 @@ def whole(rows: "Sequence[RowEnd]", allowed: float) -> Verdict:
         [(row.prompt_id, f"{row.state}: {row.reason}") for row in missing],
         f"{len(missing)} of {len(due)} rows ended without a picture ({counted}); IDEOGRAM_MAX_FAILED_FRACTION is "
         f"{allowed:g}. The others are stored and recorded, and running the batch again pays only for what is missing; "
-        f"rejected and refused rows have to be changed first. {first}",
+        f"rejected and refused rows have to be changed first. {waiting}{'. ' if waiting else ''}{first}",
         dg.AssetCheckSeverity.ERROR if len(missing) > allowed * len(due) else dg.AssetCheckSeverity.WARN,
         {"due": len(due), "missing": len(missing)},
     )
@@ -231,7 +246,9 @@ def marked(pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
         if seen is None or picture.sha256_received == picture.sha256:
             continue
         read += 1
-        if seen.marks is None:
+        if picture.unmarked_because:
+            pass  # the row says why
+        elif seen.marks is None:
             found.append((picture.prompt_id, f"{picture.file_name} has no marks"))
         elif seen.marks.fingerprint != picture.fingerprint:
             found.append((picture.prompt_id, f"{picture.file_name} says it is another request's"))
@@ -245,6 +262,7 @@ def marked(pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
         counts={
             "read": read,
             "marked": sum(picture.sha256_received != picture.sha256 for picture in pictures),
+            "unmarked": sum(picture.unmarked_because is not None for picture in pictures),
             "signed": sum(picture.manifest_id is not None for picture in pictures),
             "pictures": len(pictures),
         },

@@ -25,6 +25,7 @@ from ideogram_pipeline.fal.answers import Answer, JsonObject, ending, text
 from ideogram_pipeline.fal.errors import (
     Cancelled,
     EndpointNotFound,
+    FalError,
     RequestEnded,
     RequestFailed,
     RequestNotFound,
@@ -162,6 +163,7 @@ class PlatformCalls:
 
         With payloads, it is how a submit whose answer was lost is found again: match `json_input`. A request still
         queued may be missing, the index lags by an unknown time, and payloads are there only where they are stored.
+        Raises `EndpointNotFound` where no such list is at the address of the Platform API.
         """
         query = {
             "endpoint_id": endpoint_id,
@@ -171,7 +173,18 @@ class PlatformCalls:
             "expand": ["payloads"] if with_payloads else [],
             "limit": 100,
         }
-        return await self._list("models/requests/by-endpoint", query, "items", PastRequest, max_items)
+        try:
+            return await self._list("models/requests/by-endpoint", query, "items", PastRequest, max_items)
+        except FalError as error:
+            if error.status != 404:
+                raise
+            raise EndpointNotFound(
+                message=f"There is no list of requests at {self._http.hosts.api} (404), so unanswered submits stay "
+                "unknown.",
+                guidance="Check the address of fal's Platform API.",
+                endpoint_id=endpoint_id,
+                status=error.status,
+            ) from None
 
     async def past_request(self, endpoint_id: str, request_id: str) -> PastRequest | None:
         """What the list says of one request, with payloads; None where it holds it no longer, or not yet."""

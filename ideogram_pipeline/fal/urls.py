@@ -28,7 +28,7 @@ class FalHosts:
     rest: str = "https://rest.fal.ai"
     """Storage, CDN tokens and the webhook keys."""
     api: str = "https://api.fal.ai"
-    """The Platform API."""
+    """The Platform API, with or without the `/v1` that all of its paths begin with."""
     backup_queue: str | None = PUBLIC_BACKUP_QUEUE
     """Where a submit goes when `queue` can't be connected to; None for a queue that isn't fal's."""
     media: tuple[str, ...] = ()
@@ -42,6 +42,7 @@ class FalHosts:
             object.__setattr__(self, "backup_queue", None)
         for name in ("queue", "rest", "api"):
             object.__setattr__(self, name, getattr(self, name).rstrip("/"))
+        object.__setattr__(self, "api", self.api.removesuffix("/v1").rstrip("/"))
         for base in self.keyed + self.media:
             origin_of(base)
 

@@ -88,10 +88,17 @@ def encoded_piece(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def read_piece(store: Store, path: str) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a file, one a line of it; no more of it is read than is gone through."""
+    """Yield the entries of a file, one a line of it; no more of it is read than is gone through.
+
+    A line that was cut or overwritten is left out, and comes back when the batch's page is next made.
+    """
     for line in _lines(store.parts(path)):
         if line.startswith(b"{"):
-            yield json.loads(line.removesuffix(b","))
+            try:
+                entry = json.loads(line.removesuffix(b","))
+            except ValueError:
+                continue
+            yield entry
 
 
 def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -74,7 +74,7 @@ class References:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._there = {found.path for found in store.objects("gallery/references")}
+        self._there = {found.path for found in store.objects("gallery/references") if found.size}
         self._paths: dict[str, str] = {}
 
     def small(self, use: PictureUse) -> str:
@@ -204,7 +204,9 @@ class Thumbnails:
 
     def __init__(self, store: Store, batch: str) -> None:
         self._store = store
-        self._there = {found.path for found in store.objects(f"gallery/batch={batch}/thumbnails")}
+        self._there = {
+            found.path for found in store.objects(f"gallery/batch={batch}/thumbnails") if found.size
+        }
 
     def __contains__(self, image: str) -> bool:
         """Say whether a picture can be shown small; the small one is made if it is missing."""

@@ -19,12 +19,14 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.gallery import characters
 from ideogram_pipeline.gallery.characters import InBatch, Piece
 from ideogram_pipeline.gallery.entries import Entry, References, entries
 from ideogram_pipeline.gallery.sheet import A_PAGE, printed_sheets, printed_tile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE
+from ideogram_pipeline.generation.rebuild import mend
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
@@ -153,7 +155,7 @@ class _Gallery:
             page = known.get(batch)
             if page is None or page.mark != mark or anew:
                 previous = page.characters if page else ()
-                page = self._write_batch(batch, mark)
+                page = self._written_batch(batch, mark)
                 now = {kept.character for kept in page.characters}
                 touched |= now | {kept.character for kept in previous}
                 for kept in previous:
@@ -178,6 +180,14 @@ class _Gallery:
             images=sum(page.images for page in pages),
             digest=_digest("".join(page.sha256 for page in pages).encode() + html),
         )
+
+    def _written_batch(self, batch: str, mark: str) -> BatchPage:
+        """Write a batch's page and all that goes with it, from rows that are made anew where they are damaged."""
+        try:
+            return self._write_batch(batch, mark)
+        except (DamagedFile, FileNotFoundError):
+            mend(self._store, batch)
+            return self._write_batch(batch, mark)
 
     def _write_batch(self, batch: str, mark: str) -> BatchPage:
         """Write a batch's page, its printed pages and its characters' entries."""

@@ -111,10 +111,14 @@ def _groups(tiles: Iterable[tuple[Image.Image, str]]) -> Iterator[list[tuple[Ima
 
 
 def _tile(content: bytes, size: tuple[int, int]) -> Image.Image:
+    """Return a small picture padded to a size; nothing but padding where it can't be opened."""
     # Known to Pillow from here on, which else loads all of its seventy formats to find it.
     from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401
 
-    small = Image.open(io.BytesIO(content), formats=_KINDS).convert("RGB")
+    try:
+        small = Image.open(io.BytesIO(content), formats=_KINDS).convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return Image.new("RGB", size, "#eeeeee")
     return ImageOps.pad(small, size, method=Image.Resampling.BILINEAR, color="#eeeeee")
 
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ideogram_pipeline import logs, memory
-from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation import files, traces
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
+from ideogram_pipeline.generation.cancelling import WithFal, oldest
 from ideogram_pipeline.generation.engine import Engine, Observer
 from ideogram_pipeline.generation.files import Results
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
-from ideogram_pipeline.generation.outcomes import NotReached, Outcomes, Reused
+from ideogram_pipeline.generation.outcomes import Failed, NotReached, Outcomes, Reused
 from ideogram_pipeline.generation.planner import TO_PAY, Plan
 from ideogram_pipeline.generation.recording import Worked, record, rows_of
 from ideogram_pipeline.generation.runs import working
@@ -73,6 +74,8 @@ class WorkedBatch:
     """Rows that this run was asked for and whose pictures were there."""
     spent_usd: float
     """Dollars settled in this run."""
+    waiting: WithFal | None
+    """Of the rows that this run was asked for, the request that has been with fal for the longest time, if any is."""
 
 
 @asynccontextmanager
@@ -95,12 +98,12 @@ async def work(
 
     Raises:
         BeingErased: an erasure holds the batch; nothing was submitted.
-        PipelineError: the store failed; what was submitted is in the ledger.
+        PipelineError: the store failed, or the ledger lacks what was paid for; what was submitted is in the ledger.
     """
     batch, run_id = plan.batch, options.run.run_id
     with working(store, run_id, batch) as beat:
         plan = await asyncio.to_thread(files.without_erased, store, plan)
-        ledger = await asyncio.to_thread(Ledger, store, batch)
+        ledger = await asyncio.to_thread(_open_ledger, store, batch)
         async with make_client() as client:
             engine = Engine(
                 client,
@@ -133,16 +136,23 @@ async def stop(store: Store, plan: Plan, run_id: str, reason: str) -> None:
 
     Raises:
         BeingErased: an erasure holds the batch; nothing was recorded.
-        PipelineError: the store failed.
+        PipelineError: the store failed, or the ledger lacks what was paid for.
     """
     with working(store, run_id, plan.batch):
         plan = await asyncio.to_thread(files.without_erased, store, plan)
-        ledger = await asyncio.to_thread(Ledger, store, plan.batch)
+        ledger = await asyncio.to_thread(_open_ledger, store, plan.batch)
         outcomes = Outcomes(plan.requests, ledger.entries)
         for row in plan.rows:
             if row.decision in TO_PAY and (request := row.request):
                 outcomes.add(NotReached(request, ledger.entries.get(request.fingerprint), reason))
         await _to_its_end(lambda: _recorded(store, ledger, plan, outcomes, 0.0))
+
+
+def _open_ledger(store: Store, batch: str) -> Ledger:
+    """Open a batch's ledger, unless it lacks what was paid for: that would be paid again, and what tells of it lost."""
+    ledger = Ledger(store, batch)
+    traces.check(store, batch, ledger.entries)
+    return ledger
 
 
 def _recorded(store: Store, ledger: Ledger, plan: Plan, outcomes: Outcomes, spent_usd: float) -> WorkedBatch:
@@ -156,7 +166,8 @@ def _recorded(store: Store, ledger: Ledger, plan: Plan, outcomes: Outcomes, spen
     ledger.keep_copy()
     memory.give_back()
     reused = sum(isinstance(outcomes.now(request), Reused) for request in plan.requests)
-    return WorkedBatch(results, own, reused, spent_usd)
+    waiting = oldest(one.entry for one in outcomes.of_kind(NotReached, Failed) if one.entry)
+    return WorkedBatch(results, own, reused, spent_usd, waiting)
 
 
 async def _to_its_end(call: Callable[[], WorkedBatch]) -> WorkedBatch:

@@ -153,6 +153,8 @@ class _Line:
                 lambda: [entry.path for entry in self._store.objects(self.folder)]
             )
             newest = max((int(name[1]) for path in found if (name := _NAME.search(path))), default=0)
+            if newest and await asyncio.to_thread(self._store.delete_empty, self._path(newest)):
+                newest -= 1  # the power went before it was on the disk, and nobody has gone on from it
             self._total = (await self._read(newest)).total_usd if newest else Decimal(0)
             self._newest = newest
         return self._newest

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.buckets import bucket
+from ideogram_pipeline.generation.rebuild import mend
 from ideogram_pipeline.generation.rows import CatalogRow
 from ideogram_pipeline.storage import Store, parquet
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER = "catalog"
 INDEX = "catalog.json"
+_HIDDEN = f"{FOLDER}/."
 _LOOKS = 5
 """Runs that end meanwhile are taken in as well, unless they never cease to."""
 
@@ -116,7 +119,9 @@ class State:
         sources: dict[str, dict[str, Source]] = defaultdict(dict)
         for batch, mark in files.results(store).items():
             sources[path(batch)][batch] = Source(mark=mark, asked_for=batch in asked_for)
-        there = {found.path: found.etag for found in store.objects(FOLDER)}
+        there = {
+            found.path: found.etag for found in store.objects(FOLDER) if not found.path.startswith(_HIDDEN)
+        }
         return cls(index, dict(sorted(sources.items())), there)
 
     @property
@@ -168,6 +173,7 @@ def read_index(store: Store) -> CatalogIndex:
 
 def refresh(store: Store, *, anew: bool = False) -> CatalogSummary:
     """Bring the catalog up to date with the batches' results: read and write only what changed, or all of it `anew`."""
+    store.sweep(FOLDER)
     index = CatalogIndex() if anew else read_index(store)
     made = dict(index.files)
     refreshed: set[str] = set()
@@ -186,11 +192,16 @@ def refresh(store: Store, *, anew: bool = False) -> CatalogSummary:
                 for batch, source in sources.items()
                 if not known or batch not in known.batches or known.batches[batch].source != source
             }
-            content, batches = _encoded(store, sources)
+            try:
+                content, batches = _encoded(store, sources)
+            except DamagedFile:
+                for batch in sources:
+                    mend(store, batch)
+                continue  # what was mended has other marks by now, and is taken in by the next look
             sha256 = hashlib.sha256(content).hexdigest()
             etag = state.there.get(file)
             if not known or etag is None or (etag, sha256) != (known.etag, known.sha256):
-                etag = store.put(file, content)
+                etag = store.put_whole(file, content)
                 rewritten.add(file)
             made[file] = CatalogFile(etag=etag, sha256=sha256, batches=batches)
     made = {file: made[file] for file in state.sources if file in made}

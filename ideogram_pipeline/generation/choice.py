@@ -91,7 +91,7 @@ class Decisions:
         content = self._store.get(path)
         if not content:
             # Whoever wrote it went on only once the bytes were on the disk. They aren't, so the power went first.
-            self._store.delete(path)
+            self._store.delete_empty(path)
             return self._once(path, record)
         try:
             return type(record).model_validate_json(content)

@@ -15,7 +15,9 @@ def edge_rows(entries: Mapping[str, Entry]) -> Iterator[EdgeRow]:
 
 
 def edges_of(entry: Entry) -> Iterator[EdgeRow]:
-    """Yield the edges of one request and its attempts."""
+    """Yield the edges of one request and its attempts; none where all of its ledger files are damaged."""
+    if not entry.attempts:
+        return
     first = entry.attempts[0].reserved
     request = first.request
 

@@ -199,7 +199,11 @@ class Engine:
 
     async def _found_after_all(self, outcomes: Outcomes) -> list[GenerationRequest]:
         """Look for the submits that were never answered; return the rows that can be fetched now."""
-        unknown = {outcome.request.fingerprint: outcome.request for outcome in outcomes.of_kind(Unknown)}
+        unknown = {
+            outcome.request.fingerprint: outcome.request
+            for outcome in outcomes.of_kind(Unknown)
+            if self._books.entry(outcome.request).state == "reserved"
+        }
         if not unknown:
             return []
         searched = await search(self._fal, self._store, self._books.ledger, unknown)
@@ -269,6 +273,8 @@ class Engine:
         """Return the outcome that a row's ledger entry says, when there is nothing left to do for it."""
         self._submitter.queued.pop(request.fingerprint, None)
         entry = self._books.entry(request)
+        if entry.damage:
+            return Unknown(request, entry, entry.damage)
         reason = entry.last.settled.reason if entry.last.settled else ""
         match entry.state:
             case "generated":

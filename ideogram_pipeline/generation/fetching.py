@@ -367,6 +367,7 @@ class Fetcher:
             path=path,
             sha256=made.sha256,
             sha256_received=made.received.sha256 if made.marked.is_changed else None,
+            unmarked_because=made.marked.unmarked_because,
             prompt_marked=made.marked.tells_prompt,
             manifest_id=made.marked.manifest_id,
             bytes=len(made.marked.content),

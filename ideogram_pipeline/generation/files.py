@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation import readings
 from ideogram_pipeline.generation.planner import (
     NOT_NAMED,
@@ -33,6 +33,30 @@ NO_REVIEWS = "There is no reviews table: export one from the gallery, and set ID
 KEEP_RUN_PLANS = timedelta(days=7)
 """A run that is retried or executed again later than this takes the batch's newest plan for its own."""
 
+_OF_BATCHES = (
+    "ledger",
+    "images",
+    "credentials",
+    "outcomes",
+    "lineage",
+    "plans",
+    "run_plans",
+    "takes",
+    "limits",
+    "inbox",
+    "gallery",
+)
+_BESIDE_BATCHES = (
+    "tables",
+    "references",
+    "gallery/references",
+    "gallery/characters",
+    "ledger_copies",
+    "uploads",
+    "budget",
+    "runs",
+    "erased",
+)
 _READING = re.compile(r"([0-9a-f]{12})-(\d+)")
 _OUTCOMES = re.compile(r"outcomes/batch=([^/]+)/outcomes\.parquet")
 
@@ -104,13 +128,18 @@ def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> se
     verdicts = {one.image: one.sha256 for one in reviews if one.review == "rejected"}
     try:
         pictures = picture_facts(store, batch)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedFile):
         return set()
     return {
         one.fingerprint
         for one in pictures
         if verdicts.get(f"images/batch={batch}/{one.file_name}") == one.sha256
     }
+
+
+def sweep(store: Store, batch: str) -> int:
+    """Remove what killed processes have left half-written of a batch, and beside the batches; say how many files."""
+    return store.sweep(*(f"{kind}/batch={batch}" for kind in _OF_BATCHES), *_BESIDE_BATCHES)
 
 
 def named_by(rows: Iterable[PromptRow]) -> set[str]:
@@ -160,7 +189,7 @@ def read_plan(store: Store, batch: str, *, root_run_id: str | None = None) -> Pl
         FileNotFoundError: the batch has no plan.
     """
     if root_run_id:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, DamagedFile):
             own = parquet.rows(store, run_plan_path(batch, root_run_id), PlannedRow)
             return without_erased(store, Plan(batch, own))
     found = plans(store, batch)
@@ -188,7 +217,7 @@ def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
         found_here = [one for one in found_here if one and _reading(one)[0] != table]
     found = []
     for reading in found_here:
-        with suppress(FileNotFoundError):  # a later one has taken its place
+        with suppress(FileNotFoundError, DamagedFile):  # a later one has taken its place, or will
             rows = parquet.rows(store, plan_path(batch, reading), PlannedRow)
             found.append(without_erased(store, Plan(batch, rows, reading)))
     return found
@@ -334,6 +363,7 @@ class PictureFacts(NamedTuple):
     sha256: str
     sha256_received: str
     manifest_id: str | None
+    unmarked_because: str | None
     nearest_image: str | None
     nearest_distance: int | None
     reference_distance: int | None
@@ -401,7 +431,7 @@ def left_without_picture(store: Store, batch: str) -> dict[str, str | None]:
     """Return the rows that the last run should have made and did not: what each asked for, by prompt id."""
     try:
         ended = outcomes(store, batch)
-    except FileNotFoundError:
+    except (FileNotFoundError, DamagedFile):
         return {}
     return {
         row.prompt_id: row.fingerprint

@@ -11,6 +11,10 @@ Under `ledger/batch=<batch>/<fingerprint>/` each attempt to submit a request lea
 `ledger_copies/batch=<batch>.gz` repeats them, so that a ledger is opened with few requests; it may be deleted.
 Every file is created only if it isn't there, so each transition happens once, whoever tries; a fingerprint whose
 attempt is reserved but neither released nor submitted has an unknown answer and is never submitted again by itself.
+
+An empty file is one that a power cut left, and its transition did not happen: whoever wrote it went on only once the
+bytes were on the disk. So an empty file with later ones beside it was damaged, and so was one that can't be read. Its
+entry is `damaged`: nothing is submitted or fetched for that fingerprint, and no other one is kept from anything.
 """
 
 from __future__ import annotations
@@ -20,24 +24,24 @@ import hashlib
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from gzip import GzipFile
 from io import BytesIO
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.ideogram.endpoints import MAX_SEED
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables import erased
+from ideogram_pipeline.tables.rows import is_name
 
 MAX_ATTEMPTS = 3
 """A request is submitted at most this often, over all runs, counting the times its POST may have reached fal.
@@ -53,7 +57,7 @@ _GZIP = 31
 
 CostSource = Literal["billing_event", "billable_units_header", "price_list", "unknown"]
 """Who says what something cost, the strongest proof first."""
-EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed"]
+EntryState = Literal["new", "reserved", "submitted", "retryable", "generated", "refused", "failed", "damaged"]
 
 
 _LONGEST_INFERENCE_S = 7 * 86_400
@@ -122,6 +126,9 @@ class StoredImage(_Record):
     sha256: str = Field(description="Hex digest of the file.")
     sha256_received: str | None = Field(
         default=None, description="Hex digest of what fal sent, where marks were put into it."
+    )
+    unmarked_because: str = Field(
+        default="", description="Why marks or a signature could not be put into it; empty where they could."
     )
     prompt_marked: bool = Field(default=False, description="Whether the marks were to tell the prompt.")
     manifest_id: str | None = Field(
@@ -225,7 +232,9 @@ class Entry:
     """All attempts of one fingerprint, oldest first."""
 
     attempts: tuple[Attempt, ...] = field(default=())
-    """Never empty in a ledger."""
+    """Never empty in a ledger, unless it is damaged."""
+    damage: str = ""
+    """Which file can't be read and what to do, where one can't; the attempts are those whose reservation can."""
 
     @property
     def last(self) -> Attempt:
@@ -240,6 +249,8 @@ class Entry:
     @property
     def cost(self) -> Cost:
         """What all attempts cost together, not known if one isn't; its source is the weakest of those that cost any."""
+        if self.damage:
+            return _UNKNOWN
         costs = [attempt.cost for attempt in self.attempts if not attempt.released]
         known = [cost.usd for cost in costs if cost.usd is not None]
         if len(known) < len(costs):
@@ -252,6 +263,8 @@ class Entry:
     @property
     def state(self) -> EntryState:
         """What may be done next: submit (`new`, `retryable`), fetch (`submitted`), wait (`reserved`), or nothing."""
+        if self.damage:
+            return "damaged"
         if not self.attempts or self.last.released:
             return "retryable" if self.paid_attempts else "new"
         if self.last.settled:
@@ -269,7 +282,7 @@ _READ_AT_ONCE = 1_000
 """Files that are read side by side, which bounds what reading takes beside what is kept."""
 _READ_BYTES = 1 << 16
 _NAME = re.compile(
-    r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>\d+)-(?P<step>reserved|released|submitted|settled|billed)\.json"
+    r"(?P<fingerprint>[0-9a-f]{64})/(?P<attempt>[1-9]\d{0,8})-(?P<step>reserved|released|submitted|settled|billed)\.json"
 )
 _STEPS: Mapping[str, type[_Record]] = {
     "reserved": Reserved,
@@ -278,6 +291,11 @@ _STEPS: Mapping[str, type[_Record]] = {
     "settled": Settled,
     "billed": Billed,
 }
+"""In the order in which they are made; `released` and `submitted` exclude each other."""
+_DAMAGED = "damaged"
+"""Stands among an entry's files for all that can't be read, with what there is to say."""
+_UNREADABLE = b"\0"
+"""Stands for the bytes of a file that can't be read."""
 
 
 class Entries(Mapping[str, Entry]):
@@ -349,10 +367,10 @@ class Ledger:
         self._store = store
         stones = () if with_erased else erased.tombstones(store)
         self._gone = erased.fingerprints(stones) | erased.by_digest(stones).keys()
-        self._folder = f"ledger/batch={batch}"
+        self._folder = _folder(batch)
         self.entries = Entries()
         """What is known, by fingerprint."""
-        self._copy = f"ledger_copies/batch={batch}.gz"
+        self._copy = _copy_path(batch)
         self._not_copied = 0
         self._read(self._folder)
 
@@ -406,8 +424,10 @@ class Ledger:
         folder, content = f"{self._folder}/{fingerprint}", record.model_dump_json().encode()
         path = f"{folder}/{attempt}-{step}.json"
         if not await self._store.create_async(path, content):
-            await asyncio.to_thread(self._read, folder)
-            raise AlreadyWritten(path)
+            cut = await asyncio.to_thread(self._store.delete_empty, path)
+            if not (cut and await self._store.create_async(path, content)):
+                await asyncio.to_thread(self._read, folder)
+                raise AlreadyWritten(path)
         self._not_copied += 1
         self.entries.wrote(fingerprint, _line(attempt, step, content), after)
 
@@ -435,7 +455,7 @@ class Ledger:
     def _read(self, folder: str) -> None:
         files = self._listed(folder)
         use_copy = folder == self._folder and len(files) > NOT_COPIED
-        joined = _joined(files, self._copied() if use_copy else iter(()))
+        joined = _joined(files, _copied(self._store, self._copy) if use_copy else iter(()))
 
         def read(known: tuple[bytes, bytes]) -> bytes:
             file, copied = known
@@ -448,22 +468,29 @@ class Ledger:
 
         with ThreadPoolExecutor(max_workers=16) as threads:
             for fingerprint, found in groupby(contents(threads), key=lambda one: _fingerprint(one[0])):
-                self._found(fingerprint, [file for file in found if file[1]])
+                self._found(fingerprint, found)
 
-    def _found(self, fingerprint: str, files: list[tuple[bytes, bytes]]) -> None:
-        steps = {}
-        for file, content in files:
-            _, attempt, step = _named(file)
-            steps[attempt, step] = content
-        for attempt, _ in steps:
-            if (attempt, "reserved") not in steps:
-                raise StoreError(
-                    f"The ledger of {fingerprint} has no reservation for its attempt {attempt}. "
-                    "Restore the file from a backup; nothing of this batch is submitted meanwhile."
-                )
-        if steps and not self.was_erased(fingerprint, *steps.values()):
-            lines = [_line(*step, content) for step, content in sorted(steps.items())]
+    def _found(self, fingerprint: str, files: Iterable[tuple[bytes, bytes]]) -> None:
+        """Take what was read of a fingerprint's files: each by its word in the listing, with its bytes."""
+        steps = {(attempt, step): content for file, content in files for _, attempt, step in [_named(file)]}
+        whole = {one: content for one, content in steps.items() if content not in (b"", _UNREADABLE)}
+        lines = [_line(*one, whole[one]) for one in sorted(whole)]
+        if damaged := min(_damaged(steps), key=_order, default=None):
+            lines.append(_line(damaged[0], _DAMAGED, self._advice(fingerprint, *damaged).encode()))
+        if lines and not self.was_erased(fingerprint, *whole.values()):
             self.entries.found(fingerprint, b"".join(lines))
+
+    def _advice(self, fingerprint: str, attempt: int, step: str) -> str:
+        where = self._store.where(f"{self._folder}/{fingerprint}/{attempt}-{step}.json")
+        or_else = (
+            "or have `ideogram-pipeline reconcile --adopt` enter what was paid"
+            if step == "reserved"
+            else "or remove it: the row then goes one step back and is looked for at fal, and is not paid again"
+        )
+        return (
+            f"its ledger file {where!r} is missing or damaged, so nobody knows whether it was paid, and it is not sent "
+            f"again by itself. Restore the file from a backup, {or_else}."
+        )
 
     def was_erased(self, fingerprint: str, *contents: bytes) -> bool:
         """Say whether a request, or what these files tell of, came from what was erased before this was opened."""
@@ -481,40 +508,81 @@ class Ledger:
         return sorted(
             f"{found.path[below:]}:{found.size}:{found.etag}".replace(" ", "").encode()
             for found in self._store.objects(folder)
-            if _NAME.search(found.path)
+            if _NAME.fullmatch(found.path[below:])
         )
 
-    def _copied(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the files that the copy has and their bytes, sorted; none if there is no copy, or it is damaged."""
-        try:
-            packed = self._store.get(self._copy)
-            with GzipFile(fileobj=BytesIO(packed)) as whole:  # its checksum stands at its end
-                while whole.read(_READ_BYTES):
-                    pass
-        except (OSError, EOFError, zlib.error):
-            return
-        with GzipFile(fileobj=BytesIO(packed)) as lines:
-            for line in lines:
-                file, _, content = line.rstrip(b"\n").partition(b" ")
-                yield file, content
-
     def _content(self, path: str) -> bytes:
-        """Return a ledger file's bytes, which can be read; nothing of one that a power cut left empty."""
+        """Return a ledger file's bytes: none if it is empty, and `_UNREADABLE` if they aren't what its name says."""
         content = self._store.get(path)
         if not content:
-            # Whoever wrote it went on only once the bytes were on the disk. They aren't, so the power went first.
-            self._store.delete(path)
             return content
+        fingerprint, attempt, step = _named(path.removeprefix(f"{self._folder}/").encode())
         try:
-            _STEPS[_named(path.removeprefix(f"{self._folder}/").encode())[2]].model_validate_json(content)
-        except ValueError as error:
-            raise StoreError(f"The ledger file {self._store.where(path)!r} can't be read: {error}") from None
+            record = _STEPS[step].model_validate_json(content)
+        except ValueError:
+            return _UNREADABLE
+        if isinstance(record, Reserved) and (record.request.fingerprint, record.attempt) != (
+            fingerprint,
+            attempt,
+        ):
+            return _UNREADABLE
         return content
 
 
 def batches(store: Store) -> list[str]:
-    """Return the batches that have a ledger, sorted."""
-    return [folder.removeprefix("batch=") for folder in store.folders("ledger")]
+    """Return the batches that have a ledger, sorted; a copy of a batch's folder under another name is none."""
+    found = [
+        folder.removeprefix("batch=") for folder in store.folders("ledger") if folder.startswith("batch=")
+    ]
+    return [batch for batch in found if is_name(batch)]
+
+
+def names(store: Store, batch: str) -> set[str]:
+    """Return the fingerprints that a batch's ledger has a file of, by its listing alone."""
+    below = len(_folder(batch)) + 1
+    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)))
+    return {name["fingerprint"] for name in found if name}
+
+
+def restore_from_copy(store: Store, batch: str, *, but: Collection[str]) -> list[str]:
+    """Write the ledger files that a batch's copy has and its ledger lacks, or has empty; return their fingerprints.
+
+    What the copy has of the fingerprints `but` stays away. A file that is there with bytes is never replaced.
+    """
+    folder, restored = _folder(batch), []
+    there = {found.path: found.size for found in store.objects(folder)}
+    for file, content in _copied(store, _copy_path(batch)):
+        name, size, _ = file.decode().split(":", 2)
+        fingerprint, path = name.partition("/")[0], f"{folder}/{name}"
+        if fingerprint in but or there.get(path) or len(content) != int(size):
+            continue
+        store.delete_empty(path)
+        if store.create(path, content, durable=True):
+            restored.append(fingerprint)
+    return list(dict.fromkeys(restored))
+
+
+def _folder(batch: str) -> str:
+    return f"ledger/batch={batch}"
+
+
+def _copy_path(batch: str) -> str:
+    return f"ledger_copies/batch={batch}.gz"
+
+
+def _copied(store: Store, path: str) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the files that a copy has and their bytes, sorted; none if there is no copy, or it is damaged."""
+    try:
+        packed = store.get(path)
+        with GzipFile(fileobj=BytesIO(packed)) as whole:  # its checksum stands at its end
+            while whole.read(_READ_BYTES):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return
+    with GzipFile(fileobj=BytesIO(packed)) as lines:
+        for line in lines:
+            file, _, content = line.rstrip(b"\n").partition(b" ")
+            yield file, content
 
 
 def _joined(files: Iterable[bytes], copied: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
@@ -524,6 +592,25 @@ def _joined(files: Iterable[bytes], copied: Iterator[tuple[bytes, bytes]]) -> It
         while name and name < file:
             name, content = next(copied, (b"", b""))
         yield file, content if name == file else b""
+
+
+def _damaged(steps: Mapping[tuple[int, str], bytes]) -> Iterator[tuple[int, str]]:
+    """Yield the files of an entry that can't be read, and those that must be there and aren't.
+
+    A bill may be read before the end that it is for, and is never waited for.
+    """
+    last = max((one for one in steps if one[1] != "billed"), key=_order, default=None)
+    for one, content in steps.items():
+        if content == _UNREADABLE or (not content and one[1] != "billed" and one != last):
+            yield one
+    known = {attempt for attempt, _ in steps}
+    missing = next(attempt for attempt in count(1) if (attempt, "reserved") not in steps)
+    if missing < max(known, default=0) or missing in known:
+        yield missing, "reserved"
+
+
+def _order(one: tuple[int, str]) -> tuple[int, int]:
+    return one[0], list(_STEPS).index(one[1])
 
 
 def _named(file: bytes) -> tuple[str, int, str]:
@@ -551,6 +638,11 @@ def _lines(files: bytes) -> Iterator[tuple[int, str, bytes]]:
 
 def _entry(files: bytes) -> Entry:
     attempts: dict[int, dict[str, _Record]] = defaultdict(dict)
+    damage = ""
     for attempt, step, content in _lines(files):
-        attempts[attempt][step] = _STEPS[step].model_validate_json(content)
-    return Entry(tuple(Attempt(**steps) for steps in attempts.values()))  # type: ignore[arg-type]  # each step was parsed as its own type
+        if step == _DAMAGED:
+            damage = content.decode()
+        else:
+            attempts[attempt][step] = _STEPS[step].model_validate_json(content)
+    told = tuple(Attempt(**steps) for steps in attempts.values() if "reserved" in steps)  # type: ignore[arg-type]  # each step was parsed as its own type
+    return Entry(told, damage)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ideogram_pipeline.generation.ledger import Reserved
 from ideogram_pipeline.marks import (
     ALGORITHM,
     TRAINED_ALGORITHM,
+    CannotMark,
     Marks,
     credentials,
     has_credentials,
@@ -39,6 +40,8 @@ class Marked:
     """The file."""
     is_changed: bool = False
     """Whether it is another file than the one fal sent."""
+    unmarked_because: str = ""
+    """Why the marks could not be put into it; empty where they were, or were not to be."""
     tells_prompt: bool = False
     """Whether the marks were to tell the prompt."""
     manifest_id: str | None = None
@@ -81,10 +84,11 @@ def marks_of(
 
 
 def marked(received: bytes, marks: Marks) -> Marked:
-    """Return the picture with marks in it; as it is where they would make its credentials invalid."""
-    content = written(received, marks)
-    if content is None:
-        return Marked(received)
+    """Return the picture with marks in it; as it is, and why, where they can't be put into it."""
+    try:
+        content = written(received, marks)
+    except CannotMark as problem:
+        return Marked(received, unmarked_because=str(problem))
     return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None)
 
 
@@ -93,25 +97,30 @@ def signed(
 ) -> Marked:
     """Return the picture with marks and Content Credentials in it, which name what it was made with.
 
-    Credentials of a reference that nobody can read are left out; a picture that brings such ones is left as it is.
+    Credentials of a reference that nobody can read are left out. A picture that brings such ones, or anything else for
+    which it can't be signed though others can, is not lost: it is left unsigned.
 
     Raises:
-        CannotSign: as `Signer.signed` says.
+        CannotSign: nothing can be signed for now.
     """
-    before, known = _to_sign(received, marks), references()
+    (before, unmarked_because), known = _to_sign(received, marks), references()
     by_digest = [Reference(one.sha256, None) for one in known]
     try:
         try:
             made = signer.signed(before, marks, received=received, references=known)
         except CannotSign:
             made = signer.signed(before, marks, received=received, references=by_digest)
-    except CannotSign:
+    except CannotSign as problem:
         if has_credentials(received):
-            return Marked(received)
-        raise
+            return Marked(
+                received, unmarked_because=f"the credentials that it brings can't be read: {problem}"
+            )
+        signer.check()
+        return replace(marked(received, marks), unmarked_because=f"it can't be signed: {problem}")
     return Marked(
         made.content,
         is_changed=True,
+        unmarked_because=unmarked_because,
         tells_prompt=marks.prompt is not None,
         manifest_id=made.manifest_id,
         signature=difference(before, made.content),
@@ -120,7 +129,7 @@ def signed(
 
 def signed_then(received: bytes, marks: Marks, manifest_id: str, signature: bytes) -> Marked:
     """Return the picture as it was marked and signed before."""
-    content = applied(_to_sign(received, marks), signature)
+    content = applied(_to_sign(received, marks)[0], signature)
     return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None, manifest_id=manifest_id)
 
 
@@ -134,19 +143,21 @@ def as_stored(there: bytes, made: Marked) -> Marked | None:
     except BadPicture:
         return None
     said, ours = read(there), read(made.content)
-    if said is None:
-        return Marked(there)
-    if ours and (said.fingerprint, said.image_index) != (ours.fingerprint, ours.image_index):
+    if said is None and not (made.manifest_id and has_credentials(there)):
+        return Marked(there, unmarked_because=made.unmarked_because)
+    if said and ours and (said.fingerprint, said.image_index) != (ours.fingerprint, ours.image_index):
         return None
     is_signed = has_credentials(there) and credentials.is_installed()
     found = credentials.read(there) if is_signed else None
+    tells_prompt = said.prompt is not None if said else made.tells_prompt
     if found is None:
-        return Marked(there, is_changed=True, tells_prompt=said.prompt is not None)
+        return Marked(there, is_changed=True, tells_prompt=tells_prompt)
     unsigned = removed(made.content, made.signature) if made.signature else made.content
     return Marked(
         there,
         is_changed=True,
-        tells_prompt=said.prompt is not None,
+        unmarked_because=made.unmarked_because,
+        tells_prompt=tells_prompt,
         manifest_id=found.manifest_id,
         signature=difference(unsigned, there),
     )
@@ -158,5 +169,9 @@ def signature_path(image_path: str) -> str:
     return f"credentials/{batch}/{name.rsplit('.', 1)[0]}.signature"
 
 
-def _to_sign(received: bytes, marks: Marks) -> bytes:
-    return written(received, marks, to_be_signed=True) or received
+def _to_sign(received: bytes, marks: Marks) -> tuple[bytes, str]:
+    """Return the picture with marks in it, or as it is and why: the credentials say the same."""
+    try:
+        return written(received, marks, to_be_signed=True), ""
+    except CannotMark as problem:
+        return received, str(problem)

@@ -186,6 +186,8 @@ def is_missing(outcome: Outcome) -> bool:
 
 def of_entry(request: GenerationRequest, entry: Entry) -> Outcome:
     """Return how a row ended as far as the ledger tells, without any run that says more."""
+    if entry.damage:
+        return Unknown(request, entry, entry.damage)
     settled = entry.last.settled
     match entry.state:
         case "generated":
@@ -207,6 +209,8 @@ def recalled(request: GenerationRequest, entry: Entry | None, row: OutcomeRow) -
     had_pictures = (
         row.state == "failed" and row.images > 0
     )  # they were lost, and the ledger knows nothing of that
+    if entry and entry.damage:
+        return of_entry(request, entry)
     if entry and entry.state in _SETTLED and row.state != entry.state and not had_pictures:
         return of_entry(request, entry)
     because: Literal["stopped", "elsewhere"] = "stopped" if row.due else "elsewhere"

@@ -372,6 +372,8 @@ def _newest_requests(entries: Mapping[str, Entry]) -> dict[str, str]:
     """Return what each prompt id asked for before, by fingerprint: its newest with pictures, else its newest."""
     newest: dict[str, tuple[tuple[bool, datetime], str]] = {}
     for known, entry in entries.items():
+        if not entry.attempts:
+            continue
         reserved, prompt_id = entry.last.reserved, entry.last.reserved.request.prompt_id
         rank = (entry.state == "generated", reserved.reserved_at)
         if prompt_id not in newest or newest[prompt_id][0] <= rank:
@@ -417,6 +419,8 @@ def _planned(
 
 
 def _decide(entry: Entry) -> tuple[Decision, str]:
+    if entry.damage:
+        return "unknown", entry.damage
     last = entry.last
     match entry.state:
         case "new" | "retryable":

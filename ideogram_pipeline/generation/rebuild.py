@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
-from ideogram_pipeline.generation import files
+from ideogram_pipeline.errors import DamagedFile
+from ideogram_pipeline.generation import files, traces
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.recording import plan_of_ledger, record
 from ideogram_pipeline.storage import Store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,8 @@ class Rebuilt:
     """Pictures that are whole."""
     damaged: tuple[str, ...]
     """Pictures of the ledger that are missing or not what was stored, by their paths."""
+    unreadable: tuple[str, ...]
+    """What can't be read of the ledger, and what to do: a line for each request that it is about."""
 
 
 def rebuild_batch(store: Store, batch: str) -> Rebuilt:
@@ -32,9 +38,7 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
     then stand only in the prompts table, and come back with the next run.
     """
     ledger = Ledger(store, batch)
-    if not files.plans(store, batch):
-        files.write_plan(store, plan_of_ledger(batch, ledger.entries))
-    results = record(store, ledger, anew=True)
+    results = _made_anew(store, ledger)
     folder = files.metadata_path(batch).rpartition("/")[0]
     damaged = [
         path
@@ -42,14 +46,33 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
         if not _is_whole(store, path := f"{folder}/{image.file_name}", image.sha256)
     ]
     rows = sum(row.fingerprint in ledger.entries for row in results.outcomes)
-    return Rebuilt(batch, rows, len(results.images) - len(damaged), tuple(damaged))
+    unreadable = tuple(f"{one[:8]}: {entry.damage}" for one, entry in ledger.entries.items() if entry.damage)
+    return Rebuilt(batch, rows, len(results.images) - len(damaged), tuple(damaged), unreadable)
+
+
+def mend(store: Store, batch: str) -> None:
+    """Write a batch's metadata, outcomes and edges anew, because one of them was found damaged."""
+    _log.warning("%s: a file that is derived was damaged; its rows are made anew from the ledger", batch)
+    _made_anew(store, Ledger(store, batch))
+
+
+def _made_anew(store: Store, ledger: Ledger) -> files.Results:
+    if not files.plans(store, ledger.batch):
+        files.write_plan(store, plan_of_ledger(ledger.batch, ledger.entries))
+    return record(store, ledger, anew=True)
 
 
 def refresh_costs(store: Store, ledger: Ledger, batch: str) -> bool:
     """Bring the costs in a batch's metadata and outcomes up to date with fal's bills; say whether any had changed."""
-    if not store.exists(files.outcomes_path(batch)):
+    if traces.lacking(store, batch, ledger.entries):
+        return False  # what tells of a request that the ledger lacks would be lost
+    try:
+        before = files.read_results(store, batch)
+    except FileNotFoundError:
         return False
-    before = files.Results(files.images(store, batch), files.outcomes(store, batch))
+    except DamagedFile:
+        _made_anew(store, ledger)
+        return True
     return record(store, ledger) != before
 
 

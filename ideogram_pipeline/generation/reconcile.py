@@ -31,6 +31,8 @@ SKEWS = (timedelta(minutes=10), timedelta(days=1))
 MAX_LISTED = 20_000
 """A longer list is refused: an absence from a part of a list says nothing."""
 
+_LOST = "its answer was lost, and somebody chose to submit it again; it may have been paid"
+
 
 def digest(arguments: Mapping[str, JsonValue]) -> str:
     """Return a hex SHA-256 of a request's body as sent, whatever the order of its fields."""
@@ -162,9 +164,8 @@ async def _attach(fal: FalClient, ledger: Ledger, fingerprint: str, request_id: 
         return  # its own run got the answer after all
 
 
-async def give_up(ledger: Ledger, fingerprint: str) -> None:
-    """Record that somebody chose to submit an unanswered request again, though it may have been paid."""
-    reason = "its answer was lost, and somebody chose to submit it again; it may have been paid"
+async def give_up(ledger: Ledger, fingerprint: str, reason: str = _LOST) -> None:
+    """Record that somebody chose to submit a request again, though it may have been paid."""
     settled = Settled(
         state="failed",
         reason=reason,

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.edges import edge_rows
 from ideogram_pipeline.generation.files import Results
@@ -113,7 +114,7 @@ def _rows(
 
 def _recorded(store: Store, batch: str) -> _Recorded:
     """Return what runs have recorded of a batch's rows."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, DamagedFile):
         return {(row.prompt_id, row.fingerprint): row for row in files.outcomes(store, batch)}
     return {}
 
@@ -165,6 +166,8 @@ def _newest(entries: Mapping[str, Entry]) -> list[str]:
     """Return the fingerprint of each prompt row's newest request, in the order of the table."""
     newest: dict[str, tuple[datetime, int, str]] = {}
     for fingerprint, entry in entries.items():
+        if not entry.attempts:
+            continue
         reserved, request = entry.last.reserved, entry.last.reserved.request
         if request.prompt_id not in newest or newest[request.prompt_id][0] <= reserved.reserved_at:
             newest[request.prompt_id] = reserved.reserved_at, request.row_number, fingerprint

@@ -106,6 +106,10 @@ class ImageRow(BaseModel):
         default=None,
         description="Identity of the Content Credentials (C2PA) that it was signed with; empty where it was not.",
     )
+    unmarked_because: str | None = Field(
+        default=None,
+        description="Why the file lacks marks or a signature that it was to get; empty where it has them.",
+    )
     perceptual_hash: str | None = Field(
         default=None,
         description="What it looks like: 64-bit difference hash, 16 hex digits; empty for a PNG without a thumbnail.",

@@ -103,20 +103,21 @@ def beating(
 
 
 @contextmanager
-def working(store: Store, run_id: str, batch: str) -> Iterator[str]:
-    """Hold a batch, with other runs but with no erasure, for as long as the block does; hand out where its beat lies.
+def working(store: Store, run_id: str, *batches: str) -> Iterator[str]:
+    """Hold batches, with other runs but with no erasure, for as long as the block does; hand out where its beat lies.
 
     What the block reads of ledger and tombstones is what counts until it ends. Looking at an erasure on another machine
     takes up to `WATCH_S`.
 
     Raises:
-        BeingErased: an erasure holds the batch; nothing was done.
+        BeingErased: an erasure holds one; nothing was done.
         StoreError: the store can't be read or written.
     """
-    with beating(store, run_id, [batch]) as beat:
-        for erasure in _held(store, [batch], but=beat, by_erasures=True):
+    with beating(store, run_id, batches) as beat:
+        for erasure in _held(store, batches, but=beat, by_erasures=True):
+            named = f"the batch {batches[0]!r}" if len(batches) == 1 else f"one of {len(batches)} batches"
             raise BeingErased(
-                f"The {_shown(erasure)} holds the batch {batch!r} at this moment, so nothing was submitted or changed. "
+                f"The {_shown(erasure)} holds {named} at this moment, so nothing was submitted or changed. "
                 "Ask again once `ideogram-pipeline erase` has ended."
             )
         yield beat

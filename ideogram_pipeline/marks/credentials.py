@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ideogram_pipeline.containers import has_credentials, mime_type
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.marks.containers import has_credentials, mime_type
 from ideogram_pipeline.marks.xmp import ALGORITHM, Marks
 
 if TYPE_CHECKING:
@@ -134,6 +134,14 @@ class Signer:
             ConfigurationError: as above, or a file can't be read.
         """
         return cls(_file("IDEOGRAM_C2PA_CERTIFICATE", certificate), _file("IDEOGRAM_C2PA_KEY", key))
+
+    def check(self) -> None:
+        """Sign a picture of one pixel.
+
+        Raises:
+            CannotSign: not even that can be signed.
+        """
+        self.signed(_PIXEL, _PROBE, received=_PIXEL, references=())
 
     def signed(
         self, content: bytes, marks: Marks, *, received: bytes, references: Sequence[Reference]

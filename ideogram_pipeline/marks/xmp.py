@@ -11,6 +11,8 @@ from xml.etree import ElementTree as ET
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ideogram_pipeline.containers import MAX_XMP_BYTES, OddMetadata
+
 TRAINED_ALGORITHM = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's code for what a trained model made."""
 ALGORITHM = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicMedia"
@@ -24,7 +26,9 @@ _PREFIXES = {"x": _META, "rdf": _RDF, "Iptc4xmpExt": _IPTC, "ideogram": _OWN}
 _HEAD = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n'
 _TAIL = '\n<?xpacket end="r"?>'
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_MAX_BYTES = 1 << 20
+_WHITESPACE = b"\0 \t\r\n"
+MAX_DEPTH = 100
+"""A packet whose elements stand deeper in each other is not read."""
 
 
 class Marks(BaseModel):
@@ -66,9 +70,10 @@ _TERMS = {
 def packet(marks: Marks, before: bytes | None = None) -> bytes:
     """Return the marks as an XMP packet, added to what the picture said `before`, whose own words stay.
 
-    Where that can't be read as XMP, nobody else can read it either, and it is replaced.
+    Raises:
+        OddMetadata: that can't be read as XMP.
     """
-    root = (_tree(before) if before else None) or ET.Element(f"{{{_META}}}xmpmeta")
+    root = _tree(before) if before and before.strip(_WHITESPACE) else ET.Element(f"{{{_META}}}xmpmeta")
     rdf = next(root.iter(f"{{{_RDF}}}RDF"), None)
     if rdf is None:
         rdf = ET.SubElement(root, f"{{{_RDF}}}RDF")
@@ -85,26 +90,55 @@ def packet(marks: Marks, before: bytes | None = None) -> bytes:
 
 
 def parsed(packet: bytes) -> Marks | None:
-    """Return the marks that a packet holds, if it holds ours."""
-    root = _tree(packet)
-    if root is None:
-        return None
-    said = _said(root)
+    """Return the marks that a packet holds, if it holds ours.
+
+    Raises:
+        OddMetadata: it can't be read as XMP.
+    """
+    said = _said(_tree(packet))
     try:
         return Marks.model_validate({name: said[term] for name, term in _TERMS.items() if term in said})
     except ValidationError:
         return None
 
 
-def _tree(packet: bytes) -> ET.Element | None:
-    """Return a packet's element; None where it isn't XMP, or more than a packet has any reason to be."""
-    if len(packet) > _MAX_BYTES or b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
-        return None
+class _Bounded(ET.TreeBuilder):
+    """Makes a tree of elements, as long as they are not too deep in each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str]) -> ET.Element:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise OddMetadata(f"its XMP is more than {MAX_DEPTH} elements deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str) -> ET.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def _tree(packet: bytes) -> ET.Element:
+    """Return a packet's element.
+
+    Raises:
+        OddMetadata: it isn't XMP, or more than a packet has any reason to be.
+    """
+    if len(packet) > MAX_XMP_BYTES:
+        raise OddMetadata(f"its XMP is larger than {MAX_XMP_BYTES:,} bytes")
+    if b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
+        raise OddMetadata("its XMP declares entities")
     try:
-        root = ET.fromstring(packet.strip(b"\0"))  # noqa: S314 - without entities there is nothing to expand
+        root = ET.fromstring(packet.strip(b"\0"), ET.XMLParser(target=_Bounded()))  # noqa: S314 - without entities there is nothing to expand
+    except OddMetadata:
+        raise
     except (ET.ParseError, ValueError):
-        return None
-    return root if next(root.iter(f"{{{_RDF}}}Description"), None) is not None else None
+        raise OddMetadata("its XMP can't be read") from None
+    if root.tag not in (f"{{{_META}}}xmpmeta", f"{{{_RDF}}}RDF"):
+        raise OddMetadata("what stands in the place of its XMP is none")
+    return root
 
 
 def _said(root: ET.Element) -> dict[str, str]:

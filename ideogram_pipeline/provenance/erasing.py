@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple, TypeVar
 
-from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation.ledger import Entry, Ledger, StoredImage
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.requests import GenerationRequest
@@ -164,7 +164,7 @@ def _in_ledgers(ledgers: Mapping[str, Mapping[str, Entry]]) -> Iterator[_Known]:
         for fingerprint, entry in entries.items():
             yield _Known(
                 fingerprint,
-                _uses(entry.last.reserved.request),
+                _uses(entry.last.reserved.request) if entry.attempts else frozenset(),
                 tuple(
                     ErasedImage(sha256=one.sha256, sha256_received=one.sha256_received or one.sha256)
                     for one in _images(entry)
@@ -250,7 +250,7 @@ def _cells(store: Store, folder: str, kind: type[View]) -> Iterator[View]:
         if path.endswith(".parquet"):
             try:
                 rows = parquet.view(store, path, kind)
-            except (OSError, ValueError):
+            except (FileNotFoundError, DamagedFile):
                 continue
             yield from rows
 

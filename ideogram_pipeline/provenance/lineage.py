@@ -248,6 +248,8 @@ def _nodes(store: Store, wanted: set[NodeId], edges: Iterable[EdgeRow]) -> Itera
 
 def _facts(entry: Entry) -> Iterator[tuple[NodeId, dict[str, JsonValue]]]:
     """Yield what an entry knows of its request and of all that is joined to it."""
+    if not entry.attempts:
+        return
     request = entry.last.reserved.request
     yield (
         ("prompt", request.prompt_id),

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalHosts
-from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.ledger import Entry, Ledger
 from ideogram_pipeline.generation.planner import PICTURE_COLUMNS
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.provenance.lineage import Lineage, trace
@@ -26,7 +26,7 @@ def request_of(store: Store, key: str) -> GenerationRequest:
 
     Raises:
         UnknownKey: nothing is called so.
-        ConfigurationError: the key leads to more than one request, such as a run's.
+        ConfigurationError: the key leads to more than one request, such as a run's, or to one that can't be read.
     """
     lineage = trace(store, key)
     fingerprints = _requests(lineage)
@@ -36,7 +36,11 @@ def request_of(store: Store, key: str) -> GenerationRequest:
         )
     batches = {edge.to_id: edge.batch for edge in lineage.edges if edge.kind == "asks"}
     ledgers = {batch: Ledger(store, batch).entries for batch in set(batches.values())}
-    found = [ledgers[batches[one]][one].last.reserved.request for one in fingerprints]
+    known = [ledgers[batches[one]].get(one, Entry()) for one in fingerprints]
+    found = [entry.last.reserved.request for entry in known if entry.attempts]
+    if not found:
+        told = next((entry.damage for entry in known if entry.damage), "it is in no ledger any more.")
+        raise ConfigurationError(f"The request that {key!r} leads to can't be read: {told}")
     return max(found, key=lambda request: request.take)
 
 

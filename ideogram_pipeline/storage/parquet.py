@@ -13,6 +13,7 @@ import os
 import types
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby, islice
@@ -30,6 +31,7 @@ from typing import (
 
 from pydantic import BaseModel
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -161,6 +163,8 @@ class Rows(Collection[Row]):
     """The file."""
     model: type[Row]
     """What each row is."""
+    where: str = field(default="", compare=False)
+    """Where the file lies; empty for one that was not read."""
 
     @classmethod
     def of(cls, model: type[Row], rows: Iterable[Row]) -> Rows[Row]:
@@ -169,30 +173,62 @@ class Rows(Collection[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows in the file's order."""
-        yield from _decoded(self.model, self._file().iter_batches(batch_size=_AT_ONCE, use_threads=False))
+        with _readable(self.where):
+            yield from _decoded(self.model, self.file().iter_batches(batch_size=_AT_ONCE, use_threads=False))
 
     def __len__(self) -> int:
         """Return how many rows there are."""
-        return int(self._file().metadata.num_rows)
+        return int(self.file().metadata.num_rows)
 
     def __contains__(self, row: object) -> bool:
         """Say whether a row is among them; goes through all."""
         return any(row == one for one in self)
 
-    def _file(self) -> pq.ParquetFile:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def file(self) -> pq.ParquetFile:
+        """Return the file, opened.
 
+        Raises:
+            DamagedFile: it is none.
+        """
+        return _opened(self.content, self.where)
+
+
+def _opened(content: bytes, where: str) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _readable(where):
         # Without threads: one that still runs when the process ends aborts it.
-        return pq.ParquetFile(pa.BufferReader(self.content), pre_buffer=False)
+        return pq.ParquetFile(pa.BufferReader(content), pre_buffer=False)
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Say of a file that can't be read which it is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # Arrow's errors are of both
+        line = str(error).strip().split("\n", 1)[0]
+        raise DamagedFile(
+            f"The file {where!r} is damaged: {line}. `ideogram-pipeline rebuild` makes what is derived anew, and a run "
+            "what it reads of the tables."
+        ) from None
 
 
 def rows(
     store: Store, path: str, model: type[Row], *, where: tuple[str, Collection[str]] | None = None
 ) -> Rows[Row]:
-    """Return the rows of a Parquet file that was written from `model`; `where` as in `read`."""
+    """Return the rows of a Parquet file that was written from `model`; `where` as in `read`.
+
+    Raises:
+        DamagedFile: it is none.
+    """
     if where is None:
-        return Rows(store.get(path), model)
+        found_rows = Rows(store.get(path), model, store.where(path))
+        found_rows.file()
+        return found_rows
     import pyarrow as pa
 
     found = (pa.Table.from_batches([batch]) for batch in _batches(store, path, where, _ROW_GROUP))
@@ -204,12 +240,10 @@ def view(store: Store, path: str, kind: type[View]) -> list[View]:
 
     A column that a file of an earlier version doesn't have is None in every row.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     names = list(kind._fields)
-    file = pq.ParquetFile(pa.BufferReader(store.get(path)), pre_buffer=False)
-    found = file.read(columns=names, use_threads=False)
+    file = _opened(store.get(path), store.where(path))
+    with _readable(store.where(path)):
+        found = file.read(columns=names, use_threads=False)
     absent = [None] * found.num_rows
     cells = zip(
         *(found[name].to_pylist() if name in found.column_names else absent for name in names), strict=True
@@ -225,17 +259,18 @@ def read(
     `where` keeps the rows whose column has one of some values; row groups that can't hold any are skipped. Few rows are
     in memory at a time.
     """
-    yield from _decoded(model, _batches(store, path, where, _AT_ONCE))
+    with _readable(store.where(path)):
+        yield from _decoded(model, _batches(store, path, where, _AT_ONCE))
 
 
 def tables(store: Store, path: str) -> Iterator[pa.Table]:
     """Yield a Parquet file as Arrow tables of some rows each."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(pa.BufferReader(store.get(path)), pre_buffer=False)
-    for part in file.iter_batches(batch_size=2_000, use_threads=False):
-        yield pa.Table.from_batches([part])
+    file = _opened(store.get(path), store.where(path))
+    with _readable(store.where(path)):
+        for part in file.iter_batches(batch_size=2_000, use_threads=False):
+            yield pa.Table.from_batches([part])
 
 
 def _decoded(model: type[Row], batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
@@ -255,10 +290,8 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows, at most `batch_size` at a time."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    # Without threads: one that still runs when the process ends aborts it, and these files are small.
-    file = pq.ParquetFile(pa.BufferReader(store.get(path)), pre_buffer=False)
+    file = _opened(store.get(path), store.where(path))
     if where is None:
         yield from file.iter_batches(batch_size=batch_size, use_threads=False)
         return

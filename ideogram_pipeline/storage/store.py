@@ -21,6 +21,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.storage import remote
@@ -40,7 +41,8 @@ _REMEMBERED = 1000
 _PAGE = 1000
 _PART = 5 * 1024 * 1024
 _READ_PART = 256 * 1024
-_LEFTOVER = re.compile(r"#\d+$")
+_LEFTOVER = re.compile(r"#\d+$|(^|/)\.[0-9a-f]{32}\.new$")
+_BEGAN_AT = time.time()
 _LARGE = 256 * 1024
 """Bytes. What is larger and on the disk needn't stay in the system's memory as well: a run doesn't read it again."""
 
@@ -177,6 +179,22 @@ class Store:
             self._check_root()
             return obstore.put(self._backend, path, content)["e_tag"] or ""
 
+    def put_whole(self, path: str, content: bytes) -> str:
+        """Write an object as `put` does, into a folder that others read whole: nothing half-written ever shows there.
+
+        On a local disk it gets its name once it is written; before that it begins with a dot, which readers leave out.
+        """
+        import obstore
+
+        if not self.folder:
+            return self.put(path, content)
+        folder, _, _ = path.rpartition("/")
+        aside = f"{folder}/.{uuid4().hex}.new".lstrip("/")
+        self.put(aside, content)
+        with self._failures("write", path, requests=0):
+            obstore.rename(self._backend, aside, path)
+        return self.etag(path)
+
     def put_parts(self, path: str, parts: Iterable[bytes]) -> None:
         """Write an object of parts that needn't be in memory together, whole or not at all, over what was there."""
         import obstore
@@ -267,6 +285,22 @@ class Store:
 
         return once() if self.folder else _repeating_here(once)
 
+    def delete_empty(self, path: str) -> bool:
+        """Remove an object of no bytes, as a power cut leaves one of a local disk; return whether there was one.
+
+        Of several that find it so on a disk, nobody removes what another one has written in its place meanwhile.
+        """
+        try:
+            if self.folder:
+                with self._failures("delete", path):
+                    return _unlink_empty(self.where(path))
+            if self.get(path):
+                return False
+        except FileNotFoundError:
+            return False
+        self.delete(path)
+        return True
+
     def exists(self, path: str) -> bool:
         """Say whether an object is there."""
         import obstore
@@ -339,9 +373,10 @@ class Store:
         if not self.folder:
             return []
         return [
-            found.relative_to(self.folder).as_posix()
-            for found in (self.folder / folder).rglob("*#*")
-            if _LEFTOVER.search(found.name) and found.is_file()
+            (Path(parent) / name).relative_to(self.folder).as_posix()
+            for parent, _, names in os.walk(self.folder / folder)
+            for name in names
+            if _LEFTOVER.search(name)
         ]
 
     def delete_leftover(self, path: str) -> None:
@@ -349,6 +384,19 @@ class Store:
         assert _LEFTOVER.search(path)
         with self._failures("delete", path):
             Path(self.where(path)).unlink(missing_ok=True)
+
+    def sweep(self, *folders: str) -> int:
+        """Remove the half-written files below some folders that were left before this process began; say how many.
+
+        Whoever writes has done so for less time than that, or begins anew where its file is taken from it.
+        """
+        swept = 0
+        for path in (path for folder in folders for path in self.leftovers(folder)):
+            with suppress(FileNotFoundError):
+                if os.stat(self.where(path)).st_mtime < _BEGAN_AT:
+                    self.delete_leftover(path)
+                    swept += 1
+        return swept
 
     def folders(self, folder: str) -> list[str]:
         """Return the names of the folders directly below a folder, sorted."""
@@ -425,6 +473,10 @@ class Store:
                 raise StoreError(
                     f"Can't {verb} {self.where(path)!r}: {remote.explained(error, self.url)}."
                 ) from None
+            if verb in ("write", "create"):
+                raise StoreError(
+                    f"Can't {verb} {self.where(path)!r}: it was taken away while it was written."
+                ) from None
             raise FileNotFoundError(f"There is no {self.where(path)!r}.") from None
         except ValueError as error:  # a path that leaves the root, an object that is too large
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
@@ -495,6 +547,22 @@ def _requests_of(size: int) -> int:
 def _identity(folder: Path) -> tuple[int, int]:
     found = folder.stat()
     return found.st_dev, found.st_ino
+
+
+def _unlink_empty(path: str) -> bool:
+    """Unlink a file of no bytes; who else would do so waits, and sees that the name is another file's by then."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        held, named = os.fstat(descriptor), os.stat(path)
+        if named.st_size or (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
+            return False
+        os.unlink(path)
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _fsync(path: str) -> None:

@@ -12,6 +12,7 @@ from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.storage import Store
 
 FOLDER = "erased"
+_NAME = re.compile(rf"{FOLDER}/[0-9a-f]{{64}}\.json")
 
 DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 """A digest or a fingerprint, wherever it stands in a text."""
@@ -51,7 +52,7 @@ def tombstones(store: Store) -> list[Tombstone]:
         StoreError: one can't be read.
     """
     stones = []
-    for one in sorted(one.path for one in store.objects(FOLDER)):
+    for one in sorted(one.path for one in store.objects(FOLDER) if _NAME.fullmatch(one.path)):
         try:
             stones.append(Tombstone.model_validate_json(store.get(one)))
         except ValidationError:

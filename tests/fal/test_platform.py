@@ -63,6 +63,22 @@ def test_past_requests_are_listed_over_all_pages(fake, ask):
     assert fake.seen[0].headers["authorization"] == f"Key {fake.key}"
 
 
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_the_platforms_address_works_with_and_without_its_version(end):
+    hosts = fal.FalHosts(api=f"https://fal.example{end}")
+    assert hosts.api == "https://fal.example"
+
+
+@pytest.mark.parametrize("answer", [{"detail": "Not Found"}, b"<html>nothing here</html>"])
+def test_a_404_from_the_list_says_that_unanswered_submits_stay_unknown(fake, ask, answer):
+    fake.replies(fake.reply(404, answer))
+    with pytest.raises(fal.EndpointNotFound) as refused:
+        ask(listing)
+    assert "no list of requests" in str(refused.value)
+    assert "stay unknown" in str(refused.value)
+    assert "endpoint id" not in str(refused.value)
+
+
 def test_a_listing_cut_short_says_so(fake, ask):
     History(fake, [entry(number) for number in range(5)])
     found = ask(lambda client: listing(client, max_items=3))

@@ -13,7 +13,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.generation.ledger import (
     MAX_ATTEMPTS,
     AlreadyWritten,
@@ -26,6 +25,7 @@ from ideogram_pipeline.generation.ledger import (
     Reserved,
     Settled,
     Submitted,
+    batches,
 )
 from ideogram_pipeline.generation.planner import References, plan_row
 from ideogram_pipeline.generation.requests import GenerationRequest
@@ -400,19 +400,113 @@ def test_a_batch_knows_nothing_of_another_whose_name_it_begins(store):
     assert Ledger(store, "drop").entries == {}
 
 
-def test_a_damaged_file_is_an_error_that_names_it(store):
-    asked = request()
-    asyncio.run(Ledger(store, "drop").reserve(reserved(asked)))
-    path = f"ledger/batch=drop/{asked.fingerprint}/1-reserved.json"
-    store.put(path, store.get(path)[:-10])
-    with pytest.raises(StoreError, match=r"1-reserved\.json' can't be read"):
-        Ledger(store, "drop")
+STEPS = {"reserved": reserved(request()), "submitted": SUBMITTED, "settled": settled("generated")}
 
 
-def test_a_file_that_is_none_of_the_ledgers_is_left_alone(store):
-    store.put("ledger/batch=drop/README.txt", b"hands off")
-    assert Ledger(store, "drop").entries == {}
-    assert store.exists("ledger/batch=drop/README.txt")
+def whole(store, prompt_id: str = "a") -> tuple[str, str]:
+    """Write a request's ledger up to its settlement; return its fingerprint and where its first attempt's files lie."""
+    ledger, asked = Ledger(store, "drop"), request(prompt_id)
+
+    async def write() -> None:
+        await ledger.reserve(reserved(asked))
+        await ledger.submitted(asked.fingerprint, SUBMITTED)
+        await ledger.settle(asked.fingerprint, settled("generated"))
+
+    asyncio.run(write())
+    return asked.fingerprint, f"ledger/batch=drop/{asked.fingerprint}/1-"
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "other JSON", "gone"])
+@pytest.mark.parametrize("step", STEPS)
+def test_one_bad_ledger_file_makes_its_own_row_unknown_and_blocks_no_other(store, step, harm):
+    fingerprint, place = whole(store)
+    path, (other, _) = f"{place}{step}.json", whole(store, "b")
+    if harm == "gone":
+        store.delete(path)
+    else:
+        store.put(path, {"cut": store.get(path)[:-10], "empty": b"", "other JSON": b"[]"}[harm])
+    entries = Ledger(store, "drop").entries
+    assert entries[other].state == "generated"
+    if step != "reserved" and harm == "gone":
+        assert not entries[fingerprint].damage  # a step that was never made looks just so
+    elif (step, harm) == ("settled", "empty"):
+        assert entries[fingerprint].state == "submitted"  # a power cut after the submit: one step back
+    else:
+        assert entries[fingerprint].state == "damaged"
+        assert entries[fingerprint].cost == Cost(None, "unknown")
+        assert store.where(path) in entries[fingerprint].damage
+        assert ("reconcile --adopt" in entries[fingerprint].damage) == (step == "reserved")
+
+
+def test_a_row_whose_ledger_files_are_all_empty_is_not_sent_again(store):
+    fingerprint, place = whole(store)
+    for step in STEPS:
+        store.put(f"{place}{step}.json", b"")
+    assert Ledger(store, "drop").entries[fingerprint].state == "damaged"
+
+
+def test_a_reservation_of_another_request_or_attempt_is_damage(store):
+    fingerprint, place = whole(store)
+    other, _ = whole(store, "b")
+    store.put(f"{place}reserved.json", reserved(request("b")).model_dump_json().encode())
+    store.put(
+        f"ledger/batch=drop/{other}/1-reserved.json", reserved(request("b"), 2).model_dump_json().encode()
+    )
+    entries = Ledger(store, "drop").entries
+    assert [entries[one].state for one in (fingerprint, other)] == ["damaged", "damaged"]
+
+
+def test_an_attempt_that_is_gone_below_a_later_one_is_damage(store):
+    store.put(
+        f"ledger/batch=drop/{request().fingerprint}/2-reserved.json",
+        reserved(request(), 2).model_dump_json().encode(),
+    )
+    [entry] = Ledger(store, "drop").entries.values()
+    assert "1-reserved.json" in entry.damage
+
+
+def test_a_damaged_row_stays_damaged_in_the_copy_and_is_whole_again_once_its_file_is_back(store, copied):
+    _, path = copied
+    content = store.get(path)
+    store.put(path, content[:-10])
+    damaged = Ledger(store, "drop")
+    damaged._not_copied = 100
+    damaged.keep_copy()
+    states = [entry.state for entry in Ledger(store, "drop").entries.values()]
+    assert sorted(states) == ["damaged", *["reserved"] * 39]
+    store.put(path, content)
+    assert {entry.state for entry in Ledger(store, "drop").entries.values()} == {"reserved"}
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "README.txt",
+        ".DS_Store",
+        "Thumbs.db",
+        "{fingerprint} copy/1-reserved.json",
+        "{fingerprint}/1-reserved (copy).json",
+        "{fingerprint}/1-settled.json.bak",
+        "{fingerprint}/01-reserved.json",
+        "{fingerprint}/.DS_Store",
+        "old/{fingerprint}/1-reserved.json",
+    ],
+)
+def test_a_file_that_is_none_of_the_ledgers_is_left_alone(store, foreign):
+    fingerprint, _ = whole(store)
+    path = f"ledger/batch=drop/{foreign.format(fingerprint=fingerprint)}"
+    store.put(path, b"hands off")
+    entries = Ledger(store, "drop").entries
+    assert [entry.state for entry in entries.values()] == ["generated"]
+    assert store.get(path) == b"hands off"
+
+
+def test_a_foreign_or_copied_folder_is_no_batch(store):
+    whole(store)
+    for folder in ("batch=drop (copy)", "batch=.drop", "old", "batch="):
+        store.put(f"ledger/{folder}/{'0' * 64}/1-reserved.json", b"{}")
+    store.put("ledger/.DS_Store", b"")
+    assert batches(store) == ["drop"]
 
 
 def test_a_transition_that_another_run_made_first_is_known_afterwards(store):
@@ -440,13 +534,6 @@ def test_the_end_of_an_attempt_that_another_run_has_retried_meanwhile_does_not_s
     assert Ledger(store, "drop").entries[asked.fingerprint].state == "submitted"
 
 
-def test_an_attempt_without_its_reservation_is_an_error_that_names_the_request(store):
-    fingerprint = request().fingerprint
-    store.put(f"ledger/batch=drop/{fingerprint}/1-submitted.json", SUBMITTED.model_dump_json().encode())
-    with pytest.raises(StoreError, match=fingerprint):
-        Ledger(store, "drop")
-
-
 def test_a_transition_that_a_power_cut_left_empty_did_not_happen(store):
     ledger, asked = Ledger(store, "drop"), request()
     asyncio.run(ledger.reserve(reserved(asked)))
@@ -455,6 +542,24 @@ def test_a_transition_that_a_power_cut_left_empty_did_not_happen(store):
     assert again.entries[asked.fingerprint].state == "reserved"
     asyncio.run(again.submitted(asked.fingerprint, SUBMITTED))
     assert Ledger(store, "drop").entries[asked.fingerprint].state == "submitted"
+
+
+def test_a_reservation_that_a_power_cut_left_empty_was_never_sent(store):
+    asked = request()
+    store.put(f"ledger/batch=drop/{asked.fingerprint}/1-reserved.json", b"")
+    first, second = Ledger(store, "drop"), Ledger(store, "drop")
+    assert first.entries == {}
+    asyncio.run(first.reserve(reserved(asked)))
+    with pytest.raises(AlreadyWritten):
+        asyncio.run(second.reserve(reserved(asked, owner="run-2")))
+    assert Ledger(store, "drop").entries[asked.fingerprint].last.reserved.owner == "run-1"
+
+
+def test_an_end_that_a_power_cut_left_empty_beside_a_bill_did_not_happen(store):
+    fingerprint, place = whole(store)
+    asyncio.run(Ledger(store, "drop").billed(fingerprint, billed()))
+    store.put(f"{place}settled.json", b"")
+    assert Ledger(store, "drop").entries[fingerprint].state == "submitted"
 
 
 @pytest.fixture

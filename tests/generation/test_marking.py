@@ -1,6 +1,9 @@
 """Marking and signing what fal sent: whatever credentials it or its references bring."""
 
+import io
+
 import pytest
+from PIL import Image
 
 from ideogram_pipeline import marks
 from ideogram_pipeline.generation.marking import marked, signed, signed_then
@@ -25,6 +28,13 @@ DIGEST = "cd" * 32
 @pytest.fixture(scope="module")
 def signer(certificate):
     return Signer.load(str(certificate.chain), str(certificate.key))
+
+
+def with_odd_xmp(kind):
+    """A picture whose XMP is none."""
+    sink = io.BytesIO()
+    Image.new("RGB", (64, 48), "teal").save(sink, kind, xmp=b"no XMP")
+    return sink.getvalue()
 
 
 def with_nonsense(content):
@@ -70,6 +80,37 @@ def test_credentials_of_a_reference_that_nobody_can_read_are_left_out(signer, pi
     assert (found.state, found.ingredients) == ("valid", (f"inputTo sha256:{DIGEST}",))
 
 
-def test_what_is_no_whole_picture_is_not_signed(signer, picture):
-    with pytest.raises(CannotSign):
-        signed(picture()[:40], MARKS, signer, list)
+def test_what_can_not_be_signed_though_others_can_is_kept_unsigned_and_says_why(signer, picture):
+    made = signed(picture()[:40], MARKS, signer, list)
+    assert made.manifest_id is None
+    assert made.unmarked_because.startswith("it can't be signed: ")
+
+
+def test_where_nothing_can_be_signed_a_picture_waits(picture):
+    class Broken(Signer):
+        def __init__(self):
+            pass
+
+        def signed(self, *_, **__):
+            raise CannotSign("the key is gone")
+
+    with pytest.raises(CannotSign, match="the key is gone"):
+        signed(picture(), MARKS, Broken(), list)
+
+
+def test_a_picture_with_odd_xmp_is_signed_all_the_same_and_comes_back(signer):
+    received = with_odd_xmp("WEBP")
+    made = signed(received, MARKS, signer, list)
+    assert made.unmarked_because == "its XMP can't be read"
+    assert credentials.read(made.content).seed == MARKS.seed
+    assert signed_then(received, MARKS, made.manifest_id, made.signature).content == made.content
+
+
+def test_a_picture_with_odd_xmp_is_left_as_it_is_and_says_why():
+    received = with_odd_xmp("JPEG")
+    made = marked(received, MARKS)
+    assert (made.content, made.is_changed, made.unmarked_because) == (
+        received,
+        False,
+        "its XMP can't be read",
+    )

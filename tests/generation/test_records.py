@@ -52,6 +52,7 @@ bytes int64
 sha256 string
 sha256_received string
 manifest_id string?
+unmarked_because string?
 perceptual_hash string?
 nearest_image string?
 nearest_distance int64?

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 
-from ideogram_pipeline import marks
+from ideogram_pipeline import containers, marks
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.marks import containers, credentials
+from ideogram_pipeline.marks import credentials
 from ideogram_pipeline.marks.credentials import CannotSign, Reference, Signer
 
 MARKS = marks.Marks(

@@ -1,6 +1,7 @@
 """Marks in JPEG, PNG and WebP files: read back whole, beside what was there, with every pixel as it was."""
 
 import io
+import zlib
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -113,7 +114,8 @@ def test_a_picture_with_content_credentials_is_left_as_it_is(part):
     end = content.index(b"IDAT") - 4
     body = part + b"\0\0\0\x10jumb c2pa"
     chunk = (len(body) - 4).to_bytes(4, "big") + body + b"\0\0\0\0"
-    assert marks.written(content[:end] + chunk + content[end:], MARKS) is None
+    with pytest.raises(marks.CannotMark, match="Content Credentials"):
+        marks.written(content[:end] + chunk + content[end:], MARKS)
 
 
 def test_a_very_long_prompt_has_no_room_in_a_jpeg_and_the_rest_stands_there():
@@ -151,4 +153,73 @@ def test_a_packet_with_entities_is_not_read():
     bomb = DC.replace(b"<x:xmpmeta", b'<!DOCTYPE x [<!ENTITY a "aaaa">]><x:xmpmeta', 1)
     content = picture(kind="WEBP", xmp=bomb)
     assert marks.read(content) is None
-    assert marks.read(marks.written(content, MARKS)) == MARKS
+    with pytest.raises(marks.CannotMark, match="entities"):
+        marks.written(content, MARKS)
+
+
+def itxt(text: bytes, *, packed: bool = False, end: bytes = b"\0\0") -> bytes:
+    """A PNG with an XMP chunk of this text."""
+    content = picture()
+    at = content.index(b"IDAT") - 4
+    body = b"iTXtXML:com.adobe.xmp\0" + bytes([packed, 0]) + end + text
+    chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    return content[:at] + chunk + content[at:]
+
+
+def nested(depth: int) -> bytes:
+    """XMP whose elements stand so deep in each other."""
+    return DC.replace(b"</rdf:RDF>", b"<a>" * depth + b"</a>" * depth + b"</rdf:RDF>")
+
+
+ODD = {
+    "packed and broken": (itxt(b"no zlib", packed=True), "can't be unpacked"),
+    "packed and cut short": (itxt(zlib.compress(DC)[:-8], packed=True), "cut short"),
+    "packed and far larger": (
+        itxt(zlib.compress(b" " * (2 << 20)), packed=True),
+        "larger than 1,048,576 bytes",
+    ),
+    "without an end of its keyword": (itxt(b"", end=b""), "no end of its keyword"),
+    "large": (picture(kind="WEBP", xmp=b" " * (1 << 20) + DC), "larger than 1,048,576 bytes"),
+    "deep": (picture(kind="WEBP", xmp=nested(5_000)), "more than 100 elements deep"),
+    "deep in a PNG": (itxt(zlib.compress(nested(5_000)), packed=True), "more than 100 elements deep"),
+    "not XML": (picture(kind="JPEG", xmp=b"<x:xmpmeta"), "can't be read"),
+    "another XML": (picture(kind="JPEG", xmp=b"<svg/>"), "is none"),
+    "no room": (picture(kind="JPEG", xmp=DC.replace(b"theirs", b"x" * 65_000)), "no room"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_xmp_never_loses_the_picture_and_is_left_as_it_is(name):
+    content, reason = ODD[name]
+    assert marks.read(content) is None
+    with pytest.raises(marks.CannotMark, match=reason):
+        marks.written(content, MARKS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        itxt(zlib.compress(DC), packed=True),
+        itxt(b""),
+        itxt(b" \0\n"),
+        picture(kind="WEBP", xmp=nested(90)),
+        picture(
+            kind="JPEG", xmp=DC.replace(b"<rdf:Description", b"<!--").replace(b"</rdf:RDF>", b"--></rdf:RDF>")
+        ),
+        picture(kind="JPEG", exif=b"Exif\0\0nonsense"),
+        picture(kind="WEBP", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff"),
+        picture(kind="PNG") + b"what others leave at the end",
+        picture(kind="JPEG").replace(b"\xff\xdb", b"\xff\xff\xff\xdb", 1),
+    ],
+    ids=["packed", "empty", "blank", "deep enough", "no words", "exif", "webp exif", "tail", "filled"],
+)
+def test_what_is_odd_and_valid_takes_marks(content):
+    marked = marks.written(content, MARKS)
+    assert marks.read(marked) == MARKS
+    assert pixels(marked) == pixels(content)
+
+
+def test_a_webp_that_is_not_as_long_as_it_says_takes_no_marks():
+    content = picture(kind="WEBP", exif=EXIF)
+    with pytest.raises(marks.CannotMark, match="not as long as they say"):
+        marks.written(content + b"EXIF\xff\0\0\0", MARKS)

@@ -1,4 +1,4 @@
-"""Where XMP stands in JPEG, PNG and WebP files, and how it is put there without touching a pixel.
+"""The parts of JPEG, PNG and WebP files: where XMP stands, how it is put there, and what else is no pixel.
 
 JPEG: an APP1 segment (XMP part 3, 1.1.3); PNG: an iTXt chunk (1.1.5); WebP: an `XMP ` chunk, announced in `VP8X`
 (https://developers.google.com/speed/webp/docs/riff_container). All functions take whole, valid files.
@@ -14,7 +14,11 @@ _ITXT = b"XML:com.adobe.xmp\0"
 _APP1 = b"http://ns.adobe.com/xap/1.0/\0"
 _SEGMENT = 65_535
 """Bytes of a JPEG segment at most, its length included and its marker not."""
+MAX_XMP_BYTES = 1 << 20
+"""More than that is not read, packed or not: a packet has room for some kB of words and a small picture."""
 _XMP_FLAG, _ALPHA_FLAG = 0x04, 0x10
+_METADATA_FLAGS = 0x20 | 0x08 | _XMP_FLAG
+"""A WebP's colour profile, EXIF and XMP."""
 
 Part = tuple[bytes, int, int]
 """A part of a file: its name, and where it begins and ends."""
@@ -24,10 +28,18 @@ class UnknownContainer(ValueError):
     """The bytes are no JPEG, PNG or WebP."""
 
 
+class OddMetadata(ValueError):
+    """What a picture says of itself can't be read, or is more than anybody should read. The message says why."""
+
+
 def xmp_of(content: bytes) -> bytes | None:
-    """Return a picture's XMP packet, if it has one; None also for bytes that are no picture."""
+    """Return a picture's XMP packet, if it has one; None also for bytes that are no picture.
+
+    Raises:
+        OddMetadata: the packet can't be unpacked, or is too large.
+    """
     try:
-        return next((found for part in _parts(content) if (found := _xmp(content, part))), None)
+        return next((_xmp(content, part) for part in _parts(content) if _is_xmp(content, part)), None)
     except UnknownContainer:
         return None
 
@@ -64,8 +76,9 @@ def with_xmp(content: bytes, packet: bytes) -> bytes | None:
 
     Raises:
         UnknownContainer: the bytes are no JPEG, PNG or WebP.
+        OddMetadata: a WebP's parts are not what its lengths say.
     """
-    parts = [part for part in _parts(content) if _xmp(content, part) is None]
+    parts = [part for part in _parts(content) if not _is_xmp(content, part)]
     if content.startswith(_PNG):
         body = b"iTXt" + _ITXT + b"\0\0\0\0" + packet
         length = (len(body) - 4).to_bytes(4, "big")
@@ -81,7 +94,42 @@ def with_xmp(content: bytes, packet: bytes) -> bytes | None:
     return _webp(content, parts, packet)
 
 
+def without_metadata(content: bytes) -> bytes:
+    """Return a picture without the parts that only tell of it: text, EXIF, XMP, colour profiles. No pixel is touched.
+
+    Raises:
+        UnknownContainer: the bytes are no JPEG, PNG or WebP.
+    """
+    kept = [part for part in _parts(content) if not _tells(part[0])]
+    if not content.startswith(b"RIFF"):
+        return _joined(content, content[: len(_PNG) if content.startswith(_PNG) else 2], kept, b"", after=0)
+    plain = bytearray(_joined(content, b"", kept, b"", after=0))
+    if plain.startswith(b"VP8X"):
+        plain[8] &= ~_METADATA_FLAGS
+    return b"RIFF" + (4 + len(plain)).to_bytes(4, "little") + b"WEBP" + plain
+
+
+def _tells(name: bytes) -> bool:
+    if len(name) == 1:  # a JPEG's APP1 to APP13, APP15 and comments; APP14 says how its colours are stored
+        return (0xE1 <= name[0] <= 0xEF and name != b"\xee") or name == b"\xfe"
+    return name in (
+        b"iTXt",
+        b"zTXt",
+        b"tEXt",
+        b"eXIf",
+        b"iCCP",
+        b"tIME",
+        b"caBX",
+        b"EXIF",
+        b"XMP ",
+        b"ICCP",
+        b"C2PA",
+    )
+
+
 def _webp(content: bytes, parts: list[Part], packet: bytes) -> bytes:
+    if not parts or parts[-1][2] > len(content):
+        raise OddMetadata("its parts are not as long as they say")
     name, start, end = parts[0]
     if name == b"VP8X":
         head = bytearray(content[start:end])
@@ -117,20 +165,42 @@ def _joined(content: bytes, head: bytes | bytearray, parts: list[Part], own: byt
     return b"".join([head, *kept[:after], own, *kept[after:]])
 
 
-def _xmp(content: bytes, part: Part) -> bytes | None:
-    """Return the packet that a part is, if it is one."""
+def _is_xmp(content: bytes, part: Part) -> bool:
+    name, start, _ = part
+    return (
+        (name == b"iTXt" and content.startswith(_ITXT, start + 8))
+        or (name == b"\xe1" and content.startswith(_APP1, start + 4))
+        or name == b"XMP "
+    )
+
+
+def _xmp(content: bytes, part: Part) -> bytes:
+    """Return the packet that a part is."""
     name, start, end = part
-    if name == b"iTXt" and content.startswith(_ITXT, start + 8):
-        flags = start + 8 + len(_ITXT)
-        language = content.find(b"\0", flags + 2, end)
-        keyword = content.find(b"\0", language + 1, end)
-        packet = content[keyword + 1 : end - 4]
-        return zlib.decompress(packet) if content[flags] else packet
-    if name == b"\xe1" and content.startswith(_APP1, start + 4):
+    if name == b"\xe1":
         return content[start + 4 + len(_APP1) : end]
     if name == b"XMP ":
         return content[start + 8 : start + 8 + int.from_bytes(content[start + 4 : start + 8], "little")]
-    return None
+    flags = start + 8 + len(_ITXT)
+    language = content.find(b"\0", flags + 2, end - 4)
+    keyword = content.find(b"\0", language + 1, end - 4)
+    if language < 0 or keyword < 0:
+        raise OddMetadata("its XMP can't be read: the iTXt chunk has no end of its keyword")
+    packet = content[keyword + 1 : end - 4]
+    return _unpacked(packet) if content[flags] else packet
+
+
+def _unpacked(packed: bytes) -> bytes:
+    unpacking = zlib.decompressobj()
+    try:
+        packet = unpacking.decompress(packed, MAX_XMP_BYTES + 1)
+    except zlib.error:
+        raise OddMetadata("its XMP can't be unpacked") from None
+    if len(packet) > MAX_XMP_BYTES:
+        raise OddMetadata(f"its XMP is larger than {MAX_XMP_BYTES:,} bytes")
+    if not unpacking.eof:
+        raise OddMetadata("its XMP can't be unpacked: it is cut short")
+    return packet
 
 
 def _parts(content: bytes) -> Iterator[Part]:
@@ -161,7 +231,11 @@ def _riff_chunks(content: bytes) -> Iterator[Part]:
 def _jpeg_segments(content: bytes) -> Iterator[Part]:
     """Yield the segments before the first scan, named by their marker's second byte, and then the rest as one."""
     start = 2
-    while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] not in (b"\xda", b"\xd9"):
+    while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] not in (
+        b"\xda",
+        b"\xd9",
+        b"\xff",
+    ):
         end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
         if end <= start + 3 or end > len(content):
             break

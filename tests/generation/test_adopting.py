@@ -1,0 +1,516 @@
+"""Lost, restored and copied ledgers against the sandbox over loopback HTTP: what is found, and what is paid then."""
+
+import asyncio
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
+from ideogram_pipeline.generation import files, ledger, traces
+from ideogram_pipeline.generation.adopting import adopt
+from ideogram_pipeline.generation.batch import WorkOptions, work
+from ideogram_pipeline.generation.books import RunFacts
+from ideogram_pipeline.generation.budget import Budget
+from ideogram_pipeline.generation.choice import Choice
+from ideogram_pipeline.generation.ledger import Ledger, Reserved
+from ideogram_pipeline.generation.marking import Marking
+from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
+from ideogram_pipeline.provenance.erasing import descent, entomb, remove
+from ideogram_pipeline.sandbox import Fault, SandboxSettings, forget_uploads, running_sandbox
+from ideogram_pipeline.sandbox.control import Change
+from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.erased import refused
+from ideogram_pipeline.tables.references import read_references
+from ideogram_pipeline.tables.rows import PromptRow
+
+BATCH = "drop"
+DERIVED = ("images", "outcomes", "lineage", "plans")
+
+
+class Watcher:
+    def ended(self, outcome, spent_usd):
+        pass
+
+
+class Project:
+    """A table of one batch with a store, worked as a run works it: planned, guarded, paid, recorded."""
+
+    def __init__(self, folder, sandbox, *, rows=3, inline_bytes=0):
+        self.folder, self.sandbox, self.inline_bytes = folder, sandbox, inline_bytes
+        self.api = sandbox.url
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 48), "teal").save(folder / "ada.png")
+        (folder / "references.csv").write_text("reference_id,uri\nada,ada.png\n")
+        self.table = [self.row(number) for number in range(rows)]
+
+    def row(self, number, **cells):
+        cells = {"prompt": f"scene {number}", "reference_ids": ("ada",), **cells}
+        return PromptRow(prompt_id=f"p{number}", batch=BATCH, row_number=number, **cells)
+
+    @property
+    def store(self):
+        return Store.open(str(self.folder / "store"))
+
+    @property
+    def references(self):
+        store = self.store
+        read = read_references(str(self.folder / "references.csv"), store, erased=refused(store))
+        return References.of(read.references, read.rejections)
+
+    @property
+    def entries(self):
+        return Ledger(self.store, BATCH).entries
+
+    def client(self):
+        return FalClient("key:secret", FalHosts(queue=self.sandbox.url, rest=self.sandbox.url, api=self.api))
+
+    def run(self, **choice):
+        """Work the batch, and return how many of its rows have their pictures."""
+        store, entries = self.store, self.entries
+        plan = plan_batch(BATCH, self.table, [], self.references, entries, choice=Choice(**choice))
+        files.write_plan(store, plan)
+        options = WorkOptions(
+            run=RunFacts(run_id="a-run", backend="sandbox", code_version="test"),
+            budget=Budget(store, run_id="a-run", per_run_usd=None, per_day_usd=None, allow_unknown=False),
+            observer=Watcher(),
+            marking=Marking(),
+            max_in_flight=16,
+            max_wait_s=60.0,
+            inline_bytes=self.inline_bytes,
+            thumbnails=False,
+        )
+        with no_waiting():
+            worked = asyncio.run(work(store, plan, self.client, options))
+        return sum(row.state == "generated" for row in worked.results.outcomes)
+
+    def adopt(self):
+        firsts = [plan_row(row, self.references) for row in self.table if self.can_be_sent(row)]
+
+        async def look():
+            async with self.client() as fal:
+                return await adopt(
+                    fal,
+                    self.store,
+                    {BATCH: firsts},
+                    run=RunFacts(run_id="adopted", backend="sandbox", code_version="test"),
+                    told=lambda _: None,
+                )
+
+        with no_waiting():
+            return asyncio.run(look())
+
+    def can_be_sent(self, row):
+        return set(row.reference_ids) <= self.references.usable.keys()
+
+    def lose(self, *folders):
+        for folder in folders:
+            shutil.rmtree(self.folder / "store" / folder, ignore_errors=True)
+
+    def copy_to(self, folder):
+        """Return the project with a copy of its store, beside the original."""
+        other = Project(folder, self.sandbox)
+        other.table = self.table
+        shutil.copytree(self.folder / "store", folder / "store", dirs_exist_ok=True)
+        return other
+
+    @property
+    def accepted(self):
+        return self.sandbox.stats().accepted
+
+
+@pytest.fixture
+def sandbox():
+    with running_sandbox(SandboxSettings(latency_scale=0, concurrency=100)) as running:
+        yield running
+
+
+@pytest.fixture
+def project(tmp_path, sandbox):
+    return Project(tmp_path / "project", sandbox)
+
+
+def told(adoption):
+    return {(one.prompt_id, one.take): one.says for one in adoption.adopted}
+
+
+@pytest.mark.parametrize(
+    ("lost", "found"),
+    [
+        ((), "from metadata.parquet; its pictures are there"),
+        (("outcomes", "lineage", "plans"), "from metadata.parquet; its pictures are there"),
+        (("images/batch=drop/metadata.parquet",), "the next run fetches it"),
+        (("images", "lineage", "plans"), "the next run fetches it"),
+        (("images", "outcomes", "plans"), "the next run fetches it"),
+    ],
+)
+def test_the_ledger_folder_is_gone(project, lost, found):
+    assert project.run() == 3
+    project.lose("ledger")
+    for path in lost:
+        project.lose(path)
+        if path.endswith(".parquet"):
+            (project.folder / "store" / path).unlink()
+    with pytest.raises(ConfigurationError, match=r"lacks 3 requests .*reconcile --adopt"):
+        project.run()
+    adoption = project.adopt()
+    assert (adoption.left_open, adoption.lost, adoption.not_found) == ((), (), 0)
+    assert [found in says for says in told(adoption).values()] == [True] * 3
+    assert project.run() == 3
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
+def test_what_metadata_tells_makes_the_same_metadata_again(project):
+    project.run()
+    before = files.read_images(project.store, BATCH)
+    project.lose("ledger")
+    project.adopt()
+    project.run()
+    assert files.read_images(project.store, BATCH) == before
+
+
+def test_only_pictures_are_left_and_their_marks_tell_the_rest(project):
+    project.run()
+    before = {path.name: path.read_bytes() for path in (project.folder / "store/images").rglob("*.png")}
+    project.lose("ledger", "outcomes", "lineage", "plans")
+    (project.folder / "store/images/batch=drop/metadata.parquet").unlink()
+    with pytest.raises(ConfigurationError, match="lacks 3 requests"):
+        project.run()
+    adoption = project.adopt()
+    assert set(told(adoption).values()) == {"from its pictures and their marks"}
+    assert project.run() == 3
+    project.lose("images")  # and what is fetched again becomes the same files
+    assert project.run() == 3
+    after = {path.name: path.read_bytes() for path in (project.folder / "store/images").rglob("*.png")}
+    assert (after, project.accepted) == (before, 3)
+
+
+def test_ledger_files_at_0_bytes(project):
+    project.run()
+    (entry, *_) = sorted((project.folder / "store/ledger/batch=drop").iterdir())
+    for path in entry.iterdir():
+        path.write_bytes(b"")
+    assert project.entries[entry.name].state == "damaged"
+    adoption = project.adopt()
+    assert len(adoption.adopted) == 1
+    assert project.entries[entry.name].state == "generated"
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
+def test_the_ledgers_copy_has_the_exact_bytes_of_files_that_are_gone(tmp_path, sandbox):
+    project = Project(tmp_path / "project", sandbox, rows=12)  # a copy is kept of more than a few files
+    project.run()
+    root = project.folder / "store" / "ledger"
+    before = {path: path.read_bytes() for path in root.rglob("*.json")}
+    project.lose("ledger", *DERIVED)
+    adoption = project.adopt()
+    assert set(told(adoption).values()) == {"from the ledger's copy"}
+    assert {path: path.read_bytes() for path in root.rglob("*.json")} == before
+    for number, path in enumerate(before):
+        if number % 3:
+            path.write_bytes(b"")
+    project.adopt()
+    assert {path: path.read_bytes() for path in root.rglob("*.json")} == before
+    assert project.accepted == 12
+
+
+def test_yesterdays_backup_stands_in_place_of_the_store(project, tmp_path):
+    project.run()
+    shutil.copytree(project.folder / "store", tmp_path / "backup")
+    project.table = [*project.table, project.row(3), project.row(4, reference_ids=(), num_images=2)]
+    project.run()
+    shutil.rmtree(project.folder / "store")
+    shutil.copytree(tmp_path / "backup", project.folder / "store")
+    adoption = project.adopt()
+    assert told(adoption).keys() == {("p3", 0), ("p4", 0)}
+    assert (adoption.left_open, adoption.not_found) == ((), 0)
+    assert project.run() == 5
+    assert project.accepted == 5
+
+
+def test_a_copied_store_works_beside_the_original(project, tmp_path):
+    project.run()
+    copy = project.copy_to(tmp_path / "copy")
+    project.table = copy.table = [*project.table, project.row(3)]
+    assert project.run() == 4
+    assert told(copy.adopt()).keys() == {("p3", 0)}
+    assert copy.run() == 4
+    assert project.accepted == 4
+
+
+def test_all_takes_are_found(project):
+    project.run()
+    project.run(regenerate=True)
+    project.run(regenerate=True)
+    project.lose("ledger", *DERIVED)
+    adoption = project.adopt()
+    assert told(adoption).keys() == {(f"p{row}", take) for row in range(3) for take in range(3)}
+    assert project.run() == 3
+    assert project.accepted == 9
+    project.run(regenerate=True)
+    assert project.accepted == 12
+    assert project.sandbox.stats().duplicates == 0
+
+
+def test_all_takes_are_found_where_metadata_tells_of_some(project):
+    project.run()
+    project.run(regenerate=True)
+    project.lose("ledger")
+    assert len(project.adopt().adopted) == 6
+    before = project.accepted
+    assert project.run() == 3
+    assert {request.take for row in project.entries.values() for request in [row.last.reserved.request]} == {
+        0,
+        1,
+    }
+    assert project.accepted == before
+
+
+def test_two_rows_with_the_same_input_get_a_request_each(project):
+    project.table = [project.row(number, prompt="the same", seed=7) for number in range(3)]
+    project.run()
+    sent = {request.request_id for request in project.sandbox.requests()}
+    project.lose("ledger", *DERIVED)
+    adoption = project.adopt()
+    assert len(adoption.adopted) == 3
+    assert {entry.last.submitted.request_id for entry in project.entries.values()} == sent
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
+def test_a_row_more_than_requests_of_one_input_is_paid_for(project):
+    project.table = [project.row(0, prompt="the same", seed=7)]
+    project.run()
+    project.lose("ledger", *DERIVED)
+    project.table.append(project.row(1, prompt="the same", seed=7))
+    adoption = project.adopt()
+    assert (told(adoption).keys(), adoption.not_found) == ({("p0", 0)}, 1)
+    assert project.run() == 2
+    assert project.accepted == 2
+
+
+def test_what_brought_a_picture_is_taken_before_what_failed(project):
+    project.sandbox.change(Change(faults=(Fault("runner_503", rate=0.5),)))
+    project.run()
+    project.sandbox.change(Change(faults=()))
+    before = project.accepted
+    assert before > 3, "some rows were submitted again"
+    project.lose("ledger", *DERIVED)
+    project.adopt()
+    done = project.sandbox.stats().completed
+    project.run()
+    assert project.sandbox.stats().completed == max(done, 3)
+
+
+@pytest.mark.parametrize("uploads", ["remembered", "fetched"])
+def test_a_reference_that_was_uploaded_is_known_by_its_bytes(project, uploads):
+    project.run()
+    project.lose("ledger", *DERIVED)
+    if uploads == "fetched":
+        project.lose("uploads")
+    downloads = project.sandbox.stats().downloads
+    assert len(project.adopt().adopted) == 3
+    assert project.sandbox.stats().downloads - downloads == (1 if uploads == "fetched" else 0)
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
+def test_a_reference_that_travelled_in_the_request_is_known_by_its_bytes(tmp_path, sandbox):
+    project = Project(tmp_path / "project", sandbox, inline_bytes=100_000)
+    project.run()
+    project.lose("ledger", *DERIVED)
+    assert len(project.adopt().adopted) == 3
+    assert project.run() == 3
+    assert (project.accepted, sandbox.stats().uploads) == (3, 0)
+
+
+def test_a_request_with_another_picture_is_another_request(project):
+    project.run()
+    project.lose("ledger", *DERIVED)
+    Image.new("RGB", (64, 48), "orange").save(project.folder / "ada.png")
+    adoption = project.adopt()
+    assert (adoption.adopted, adoption.left_open, adoption.not_found) == ((), (), 3)
+
+
+def test_a_request_whose_picture_nobody_can_read_any_more_is_not_paid_for_again(tmp_path):
+    memory = tmp_path / "state.sqlite"
+    with running_sandbox(SandboxSettings(latency_scale=0, concurrency=100, state=memory)) as sandbox:
+        project = Project(tmp_path / "project", sandbox)
+        project.run()
+        uploads = (project.folder / "store/uploads").rename(tmp_path / "uploads")
+        project.lose("ledger", *DERIVED)
+        forget_uploads(memory, [uploads.joinpath(path).stem for path in uploads.iterdir()])
+        adoption = project.adopt()
+        assert (adoption.adopted, adoption.not_found) == ((), 0)
+        assert ["pictures that nobody can read any more" in one for one in adoption.left_open] == [True] * 3
+        assert {entry.state for entry in project.entries.values()} == {"reserved"}
+        assert project.run() == 0
+        assert project.accepted == 3
+        uploads.rename(project.folder / "store/uploads")  # the records tell what the pictures were
+        assert len(project.adopt().adopted) == 3
+        assert project.run() == 3
+        assert project.accepted == 3
+
+
+def test_erased_rows_are_not_adopted(project, tmp_path):
+    project.table = [*(project.row(number) for number in range(12)), project.row(12, reference_ids=())]
+    project.run()
+    shutil.copytree(project.folder / "store", tmp_path / "backup")
+    store = project.store
+    found = descent(store, "ada")
+    entomb(store, found)
+    remove(store, found)
+    for part in (*DERIVED, "ledger_copies"):  # a partial restore brings traces of it back
+        if (tmp_path / "backup" / part).exists():
+            shutil.copytree(tmp_path / "backup" / part, project.folder / "store" / part, dirs_exist_ok=True)
+    assert traces.lacking(project.store, BATCH) == {}
+    adoption = project.adopt()
+    assert (adoption.adopted, adoption.left_open, adoption.lost) == ((), (), ())
+    assert [entry.last.reserved.request.prompt_id for entry in project.entries.values()] == ["p12"]
+
+
+def test_what_another_batchs_ledger_holds_is_its_own(project):
+    project.table = [project.row(0, seed=7)]
+    project.run()
+    held = project.folder / "store" / "ledger"
+    (held / "batch=drop").rename(held / "batch=other")
+    project.lose(*DERIVED)
+    adoption = project.adopt()
+    assert (adoption.adopted, adoption.not_found) == ((), 1)
+
+
+def test_what_no_row_asks_for_and_nothing_tells_of_does_not_stop_runs_for_ever(project):
+    project.run()
+    project.lose("ledger", "plans", "lineage", "images")
+    project.table = [project.row(number, prompt="edited") for number in range(3)]
+    with pytest.raises(ConfigurationError, match="lacks 3 requests"):
+        project.run()
+    adoption = project.adopt()
+    assert (len(adoption.lost), adoption.not_found) == (3, 3)
+    assert project.run() == 3
+    assert project.accepted == 6
+
+
+def test_a_refusal_is_remembered(project):
+    project.sandbox.change(Change(faults=(Fault("policy_refusal", match="scene 1"),)))
+    assert project.run() == 2
+    project.lose("ledger")
+    assert "refused" in told(project.adopt())["p1", 0]
+    project.sandbox.change(Change(faults=()))
+    assert project.run() == 2
+    assert project.accepted == 3
+
+
+def test_a_submit_that_was_never_answered_stays_unknown(project):
+    project.sandbox.change(Change(faults=(Fault("drop_before_accept", match="scene 1"),)))
+    assert project.run() == 2
+    project.lose("ledger")
+    project.sandbox.change(Change(faults=()))
+    adoption = project.adopt()
+    (one,) = adoption.left_open
+    assert "p1: it was paid for" in one
+    assert project.run() == 2
+    assert project.accepted == 2
+
+
+class ListDesk:
+    """fal's list of requests on 127.0.0.1, as it is told to answer."""
+
+    def __init__(self, **answer):
+        self.answer = {"items": [], "next_cursor": None, "has_more": False, **answer}
+        self.status = 200
+        desk = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                content = json.dumps(desk.answer).encode()
+                self.send_response(desk.status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def list_desk():
+    desk = ListDesk()
+    yield desk
+    desk.close()
+
+
+def test_a_list_that_is_cut_short_is_open(project, list_desk):
+    project.api = list_desk.url
+    list_desk.answer["has_more"] = True
+    adoption = project.adopt()
+    assert adoption.not_found == 3
+    assert "cut short" in adoption.left_open[0]
+
+
+def test_a_list_that_cannot_be_read_is_open(project, list_desk):
+    project.api = list_desk.url
+    list_desk.status = 403
+    assert "can't be read" in project.adopt().left_open[0]
+
+
+def test_requests_without_what_was_sent_leave_it_open_whether_they_are_ours(project, list_desk):
+    project.api = list_desk.url
+    list_desk.answer["items"] = [
+        {"request_id": "r-1", "endpoint_id": "fal-ai/ideogram/character", "sent_at": "2026-11-30T12:00:00Z"}
+    ]
+    (one,) = project.adopt().left_open
+    assert "1 requests without what was sent" in one
+
+
+def test_a_run_that_submits_meanwhile_is_not_overtaken(project):
+    project.run()
+    request = plan_row(project.table[0], project.references)
+    project.lose("ledger", *DERIVED)
+    there = Ledger(project.store, BATCH)
+    claimed = Reserved(
+        request=request,
+        sent_sha256="0",
+        attempt=1,
+        owner="a-live-run",
+        reserved_at="2026-11-30T12:00:00Z",
+        backend="sandbox",
+        code_version="test",
+    )
+    asyncio.run(there.reserve(claimed))
+    project.adopt()
+    entry = project.entries[request.fingerprint]
+    assert (len(entry.attempts), entry.last.reserved.owner, entry.state) == (1, "a-live-run", "submitted")
+
+
+def test_a_store_that_is_fine_stops_no_run(project):
+    assert project.run() == 3
+    project.sandbox.change(Change(faults=(Fault("policy_refusal", match="edited"),)))
+    project.table[0] = project.row(0, prompt="edited")
+    project.table.append(project.row(3, prompt="not reached"))
+    assert project.run(limit=1) == 2
+    assert project.run() == 3
+    assert traces.missing(project.store, BATCH) == ""
+    assert ledger.names(project.store, BATCH) == set(project.entries)
+
+
+def test_foreign_files_among_the_pictures_stop_no_run(project):
+    project.run()
+    for name in ("Thumbs.db", "holiday-2026.png", "p1-XYZ-0.png"):
+        (project.folder / "store/images/batch=drop" / name).write_bytes(b"anything")
+    assert project.run() == 3
