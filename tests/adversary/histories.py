@@ -29,9 +29,39 @@ def _step(name):
     return lambda *given, **named: Step(name, given, tuple(named.items()))
 
 
-start, wait, crash, detach, terminate, edit, lie, fate, jump, reconcile, give_up = map(
+(
+    start,
+    wait,
+    crash,
+    detach,
+    terminate,
+    edit,
+    lie,
+    fate,
+    jump,
+    reconcile,
+    give_up,
+    back_up,
+    restore,
+    lose_ledger,
+) = map(
     _step,
-    ("start", "wait", "crash", "detach", "terminate", "edit", "lie", "fate", "jump", "reconcile", "give_up"),
+    (
+        "start",
+        "wait",
+        "crash",
+        "detach",
+        "terminate",
+        "edit",
+        "lie",
+        "fate",
+        "jump",
+        "reconcile",
+        "give_up",
+        "back_up",
+        "restore",
+        "lose_ledger",
+    ),
 )
 
 
@@ -111,7 +141,7 @@ LIES = {
 
 _KINDS = ["submit"] * 3 + ["status"] * 2 + ["result"] * 5 + ["media", "list", "cancel", "upload", "put"]
 _BEFORE = ["lie"] * 5 + ["fate", "edit", "jump"]
-_AFTER = ["wait"] * 3 + ["lie", "lie", "start", "end", "person"]
+_AFTER = ["wait"] * 3 + ["lie", "lie", "start", "end", "person", "store"]
 
 
 @st.composite
@@ -138,6 +168,10 @@ def _a_step(draw, kinds):
             return edit(draw(st.integers(0, MOST_ROWS - 1)), one_of(0, 0, 1, None))
         case "person":
             return one_of(reconcile(), reconcile(), give_up())
+        case "store":
+            return one_of(
+                back_up(), back_up(), restore(), restore(), lose_ledger(), lose_ledger(with_copies=True)
+            )
         case "jump":
             return jump(one_of(-3600.0, 3600.0, -40000.0, 40000.0))
         case _:

@@ -14,13 +14,14 @@ from decimal import Decimal
 
 from ideogram_pipeline.fal import FalClient
 from ideogram_pipeline.generation import files, readings, runs
+from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
-from ideogram_pipeline.generation.planner import plan_batch
+from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
 from ideogram_pipeline.generation.reconcile import reconcile_batch
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable, picture_path
@@ -37,6 +38,8 @@ FARTHEST_S = 20 * 3600.0
 """So far clocks jump: with a clock that is a day off, a submit that was not answered is not found in fal's list."""
 PATIENCE_S = 300.0
 """How long a run waits for a request, in virtual seconds."""
+ENDED_AFTER_S = 600.0
+"""By then everything has ended that ends at all."""
 CALM_RUNS = 3
 """So many runs after everything has calmed down bring all that fal has."""
 ADA = picture("ada")
@@ -79,6 +82,8 @@ class World:
         self.runs = []
         self.backup = None
         self.lives = []
+        self.is_budget_whole = True
+        """Whether the store knows of all that was spent."""
         self._slow = seed % 2 == 1
         self._write_reference()
 
@@ -148,6 +153,26 @@ class World:
     def give_up(self):
         """Have somebody give up what was never answered, though it may then be paid twice."""
         self._person(self._reconcile(timedelta(0)))
+
+    def back_up(self):
+        """Copy the store."""
+        self.backup = self.disk.copy()
+
+    def restore(self):
+        """Have the last backup in place of the store, when nothing works any more, and do what people are told then."""
+        if self.backup is not None:
+            self._stop_all()
+            self.disk.restore(self.backup)
+            self._adopt()
+
+    def lose_ledger(self, *, with_copies=False):
+        """Lose the ledger, and its copies too, and do what people are told then."""
+        self._stop_all()
+        store = self._look()
+        for folder in ("ledger", *(["ledger_copies"] if with_copies else [])):
+            for found in list(store.objects(folder)):
+                store.delete(found.path)
+        self._adopt()
 
     # The end
 
@@ -232,6 +257,36 @@ class World:
 
     def _look(self):
         return self.disk.seen_by(self._life("look"))
+
+    def _stop_all(self):
+        for run in self._working():
+            run.life.die()
+        self.loop.run_for(0)
+
+    def _adopt(self):
+        """Enter what was paid for once fal lists all that can end, when fal tells the truth.
+
+        Nobody can find what no row of the table asks for any more, nor what fal doesn't list because it never ends.
+        """
+        self.is_budget_whole = False
+        self.fal.lies.clear()
+        self.loop.run_for(ENDED_AFTER_S)
+        rows = self._rows(self.table)
+        prompts = {row.prompt for row in rows}
+        for request in self.fal.requests.values():
+            if request.body["prompt"] not in prompts or not request.has_ended(self.loop.now_s):
+                self.fal.excused.add(request.asks_for)
+        asked = {BATCH: [plan_row(row, References({"ada": self._ada}, {})) for row in rows]}
+
+        async def adopted():
+            name = asyncio.current_task().owner.name
+            store = self.disk.seen_by(asyncio.current_task().owner)
+            with runs.working(store, name, BATCH):
+                async with self._client(asyncio.current_task().owner) as client:
+                    facts = RunFacts(run_id=name, backend="fal", code_version="1")
+                    return await adopt(client, store, asked, run=facts, told=lambda _: None)
+
+        self._person(adopted())
 
     def _write_reference(self):
         self._ada = Reference(
@@ -340,7 +395,7 @@ class World:
 
     def _check_the_budget(self, ledger):
         """No day's bill is above the budget: what was reserved for a request stays so until its end is proven."""
-        if self.day_usd is None:
+        if self.day_usd is None or not self.is_budget_whole:
             return
         bills = Counter()
         for entry in ledger.entries.values():
