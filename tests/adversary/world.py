@@ -18,7 +18,9 @@ from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
+from ideogram_pipeline.generation.cancelling import cancel, with_fal
 from ideogram_pipeline.generation.choice import Choice, Decisions
+from ideogram_pipeline.generation.giving_up import give_up_batch
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
@@ -148,11 +150,15 @@ class World:
 
     def reconcile(self):
         """Have somebody run `reconcile`."""
-        self._person(self._reconcile(None))
+        self._person(lambda life: self._reconcile(life, gives_up=False))
 
     def give_up(self):
-        """Have somebody give up what was never answered, though it may then be paid twice."""
-        self._person(self._reconcile(timedelta(0)))
+        """Have somebody give up what fal doesn't give and what was never answered, though it may then be paid twice."""
+        self._person(lambda life: self._reconcile(life, gives_up=True))
+
+    def cancel(self):
+        """Have somebody cancel all that is with fal and no run works on."""
+        self._person(self._cancel)
 
     def back_up(self):
         """Copy the store."""
@@ -249,11 +255,10 @@ class World:
     def _outcomes(self):
         return files.read_outcomes(self._look(), BATCH)
 
-    def _person(self, coroutine):
-        try:
-            self.loop.run_until_complete(self.loop.owned(self._life("person"), coroutine))
-        finally:
-            self.loop.run_for(0)
+    def _person(self, command):
+        """Run a command of a person's to its end."""
+        life = self._life("person")
+        self.loop.run_until_complete(self.loop.owned(life, command(life)))
 
     def _look(self):
         return self.disk.seen_by(self._life("look"))
@@ -278,15 +283,14 @@ class World:
                 self.fal.excused.add(request.asks_for)
         asked = {BATCH: [plan_row(row, References({"ada": self._ada}, {})) for row in rows]}
 
-        async def adopted():
-            name = asyncio.current_task().owner.name
-            store = self.disk.seen_by(asyncio.current_task().owner)
-            with runs.working(store, name, BATCH):
-                async with self._client(asyncio.current_task().owner) as client:
-                    facts = RunFacts(run_id=name, backend="fal", code_version="1")
-                    return await adopt(client, store, asked, run=facts, told=lambda _: None)
+        async def adopted(life):
+            store = self.disk.seen_by(life)
+            with runs.working(store, life.name, BATCH):
+                async with self._client(life) as client:
+                    facts = RunFacts(run_id=life.name, backend="fal", code_version="1")
+                    await adopt(client, store, asked, run=facts, told=lambda _: None)
 
-        self._person(adopted())
+        self._person(adopted)
 
     def _write_reference(self):
         self._ada = Reference(
@@ -351,16 +355,28 @@ class World:
     def _client(self, life):
         return FalClient("id:secret", transport=Wire(self.fal, life))
 
-    async def _reconcile(self, resubmit_after):
-        life = self.loop.owner or asyncio.current_task().owner
+    async def _reconcile(self, life, *, gives_up):
         store = self.disk.seen_by(life)
-        ledger = Ledger(store, BATCH)
-        async with self._client(life) as client:
-            found = await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
-        given_up = {one.prompt_id for one in found if one.given_up}
-        for request in self.fal.requests.values():
-            if request.body["prompt"].split()[0] in given_up:
-                self.fal.excused.add(request.asks_for)
+        with runs.working(store, life.name, BATCH):
+            ledger = Ledger(store, BATCH)
+            open_before = {name for name, entry in ledger.entries.items() if not entry.last.settled}
+            async with self._client(life) as client:
+                if gives_up:
+                    await give_up_batch(client, store, ledger, with_fal(ledger), life.name)
+                await reconcile_batch(
+                    client, store, ledger, resubmit_after=timedelta(0) if gives_up else None
+                )
+        for name in open_before:
+            last = ledger.entries[name].last
+            if last.settled:
+                self.fal.excused |= self.fal.asked_by(last.reserved.request.arguments)
+
+    async def _cancel(self, life):
+        store = self.disk.seen_by(life)
+        with runs.working(store, life.name, BATCH):
+            ledger = Ledger(store, BATCH)
+            async with self._client(life) as client:
+                await cancel(client, store, ledger, with_fal(ledger), own_id=life.name)
 
     # What must hold
 
