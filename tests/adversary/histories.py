@@ -29,10 +29,10 @@ def _step(name):
     return lambda *given, **named: Step(name, given, tuple(named.items()))
 
 
-start, wait, crash, detach, terminate, edit, lie, fate, jump, reconcile, give_up = map(
-    _step,
-    ("start", "wait", "crash", "detach", "terminate", "edit", "lie", "fate", "jump", "reconcile", "give_up"),
-)
+start, wait, crash, detach, terminate = map(_step, ("start", "wait", "crash", "detach", "terminate"))
+edit, lie, fate, jump = map(_step, ("edit", "lie", "fate", "jump"))
+reconcile, give_up, cancel = map(_step, ("reconcile", "give_up", "cancel"))
+back_up, restore, lose_ledger = map(_step, ("back_up", "restore", "lose_ledger"))
 
 
 def play(*steps, rows=1, seed=0, day_usd=None):
@@ -111,7 +111,7 @@ LIES = {
 
 _KINDS = ["submit"] * 3 + ["status"] * 2 + ["result"] * 5 + ["media", "list", "cancel", "upload", "put"]
 _BEFORE = ["lie"] * 5 + ["fate", "edit", "jump"]
-_AFTER = ["wait"] * 3 + ["lie", "lie", "start", "end", "person"]
+_AFTER = ["wait"] * 3 + ["lie", "lie", "start", "end", "person", "store"]
 
 
 @st.composite
@@ -137,7 +137,11 @@ def _a_step(draw, kinds):
         case "edit":
             return edit(draw(st.integers(0, MOST_ROWS - 1)), one_of(0, 0, 1, None))
         case "person":
-            return one_of(reconcile(), reconcile(), give_up())
+            return one_of(reconcile(), give_up(), cancel())
+        case "store":
+            return one_of(
+                back_up(), back_up(), restore(), restore(), lose_ledger(), lose_ledger(with_copies=True)
+            )
         case "jump":
             return jump(one_of(-3600.0, 3600.0, -40000.0, 40000.0))
         case _:
