@@ -89,6 +89,7 @@ LIES = {
         _TYPED,
         _TYPED,
         [OtherRows()],
+        [OtherRows()],
         [Say(404, "no request"), Say(404, "no status")],
         [Say(400, "not yet"), Say(499, "text"), Say(422, "text")],
         [Say(200, "no images"), Say(200, "null images"), Say(200, "odd images")],
@@ -110,7 +111,7 @@ LIES = {
 """What may be said instead of the truth, by kind of call: lists of lies that are much alike."""
 
 _KINDS = ["submit"] * 3 + ["status"] * 2 + ["result"] * 5 + ["media", "list", "cancel", "upload", "put"]
-_BEFORE = ["lie"] * 5 + ["fate", "edit", "jump"]
+_BEFORE = ["lie"] * 5 + ["fate", "fate", "edit", "jump"]
 _AFTER = ["wait"] * 3 + ["lie", "lie", "start", "end", "person", "store"]
 
 
@@ -133,7 +134,8 @@ def _a_step(draw, kinds):
                 return lie(kind, *draw(st.lists(lies, min_size=1, max_size=5)))
             return lie(kind, *[draw(lies)] * one_of(2, 3, 6, 24))
         case "fate":
-            return fate(Ends(one_of("picture", "picture", *TYPED, "never"), one_of(0.5, 2.0, 120.0)))
+            ends = st.sampled_from(["picture", *TYPED, "never"])
+            return fate(*(Ends(draw(ends), one_of(0.5, 3.0, 120.0)) for _ in range(one_of(1, 2, 3))))
         case "edit":
             return edit(draw(st.integers(0, MOST_ROWS - 1)), one_of(0, 0, 1, None))
         case "person":
@@ -151,7 +153,7 @@ def _a_step(draw, kinds):
 @st.composite
 def _a_scene(draw):
     """A run, with what comes before it and what happens to it."""
-    before = draw(st.lists(_a_step(_BEFORE), max_size=3))
+    before = draw(st.lists(_a_step(_BEFORE), min_size=1, max_size=4))
     after = draw(st.lists(_a_step(_AFTER), min_size=1, max_size=4))
     return [*before, draw(_a_step(["start"])), *after]
 
