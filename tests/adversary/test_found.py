@@ -42,6 +42,11 @@ FOUND = {
         start(),
         wait(10),
     ],
+    "an error that was told three times, but not in a row, ended a request": [
+        lie("result", *[Say(500, "downstream"), Say(500, "html", with_id=False), Say(500, "downstream")] * 2),
+        start(),
+        wait(60),
+    ],
     "a slow clock hid requests from reconcile --adopt": [
         jump(-3600.0),
         start(),
