@@ -33,6 +33,7 @@ READ: Mapping[str, tuple[str, ...]] = {
     "inbox": (),
     "ledger": (),
     "ledger_copies": (".gz",),
+    "ledger_gaps": (".json",),
     "limits": (".json",),
     "lineage": (".parquet",),
     "outcomes": (".parquet",),
@@ -44,7 +45,7 @@ READ: Mapping[str, tuple[str, ...]] = {
     "uploads": (),
 }
 """The folders that may hold traces, with the files in them that are read; of the others the name tells enough."""
-NOT_LOOKED_THROUGH = frozenset({"budget", "dagster", "doctor", "erased", "runs", "sandbox"})
+NOT_LOOKED_THROUGH = frozenset({"budget", "claims", "dagster", "doctor", "erased", "runs", "sandbox"})
 """Folders that hold no trace, or are seen to by those who know them (Dagster's records, the sandbox's memory)."""
 
 _DERIVED = ("catalog/", "gallery/", "ledger_copies/")
@@ -60,6 +61,8 @@ _NEAREST = "nearest_image", "nearest_distance"
 _NAMES = frozenset({"reference_ids", "reference_mask_ids", "style_reference_ids", "image_id", "mask_id"})
 """Columns of the prompts table that name references."""
 _LEFTOVER = re.compile(r"#\d+$")
+_ASIDE = ".new"
+"""Ends the name of a file of the catalog that was written and, for its writer was killed, never got its own name."""
 _GZIP = 31
 
 
@@ -134,12 +137,12 @@ def traces(store: Store, gone: Gone) -> Iterator[Trace]:
         for path in sorted(one.path for one in store.objects(folder)):
             if _is_named(path, gone, kept):
                 yield Trace(path, _batch(path))
-            elif path.endswith(".parquet") and ".parquet" in read:
+            elif path.endswith((".parquet", _ASIDE)) and ".parquet" in read:
                 yield from _rows(store, path, gone)
             elif read and path.endswith(read):
                 yield from _texts(store, path, gone, kept)
         for path in store.leftovers(folder):
-            if _is_named(path.rpartition("#")[0], gone, kept):
+            if _is_named(path.partition("#")[0], gone, kept):
                 yield Trace(path, _batch(path))
 
 
@@ -181,7 +184,7 @@ def _remove_pages(store: Store, page: str) -> None:
 def _batch(path: str) -> frozenset[str]:
     """Return the batch in whose folder a file lies, or whose file it is."""
     *folders, name = path.partition("#")[0].split("/")
-    names = [*folders, name.removesuffix(".gz").removesuffix(".js")]
+    names = [*folders, name.removesuffix(".gz").removesuffix(".js").removesuffix(".json")]
     return frozenset(one.removeprefix("batch=") for one in names if one.startswith("batch="))
 
 
