@@ -26,7 +26,7 @@ from ideogram_pipeline.generation.billing import Bill, bill, read_bills
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.cancelling import Cancelled, Stuck, WithFal, cancel, look, with_fal
 from ideogram_pipeline.generation.giving_up import GivenUp, give_up_batch
-from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.ledger import Ledger, damages
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
@@ -95,9 +95,7 @@ def reconcile(
                     with working(store, own_id, batch):
                         ledger = Ledger(store, batch)
                         damaged += [
-                            f"{batch}, {one[:8]}: {entry.damage}"
-                            for one, entry in ledger.entries.items()
-                            if entry.damage
+                            f"{batch}, {one[:8]}: {damage}" for one, damage in damages(ledger.entries).items()
                         ]
                         if give_up_after is not None:
                             old = with_fal(ledger, older_than=give_up_after)

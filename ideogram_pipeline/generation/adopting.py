@@ -36,6 +36,8 @@ from ideogram_pipeline.generation.ledger import (
     Settled,
     StoredImage,
     Submitted,
+    damages,
+    request_ids,
     restore_from_copy,
 )
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
@@ -136,7 +138,7 @@ class _Adopter:
         for batch in sorted({*tables, *batches_with_ledger(self._store)}):
             self._told(f"the ledger of {batch}")
             ledger = self._ledgers[batch] = Ledger(self._store, batch)
-            self._taken |= set(_request_ids(ledger))
+            self._taken |= request_ids(ledger.entries.values())
         for batch, fingerprints in restored.items():
             for one in fingerprints:
                 entry = self._ledgers[batch].entries.get(one)
@@ -149,9 +151,8 @@ class _Adopter:
         not_found, problems = await self._from_list(tables, leftovers)
         for batch in tables:
             self._ledgers[batch].keep_copy()
-            for one, entry in self._ledgers[batch].entries.items():
-                if entry.damage:
-                    self._open.setdefault(one, f"{batch}, {one[:PREFIX]}: {entry.damage}")
+            for one, damage in damages(self._ledgers[batch].entries).items():
+                self._open.setdefault(one, f"{batch}, {one[:PREFIX]}: {damage}")
         left_open = (*self._open.values(), *problems)
         return Adoption(tuple(self._adopted), left_open, not_found, tuple(self._lost))
 
@@ -321,16 +322,7 @@ class _Adopter:
             queued = self._fal.attach(request.endpoint_id, request_id)
             if before != "reserved":
                 await self._reserve(request, at, past=past, made_by=made_by)
-            await ledger.submitted(
-                request.fingerprint,
-                Submitted(
-                    request_id=request_id,
-                    status_url=queued.status_url,
-                    response_url=queued.result_url,
-                    cancel_url=queued.cancel_url,
-                    submitted_at=at,
-                ),
-            )
+            await ledger.submitted(request.fingerprint, Submitted.of(queued, at))
             if settled:
                 await ledger.settle(request.fingerprint, settled)
         except (AlreadyWritten, FalError):
@@ -530,8 +522,3 @@ def _source(text: str) -> CostSource:
 
 def _dollars(usd: float) -> Decimal:
     return Decimal(str(round(usd, 6)))
-
-
-def _request_ids(ledger: Ledger) -> Iterator[str]:
-    for entry in ledger.entries.values():
-        yield from (attempt.submitted.request_id for attempt in entry.attempts if attempt.submitted)
