@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from pydantic import JsonValue
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import DIGEST, Tombstone, by_digest, fingerprints
@@ -234,8 +235,8 @@ def _rows(store: Store, path: str, gone: Gone) -> Iterator[Trace]:
             if "batch" in table.column_names:
                 named = zip(table["batch"].to_pylist(), told, strict=True)
                 batches |= {batch for batch, is_told in named if is_told and batch}
-    except (OSError, ValueError):
-        return  # it is no table, or went meanwhile
+    except (FileNotFoundError, DamagedFile):
+        return  # it went meanwhile, or is no table
     if rows:
         yield Trace(path, frozenset(batches), rows)
 

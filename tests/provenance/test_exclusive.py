@@ -14,8 +14,9 @@ from PIL import Image
 
 from ideogram_pipeline.generation import files, ledger, lost_ledgers
 from ideogram_pipeline.generation.runs import AtWork, BeingErased, beating, erasing, holders, working
+from ideogram_pipeline.provenance import traces
 from ideogram_pipeline.provenance.erasing import descent, remains
-from ideogram_pipeline.provenance.traces import NOT_LOOKED_THROUGH, READ
+from ideogram_pipeline.provenance.traces import NOT_LOOKED_THROUGH, READ, Gone
 from ideogram_pipeline.repair import erase
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
@@ -327,3 +328,11 @@ def test_half_written_files_of_killed_processes_go_too(worked):
     erase(worked.settings, descent(store, digest))
     assert remains(store) == []
     assert store.leftovers("") == []
+
+
+@pytest.mark.parametrize("path", ["images/batch=one/notes.parquet", f"catalog/.{'0' * 32}.new"])
+def test_a_file_that_is_no_table_keeps_nobody_from_looking_at_the_others(store, path):
+    store.put(path, b"something else")
+    store.put(f"uploads/{'a' * 64}.json", b"{}")
+    gone = Gone(frozenset({"a" * 64}), frozenset())
+    assert [trace.path for trace in traces.traces(store, gone)] == [f"uploads/{'a' * 64}.json"]
