@@ -23,7 +23,15 @@ from pydantic import JsonValue
 
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.generation.inbox import letters_about, read_letter
-from ideogram_pipeline.generation.ledger import AlreadyWritten, Entry, Ledger, Reserved, Settled, Submitted
+from ideogram_pipeline.generation.ledger import (
+    AlreadyWritten,
+    Entry,
+    Ledger,
+    Reserved,
+    Settled,
+    Submitted,
+    request_ids,
+)
 from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.storage import Store
 
@@ -122,7 +130,7 @@ async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Itera
     letters = await letters_about(store, ledger)
     attempts = [ledger.entries[fingerprint].last.reserved for fingerprint in wanted]
     about = [(one, letters.get((one.request.fingerprint, one.attempt), ())) for one in attempts]
-    taken = _taken(ledger) if any(paths for _, paths in about) else set()
+    taken = request_ids(ledger.entries.values()) if any(paths for _, paths in about) else set()
     found = []
     for reserved, paths in about:
         told = [letter.request_id for path in paths if (letter := await read_letter(store, path))]
@@ -143,15 +151,6 @@ async def _is_ours(fal: FalClient, reserved: Reserved, request_id: str) -> bool:
     return True
 
 
-def _taken(ledger: Ledger) -> set[str]:
-    return {
-        attempt.submitted.request_id
-        for entry in ledger.entries.values()
-        for attempt in entry.attempts
-        if attempt.submitted
-    }
-
-
 async def _listed(
     fal: FalClient, ledger: Ledger, endpoint_id: str, wanted: list[str], skew: timedelta
 ) -> dict[str, list[str]]:
@@ -167,7 +166,7 @@ async def _listed(
     )
     if listing.truncated:
         raise FalError(message=f"it holds more than {MAX_LISTED} requests since {earliest:%Y-%m-%d %H:%M}.")
-    taken = _taken(ledger)
+    taken = request_ids(ledger.entries.values())
     candidates: dict[str, list[str]] = defaultdict(list)
     for past in listing.items:
         if past.request_id not in taken and isinstance(past.json_input, dict):
@@ -177,15 +176,8 @@ async def _listed(
 
 async def _attach(fal: FalClient, ledger: Ledger, fingerprint: str, request_id: str) -> None:
     queued = fal.attach(ledger.entries[fingerprint].last.reserved.request.endpoint_id, request_id)
-    submitted = Submitted(
-        request_id=request_id,
-        status_url=queued.status_url,
-        response_url=queued.result_url,
-        cancel_url=queued.cancel_url,
-        submitted_at=datetime.now(UTC),
-    )
     try:
-        await ledger.submitted(fingerprint, submitted)
+        await ledger.submitted(fingerprint, Submitted.of(queued, datetime.now(UTC)))
     except AlreadyWritten:
         return  # its own run got the answer after all
 

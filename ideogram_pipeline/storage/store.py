@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -64,6 +64,10 @@ class StoredObject:
     """Changes whenever the content does."""
     modified: datetime
     """UTC, when it was last written, by the store's clock."""
+
+    def is_older_than(self, age: timedelta) -> bool:
+        """Say whether it was last written longer ago than that."""
+        return datetime.now(UTC) - self.modified > age
 
 
 class Store:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
-from ideogram_pipeline.generation import files, ledger, traces
+from ideogram_pipeline.generation import files, ledger, lost_ledgers
 from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
@@ -369,7 +369,7 @@ def test_erased_rows_are_not_adopted(project, tmp_path):
     for part in (*DERIVED, "ledger_copies"):  # a partial restore brings traces of it back
         if (tmp_path / "backup" / part).exists():
             shutil.copytree(tmp_path / "backup" / part, project.folder / "store" / part, dirs_exist_ok=True)
-    assert traces.lacking(project.store, BATCH) == {}
+    assert lost_ledgers.lacking(project.store, BATCH) == {}
     adoption = project.adopt()
     assert (adoption.adopted, adoption.left_open, adoption.lost) == ((), (), ())
     assert [entry.last.reserved.request.prompt_id for entry in project.entries.values()] == ["p12"]
@@ -505,7 +505,7 @@ def test_a_store_that_is_fine_stops_no_run(project):
     project.table.append(project.row(3, prompt="not reached"))
     assert project.run(limit=1) == 2
     assert project.run() == 3
-    assert traces.missing(project.store, BATCH) == ""
+    assert lost_ledgers.missing(project.store, BATCH) == ""
     assert ledger.names(project.store, BATCH) == set(project.entries)
 
 
