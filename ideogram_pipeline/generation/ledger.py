@@ -329,6 +329,8 @@ class Entries(Mapping[str, Entry]):
     """
 
     def __init__(self) -> None:
+        self.damaged: set[str] = set()
+        """The fingerprints of entries that are damaged."""
         self._packed: dict[str, bytes] = {}
         self._at_work: dict[str, tuple[bytes, Entry]] = {}
         self._packer = Packer()
@@ -362,6 +364,10 @@ class Entries(Mapping[str, Entry]):
         """Take what the store has of a fingerprint, one file a line, in place of what was known."""
         self._packed[fingerprint] = self._packer.packed(files)
         self._at_work.pop(fingerprint, None)
+        if any(step == _DAMAGED for _, step, _ in _lines(files)):
+            self.damaged.add(fingerprint)
+        else:
+            self.damaged.discard(fingerprint)
 
     def wrote(self, fingerprint: str, line: bytes, entry: Entry) -> None:
         """Take a file that was just written, and the entry with it."""
@@ -573,9 +579,9 @@ def damages(entries: Mapping[str, Entry]) -> dict[str, str]:
 
 
 def names(store: Store, batch: str) -> set[str]:
-    """Return the fingerprints that a batch's ledger has a file of, by its listing alone."""
+    """Return the fingerprints that a batch's ledger has a file of with anything in it, by its listing alone."""
     below = len(_folder(batch)) + 1
-    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)))
+    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)) if one.size)
     return {name["fingerprint"] for name in found if name}
 
 

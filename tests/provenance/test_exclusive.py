@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -336,3 +337,18 @@ def test_a_file_that_is_no_table_keeps_nobody_from_looking_at_the_others(store, 
     store.put(f"uploads/{'a' * 64}.json", b"{}")
     gone = Gone(frozenset({"a" * 64}), frozenset())
     assert [trace.path for trace in traces.traces(store, gone)] == [f"uploads/{'a' * 64}.json"]
+
+
+def test_a_reading_of_a_table_that_another_one_has_replaced_names_the_reference_no_longer(project):
+    """Readings are kept for some days, and each said which batches name which references."""
+    other = ("p2", "one", "quiet harbour", "bob")
+    project.write(("p1", "one", "zanzibar lighthouse", "zelda-of-old"), other)
+    (project.folder / "references.csv").write_text("reference_id,uri\nzelda-of-old,ada.png\nbob,bob.png\n")
+    assert project("run")[0] == 0
+    project.write(other)
+    assert project("run")[0] == 0
+    assert project("erase", "--reference", "zelda-of-old", "--yes")[0] == 0
+    told = [path for path in (project.folder / "store" / "tables").rglob("*") if path.is_file()]
+    readings = [json.loads(path.read_text()) for path in told if path.match("readings/prompts/*.json")]
+    assert [reading["batches"]["one"]["named"] for reading in readings] == [["bob"], ["bob"]]
+    assert [path.name for path in told if b"zelda" in path.read_bytes()] == []
