@@ -510,17 +510,19 @@ class Ledger:
         whole = {one: content for one, content in steps.items() if content not in (b"", _UNREADABLE)}
         lines = [_line(*one, whole[one]) for one in sorted(whole)]
         if damaged := min(_damaged(steps), key=_order, default=None):
-            lines.append(_line(damaged[0], _DAMAGED, self._advice(fingerprint, *damaged).encode()))
+            advice = self._advice(fingerprint, *damaged, has_bytes=steps.get(damaged) == _UNREADABLE)
+            lines.append(_line(damaged[0], _DAMAGED, advice.encode()))
         if lines and not self.was_erased(fingerprint, *whole.values()):
             self.entries.found(fingerprint, b"".join(lines))
 
-    def _advice(self, fingerprint: str, attempt: int, step: str) -> str:
+    def _advice(self, fingerprint: str, attempt: int, step: str, *, has_bytes: bool) -> str:
         where = self._store.where(f"{self._folder}/{fingerprint}/{attempt}-{step}.json")
-        or_else = (
-            "or have `ideogram-pipeline reconcile --adopt` enter what was paid"
-            if step == "reserved"
-            else "or remove it: the row then goes one step back and is looked for at fal, and is not paid again"
-        )
+        if step != "reserved":
+            or_else = "or remove it: the row then goes one step back and is looked for at fal, and is not paid again"
+        elif has_bytes:  # it stands in the way of what would be entered
+            or_else = "or remove it and have `ideogram-pipeline reconcile --adopt` enter what was paid before you run"
+        else:
+            or_else = "or have `ideogram-pipeline reconcile --adopt` enter what was paid"
         return (
             f"its ledger file {where!r} is missing or damaged, so nobody knows whether it was paid, and it is not sent "
             f"again by itself. Restore the file from a backup, {or_else}."

@@ -221,6 +221,21 @@ def test_a_row_without_an_answer_whose_one_ledger_file_is_at_0_bytes_is_not_paid
     assert project.accepted == 3
 
 
+@pytest.mark.parametrize("content", [b"[]", b'{"request":', b"\0" * 500])
+def test_a_reservation_that_can_not_be_read_stands_in_the_way_until_it_is_removed_as_it_says(
+    project, content
+):
+    project.run()
+    (path, *_) = sorted(project.folder.glob("store/ledger/batch=drop/*/1-reserved.json"))
+    path.write_bytes(content)
+    assert not project.adopt().adopted
+    assert "remove it and have" in project.entries[path.parent.name].damage
+    path.unlink()
+    assert len(project.adopt().adopted) == 1
+    assert project.entries[path.parent.name].state == "generated"
+    assert (project.run(), project.accepted) == (3, 3)
+
+
 def test_the_ledgers_copy_has_the_exact_bytes_of_files_that_are_gone(tmp_path, sandbox):
     project = Project(tmp_path / "project", sandbox, rows=12)  # a copy is kept of more than a few files
     project.run()
