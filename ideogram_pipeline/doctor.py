@@ -22,6 +22,7 @@ from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalClient, FalError, RequestNotFound
 from ideogram_pipeline.generation.inbox import Address, Secret
 from ideogram_pipeline.generation.readings import newest_prompts, table_key
+from ideogram_pipeline.generation.traces import LOST_LEDGER
 from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview, store_as_it_is
 from ideogram_pipeline.receiver import NOT_SIGNED
 from ideogram_pipeline.resources import build_resources, fal_resource
@@ -132,7 +133,7 @@ def _store(settings: Settings) -> str:
 def _ledger(settings: Settings) -> str:
     batches = read_prompts(settings.prompts, settings.defaults).batches
     if lost := lost_ledgers(settings, batches):
-        raise PipelineError(" ".join(lost))
+        raise PipelineError(" ".join([*lost, LOST_LEDGER]))
     return "it knows every request that pictures, metadata and outcomes name"
 
 
