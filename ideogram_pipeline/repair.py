@@ -214,7 +214,8 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
     """
     store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
     if lost := lost_ledgers.missing_of(store, batches_with_ledger(store)):
-        raise ConfigurationError(lost[0])  # what tells of a request that a ledger lacks would be overwritten
+        # What tells of a request that a ledger lacks would be overwritten.
+        raise ConfigurationError(f"{lost[0]} {lost_ledgers.LOST_LEDGER}")
     rebuilt = []
     for batch in batches_with_ledger(store):
         with working(store, own_id, batch):

@@ -128,7 +128,7 @@ def test_erase_while_a_run_works_another_reference_of_the_batch(project):
 
     code, said = project("erase", "--reference", "ada", "--yes")
     assert code == 3
-    assert f"The run {run_id} works the batch 'one'" in said
+    assert f"The run {run_id} works on the batch 'one'" in said
     assert "Nothing was erased" in said
     assert "--wait" in said
     assert project.told() >= before
@@ -172,7 +172,7 @@ def test_a_run_of_a_batch_that_is_being_erased_refuses_and_submits_nothing(proje
     code, said = project("run", "--batch", "one")
     assert code == 2
     assert "holds the batch 'one'" in said
-    assert "Ask again once `ideogram-pipeline erase` has ended" in said
+    assert "Run it again once `ideogram-pipeline erase` has ended" in said
     assert project.sandbox.stats().submits == 0
     assert project("run", "--batch", "two")[0] == 0
     held.communicate()
