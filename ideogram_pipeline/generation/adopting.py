@@ -25,7 +25,7 @@ from typing import Any, cast, get_args
 from ideogram_pipeline import marks
 from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.fal import FalClient, FalError
-from ideogram_pipeline.generation import files, traces
+from ideogram_pipeline.generation import files, lost_ledgers
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.ledger import (
     AlreadyWritten,
@@ -36,15 +36,17 @@ from ideogram_pipeline.generation.ledger import (
     Settled,
     StoredImage,
     Submitted,
+    damages,
+    request_ids,
     restore_from_copy,
 )
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
+from ideogram_pipeline.generation.lost_ledgers import PREFIX, PaidRequest
 from ideogram_pipeline.generation.matching import Listed, Matcher, Past, takes_of
-from ideogram_pipeline.generation.reconcile import digest, request_ids
+from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, fingerprint
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
 from ideogram_pipeline.generation.runs import is_alive
-from ideogram_pipeline.generation.traces import PREFIX, Trace
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, RenderingSpeed
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.pictures import BadPicture, inspect
@@ -87,7 +89,7 @@ class Adoption:
 class _Told:
     """What a batch's own files tell of a request that its ledger lacks."""
 
-    trace: Trace
+    paid: PaidRequest
     request: GenerationRequest
     images: Sequence[ImageRow] = ()
     outcome: OutcomeRow | None = None
@@ -138,7 +140,7 @@ class _Adopter:
         for batch in sorted({*tables, *batches_with_ledger(self._store)}):
             self._told(f"the ledger of {batch}")
             ledger = self._ledgers[batch] = Ledger(self._store, batch)
-            self._taken |= set(request_ids(ledger))
+            self._taken |= request_ids(ledger.entries.values())
         for batch, fingerprints in restored.items():
             for one in fingerprints:
                 entry = self._ledgers[batch].entries.get(one)
@@ -151,20 +153,19 @@ class _Adopter:
         not_found, problems = await self._from_list(tables, leftovers)
         for batch in tables:
             self._ledgers[batch].keep_copy()
-            for one, entry in self._ledgers[batch].entries.items():
-                if entry.damage:
-                    self._open.setdefault(one, f"{batch}, {one[:PREFIX]}: {entry.damage}")
+            for one, damage in damages(self._ledgers[batch].entries).items():
+                self._open.setdefault(one, f"{batch}, {one[:PREFIX]}: {damage}")
         left_open = (*self._open.values(), *problems)
         return Adoption(tuple(self._adopted), left_open, not_found, tuple(self._lost))
 
     async def _from_results(self, batch: str, firsts: Sequence[GenerationRequest]) -> list[_Told]:
         """Enter what the batch's own files tell enough of; return what fal's list has to be asked of."""
-        named = traces.lacking(self._store, batch, self._ledgers[batch].entries)
+        named = lost_ledgers.lacking(self._store, batch, self._ledgers[batch].entries)
         damaged = [one for one, entry in self._ledgers[batch].entries.items() if entry.state == "damaged"]
-        named |= {one: Trace(one, "", None, "") for one in damaged if one not in self._erased}
+        named |= {one: PaidRequest(one, "", None, "") for one in damaged if one not in self._erased}
         named |= {
-            one: Trace(one, "", None, "")
-            for one in traces.gaps(self._store, batch)  # a row may ask for it now
+            one: PaidRequest(one, "", None, "")
+            for one in lost_ledgers.gaps(self._store, batch)  # a row may ask for it now
             if one not in self._ledgers[batch].entries and one not in self._erased
         }
         if not named:
@@ -175,7 +176,7 @@ class _Adopter:
             if not await self._entered(one):
                 leftovers.append(one)
         if reader.lost:
-            traces.keep_gaps(self._store, batch, [one.fingerprint for one in reader.lost])
+            lost_ledgers.keep_gaps(self._store, batch, [one.fingerprint for one in reader.lost])
         self._lost += [
             f"{batch}: {one.fingerprint[:PREFIX]} of {one.prompt_id}, named by {one.path}"
             for one in reader.lost
@@ -202,15 +203,15 @@ class _Adopter:
                 f"from outcomes.parquet: refused, {outcome.reason}",
                 settled=_refused(outcome),
             )
-        if request_id := told.trace.request_id:
-            says = f"from {told.trace.path}: found as {request_id}; the next run fetches it"
+        if request_id := told.paid.request_id:
+            says = f"from {told.paid.path}: found as {request_id}; the next run fetches it"
             return await self._enter(request, request_id, says)
         return await self._entered_by_marks(request)
 
     async def _entered_by_marks(self, request: GenerationRequest) -> bool:
         """Enter a request of which only pictures are left: each says in its marks which request it is of."""
         images, said_of = [], {}
-        for path in traces.picture_paths(self._store, request.batch, request.fingerprint):
+        for path in lost_ledgers.picture_paths(self._store, request.batch, request.fingerprint):
             content = self._store.get(path)
             with suppress(BadPicture):
                 facts, said = inspect(content), marks.read(content)
@@ -347,16 +348,7 @@ class _Adopter:
             queued = self._fal.attach(request.endpoint_id, request_id)
             if before != "reserved":
                 await self._reserve(request, at, past=past, made_by=made_by)
-            await ledger.submitted(
-                request.fingerprint,
-                Submitted(
-                    request_id=request_id,
-                    status_url=queued.status_url,
-                    response_url=queued.result_url,
-                    cancel_url=queued.cancel_url,
-                    submitted_at=at,
-                ),
-            )
+            await ledger.submitted(request.fingerprint, Submitted.of(queued, at))
             if settled:
                 await ledger.settle(request.fingerprint, settled)
         except (AlreadyWritten, FalError):
@@ -396,9 +388,9 @@ class _Results:
     """What a batch's files tell of requests that its ledger lacks."""
 
     def __init__(
-        self, store: Store, batch: str, named: Mapping[str, Trace], firsts: Iterable[GenerationRequest]
+        self, store: Store, batch: str, named: Mapping[str, PaidRequest], firsts: Iterable[GenerationRequest]
     ) -> None:
-        self.lost: list[Trace] = []
+        self.lost: list[PaidRequest] = []
         """What nothing tells any more what it asked for; known once `told` is through."""
         self._named = named
         self._images: dict[str, list[ImageRow]] = defaultdict(list)
@@ -409,7 +401,7 @@ class _Results:
         self._requests: dict[str, GenerationRequest] = {}
         self._look_at(self._of_metadata(store))
         self._look_at(_of_plans(store, batch))
-        prompts = {trace.prompt_id for trace in named.values()}
+        prompts = {paid.prompt_id for paid in named.values()}
         self._look_at(
             take
             for first in firsts
@@ -418,13 +410,13 @@ class _Results:
 
     def told(self) -> Iterator[_Told]:
         """Yield what is known of each request, in the order of their fingerprints."""
-        for name, trace in sorted(self._named.items()):
+        for name, paid in sorted(self._named.items()):
             request = self._requests.get(name)
             if request:
                 images = self._images.get(request.fingerprint, [])
-                yield _Told(trace, request, images, self._outcomes.get(request.fingerprint))
-            elif trace.path:
-                self.lost.append(trace)
+                yield _Told(paid, request, images, self._outcomes.get(request.fingerprint))
+            elif paid.path:
+                self.lost.append(paid)
 
     def _look_at(self, requests: Iterable[GenerationRequest]) -> None:
         for request in requests:
@@ -445,7 +437,9 @@ class _Results:
                 yield request
 
 
-def _rows(store: Store, path: str, model: type[Any], fingerprints: Mapping[str, Trace]) -> Iterator[Any]:
+def _rows(
+    store: Store, path: str, model: type[Any], fingerprints: Mapping[str, PaidRequest]
+) -> Iterator[Any]:
     """Yield the rows of a file about some requests; none of one that isn't there, or is damaged."""
     with suppress(FileNotFoundError, DamagedFile, ValueError):
         yield from parquet.read(store, path, model, where=("fingerprint", fingerprints))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ideogram_pipeline import logs, memory
-from ideogram_pipeline.generation import files, traces
+from ideogram_pipeline.generation import files, lost_ledgers
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.cancelling import WithFal, oldest
@@ -105,7 +105,7 @@ async def work(
         plan = await asyncio.to_thread(files.without_erased, store, plan)
         ledger = await asyncio.to_thread(_open_ledger, store, batch)
         asked = [row.fingerprint for row in plan.rows if row.decision in TO_PAY and row.fingerprint]
-        traces.check_asked(store, batch, [one for one in asked if one not in ledger.entries])
+        lost_ledgers.check_asked(store, batch, [one for one in asked if one not in ledger.entries])
         async with make_client() as client:
             engine = Engine(
                 client,
@@ -153,7 +153,7 @@ async def stop(store: Store, plan: Plan, run_id: str, reason: str) -> None:
 def _open_ledger(store: Store, batch: str) -> Ledger:
     """Open a batch's ledger, unless it lacks what was paid for: that would be paid again, and what tells of it lost."""
     ledger = Ledger(store, batch)
-    traces.check(store, batch, ledger.entries)
+    lost_ledgers.check(store, batch, ledger.entries)
     return ledger
 
 

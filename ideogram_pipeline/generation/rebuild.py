@@ -7,8 +7,8 @@ import logging
 from dataclasses import dataclass
 
 from ideogram_pipeline.errors import DamagedFile
-from ideogram_pipeline.generation import files, traces
-from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation import files, lost_ledgers
+from ideogram_pipeline.generation.ledger import Ledger, damages
 from ideogram_pipeline.generation.recording import plan_of_ledger, record
 from ideogram_pipeline.storage import Store
 
@@ -46,7 +46,7 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
         if not _is_whole(store, path := f"{folder}/{image.file_name}", image.sha256)
     ]
     rows = sum(row.fingerprint in ledger.entries for row in results.outcomes)
-    unreadable = tuple(f"{one[:8]}: {entry.damage}" for one, entry in ledger.entries.items() if entry.damage)
+    unreadable = tuple(f"{one[:8]}: {damage}" for one, damage in damages(ledger.entries).items())
     return Rebuilt(batch, rows, len(results.images) - len(damaged), tuple(damaged), unreadable)
 
 
@@ -65,7 +65,7 @@ def _made_anew(store: Store, ledger: Ledger) -> files.Results:
 
 def refresh_costs(store: Store, ledger: Ledger, batch: str) -> bool:
     """Bring the costs in a batch's metadata and outcomes up to date with fal's bills; say whether any had changed."""
-    if traces.lacking(store, batch, ledger.entries):
+    if lost_ledgers.lacking(store, batch, ledger.entries):
         return False  # what tells of a request that the ledger lacks would be lost
     try:
         before = files.read_results(store, batch)

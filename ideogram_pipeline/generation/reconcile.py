@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -32,6 +32,7 @@ from ideogram_pipeline.generation.ledger import (
     Settled,
     Submitted,
     batches,
+    request_ids,
 )
 from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.storage import Store
@@ -134,7 +135,7 @@ async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Itera
     letters = await letters_about(store, ledger)
     attempts = [ledger.entries[fingerprint].last.reserved for fingerprint in wanted]
     about = [(one, letters.get((one.request.fingerprint, one.attempt), ())) for one in attempts]
-    taken = set(request_ids(ledger)) if any(paths for _, paths in about) else set()
+    taken = request_ids(ledger.entries.values()) if any(paths for _, paths in about) else set()
     found = []
     for reserved, paths in about:
         told = [letter.request_id for path in paths if (letter := await read_letter(store, path))]
@@ -155,12 +156,6 @@ async def _is_ours(fal: FalClient, reserved: Reserved, request_id: str) -> bool:
     return True
 
 
-def request_ids(ledger: Ledger) -> Iterator[str]:
-    """Yield fal's ids of the requests that a ledger holds."""
-    for entry in ledger.entries.values():
-        yield from (attempt.submitted.request_id for attempt in entry.attempts if attempt.submitted)
-
-
 def _held(store: Store, own: Ledger) -> set[str]:
     """Return fal's ids of the requests that some batch's ledger holds, or held until it was erased.
 
@@ -168,7 +163,7 @@ def _held(store: Store, own: Ledger) -> set[str]:
     """
     held = {one for stone in erased.tombstones(store) for one in stone.request_ids}
     for batch in batches(store):
-        held.update(request_ids(own if batch == own.batch else Ledger(store, batch)))
+        held |= request_ids((own if batch == own.batch else Ledger(store, batch)).entries.values())
     return held
 
 
@@ -206,15 +201,8 @@ async def _listed(
 
 async def _attach(fal: FalClient, ledger: Ledger, fingerprint: str, request_id: str) -> None:
     queued = fal.attach(ledger.entries[fingerprint].last.reserved.request.endpoint_id, request_id)
-    submitted = Submitted(
-        request_id=request_id,
-        status_url=queued.status_url,
-        response_url=queued.result_url,
-        cancel_url=queued.cancel_url,
-        submitted_at=datetime.now(UTC),
-    )
     try:
-        await ledger.submitted(fingerprint, submitted)
+        await ledger.submitted(fingerprint, Submitted.of(queued, datetime.now(UTC)))
     except AlreadyWritten:
         return  # its own run got the answer after all
 

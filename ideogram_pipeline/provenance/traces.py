@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from pydantic import JsonValue
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import DIGEST, Tombstone, by_digest, fingerprints
@@ -61,6 +62,8 @@ _NEAREST = "nearest_image", "nearest_distance"
 _NAMES = frozenset({"reference_ids", "reference_mask_ids", "style_reference_ids", "image_id", "mask_id"})
 """Columns of the prompts table that name references."""
 _LEFTOVER = re.compile(r"#\d+$")
+_ASIDE = ".new"
+"""Ends the name of a file of the catalog that was written and, for its writer was killed, never got its own name."""
 _GZIP = 31
 
 
@@ -135,12 +138,12 @@ def traces(store: Store, gone: Gone) -> Iterator[Trace]:
         for path in sorted(one.path for one in store.objects(folder)):
             if _is_named(path, gone, kept):
                 yield Trace(path, _batch(path))
-            elif path.endswith(".parquet") and ".parquet" in read:
+            elif path.endswith((".parquet", _ASIDE)) and ".parquet" in read:
                 yield from _rows(store, path, gone)
             elif read and path.endswith(read):
                 yield from _texts(store, path, gone, kept)
         for path in store.leftovers(folder):
-            if _is_named(path.rpartition("#")[0], gone, kept):
+            if _is_named(path.partition("#")[0], gone, kept):
                 yield Trace(path, _batch(path))
 
 
@@ -182,7 +185,7 @@ def _remove_pages(store: Store, page: str) -> None:
 def _batch(path: str) -> frozenset[str]:
     """Return the batch in whose folder a file lies, or whose file it is."""
     *folders, name = path.partition("#")[0].split("/")
-    names = [*folders, name.removesuffix(".gz").removesuffix(".js")]
+    names = [*folders, name.removesuffix(".gz").removesuffix(".js").removesuffix(".json")]
     return frozenset(one.removeprefix("batch=") for one in names if one.startswith("batch="))
 
 
@@ -232,8 +235,8 @@ def _rows(store: Store, path: str, gone: Gone) -> Iterator[Trace]:
             if "batch" in table.column_names:
                 named = zip(table["batch"].to_pylist(), told, strict=True)
                 batches |= {batch for batch, is_told in named if is_told and batch}
-    except (OSError, ValueError):
-        return  # it is no table, or went meanwhile
+    except (FileNotFoundError, DamagedFile):
+        return  # it went meanwhile, or is no table
     if rows:
         yield Trace(path, frozenset(batches), rows)
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -64,6 +64,10 @@ class StoredObject:
     """Changes whenever the content does."""
     modified: datetime
     """UTC, when it was last written, by the store's clock."""
+
+    def is_older_than(self, age: timedelta) -> bool:
+        """Say whether it was last written longer ago than that."""
+        return datetime.now(UTC) - self.modified > age
 
 
 class Store:
@@ -365,19 +369,19 @@ class Store:
         if paths:
             await _repeating(once)
 
-    def leftovers(self, folder: str) -> list[str]:
+    def leftovers(self, folder: str, *, but: Callable[[str], bool] = lambda _: False) -> list[str]:
         """Return the half-written files below a folder, `name#1`, of processes that were killed, or that write now.
 
-        Only a local disk has any; nothing else shows them.
+        Only a local disk has any; nothing else shows them. Folders with names for which `but` holds aren't looked into.
         """
         if not self.folder:
             return []
-        return [
-            (Path(parent) / name).relative_to(self.folder).as_posix()
-            for parent, _, names in os.walk(self.folder / folder)
-            for name in names
-            if _LEFTOVER.search(name)
-        ]
+        found = []
+        for parent, folders, names in os.walk(self.folder / folder):
+            folders[:] = [name for name in folders if not but(name)]
+            below = Path(parent).relative_to(self.folder)
+            found += [(below / name).as_posix() for name in names if _LEFTOVER.search(name)]
+        return found
 
     def delete_leftover(self, path: str) -> None:
         """Remove a half-written file; one that isn't there is no error."""
@@ -385,13 +389,14 @@ class Store:
         with self._failures("delete", path):
             Path(self.where(path)).unlink(missing_ok=True)
 
-    def sweep(self, *folders: str) -> int:
-        """Remove the half-written files below some folders that were left before this process began; say how many.
+    def sweep(self, folder: str, *, but: Callable[[str], bool] = lambda _: False) -> int:
+        """Remove the half-written files below a folder that were left before this process began; say how many.
 
-        Whoever writes has done so for less time than that, or begins anew where its file is taken from it.
+        Whoever writes has done so for less time than that, or begins anew where its file is taken from it. Folders are
+        left out as by `leftovers`.
         """
         swept = 0
-        for path in (path for folder in folders for path in self.leftovers(folder)):
+        for path in self.leftovers(folder, but=but):
             with suppress(FileNotFoundError):
                 if os.stat(self.where(path)).st_mtime < _BEGAN_AT:
                     self.delete_leftover(path)

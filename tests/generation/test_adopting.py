@@ -11,7 +11,7 @@ from PIL import Image
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
-from ideogram_pipeline.generation import files, ledger, traces
+from ideogram_pipeline.generation import files, ledger, lost_ledgers
 from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
@@ -222,6 +222,21 @@ def test_a_row_without_an_answer_whose_one_ledger_file_is_at_0_bytes_is_not_paid
     assert project.accepted == 3
 
 
+@pytest.mark.parametrize("content", [b"[]", b'{"request":', b"\0" * 500])
+def test_a_reservation_that_can_not_be_read_stands_in_the_way_until_it_is_removed_as_it_says(
+    project, content
+):
+    project.run()
+    (path, *_) = sorted(project.folder.glob("store/ledger/batch=drop/*/1-reserved.json"))
+    path.write_bytes(content)
+    assert not project.adopt().adopted
+    assert "remove it and have" in project.entries[path.parent.name].damage
+    path.unlink()
+    assert len(project.adopt().adopted) == 1
+    assert project.entries[path.parent.name].state == "generated"
+    assert (project.run(), project.accepted) == (3, 3)
+
+
 def test_the_ledgers_copy_has_the_exact_bytes_of_files_that_are_gone(tmp_path, sandbox):
     project = Project(tmp_path / "project", sandbox, rows=12)  # a copy is kept of more than a few files
     project.run()
@@ -388,7 +403,7 @@ def test_erased_rows_are_not_adopted(project, tmp_path):
     for part in (*DERIVED, "ledger_copies"):  # a partial restore brings traces of it back
         if (tmp_path / "backup" / part).exists():
             shutil.copytree(tmp_path / "backup" / part, project.folder / "store" / part, dirs_exist_ok=True)
-    assert traces.lacking(project.store, BATCH) == {}
+    assert lost_ledgers.lacking(project.store, BATCH) == {}
     adoption = project.adopt()
     assert (adoption.adopted, adoption.left_open, adoption.lost) == ((), (), ())
     assert [entry.last.reserved.request.prompt_id for entry in project.entries.values()] == ["p12"]
@@ -584,7 +599,7 @@ def test_a_store_that_is_fine_stops_no_run(project):
     project.table.append(project.row(3, prompt="not reached"))
     assert project.run(limit=1) == 2
     assert project.run() == 3
-    assert traces.missing(project.store, BATCH) == ""
+    assert lost_ledgers.missing(project.store, BATCH) == ""
     assert ledger.names(project.store, BATCH) == set(project.entries)
 
 
