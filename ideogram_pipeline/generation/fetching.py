@@ -382,7 +382,7 @@ class Fetcher:
         """Return a picture as it lies in the store already; what isn't it, or is damaged, is replaced."""
         there = await self._store.get_async(path)
         stored = await asyncio.get_running_loop().run_in_executor(
-            self._decoding, as_stored, there, made.marked
+            self._decoding, as_stored, there, made.received, made.marked
         )
         if stored is None:
             await self._store.put_async(path, made.marked.content, durable=True)

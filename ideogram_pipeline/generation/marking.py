@@ -19,7 +19,7 @@ from ideogram_pipeline.marks import (
 )
 from ideogram_pipeline.marks.credentials import CannotSign, Reference, Signer
 from ideogram_pipeline.marks.difference import applied, difference, removed
-from ideogram_pipeline.pictures import BadPicture, verify
+from ideogram_pipeline.pictures import BadPicture, Picture, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,24 +133,28 @@ def signed_then(received: bytes, marks: Marks, manifest_id: str, signature: byte
     return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None, manifest_id=manifest_id)
 
 
-def as_stored(there: bytes, made: Marked) -> Marked | None:
-    """Return what lies in the store where this picture was to be written, if it is the same picture, whole.
+def as_stored(there: bytes, received: Picture, made: Marked) -> Marked | None:
+    """Return what lies in the store where what was received was to be written as `made`, if it is the same, whole.
 
-    Another run may have marked or signed it otherwise. None for what is damaged, and for another request's picture.
+    Another run may have marked or signed it otherwise. None for what is damaged, and for another picture: one of
+    another request or of another size, and one without marks that isn't what fal sent.
     """
     try:
-        verify(there, thumbnail_side=None)
+        found, _ = verify(there, thumbnail_side=None)
     except BadPicture:
+        return None
+    if (found.kind, found.width, found.height) != (received.kind, received.width, received.height):
         return None
     said, ours = read(there), read(made.content)
     if said is None and not (made.manifest_id and has_credentials(there)):
-        return Marked(there, unmarked_because=made.unmarked_because)
+        is_received = found.sha256 == received.sha256
+        return Marked(there, unmarked_because=made.unmarked_because) if is_received else None
     if said and ours and (said.fingerprint, said.image_index) != (ours.fingerprint, ours.image_index):
         return None
     is_signed = has_credentials(there) and credentials.is_installed()
-    found = credentials.read(there) if is_signed else None
+    credential = credentials.read(there) if is_signed else None
     tells_prompt = said.prompt is not None if said else made.tells_prompt
-    if found is None:
+    if credential is None:
         return Marked(there, is_changed=True, tells_prompt=tells_prompt)
     unsigned = removed(made.content, made.signature) if made.signature else made.content
     return Marked(
@@ -158,7 +162,7 @@ def as_stored(there: bytes, made: Marked) -> Marked | None:
         is_changed=True,
         unmarked_because=made.unmarked_because,
         tells_prompt=tells_prompt,
-        manifest_id=found.manifest_id,
+        manifest_id=credential.manifest_id,
         signature=difference(unsigned, there),
     )
 

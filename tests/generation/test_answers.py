@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ideogram_pipeline import marks
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.books import RunFacts
@@ -28,6 +29,7 @@ from ideogram_pipeline.generation.reconcile import reconcile_batch
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.runs import beating
 from ideogram_pipeline.marks.credentials import Signer
+from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
 from ideogram_pipeline.tables.rows import PromptRow
@@ -280,6 +282,19 @@ def test_a_result_with_too_few_pictures_is_asked_for_again(store, sandbox, wire,
     assert type(outcome) is Generated
     assert len(outcome.entry.last.settled.images) == (4 if times < 3 else 1)
     assert wire.lied["result"] == min(times, 3)
+
+
+@pytest.mark.parametrize("size", [(9, 9), (1024, 1024)])
+def test_another_picture_in_the_place_of_a_paid_one_is_not_taken_for_it(store, sandbox, wire, picture, size):
+    """It once stood in the ledger as what was paid for, with the size of what fal had sent."""
+    plan = planned(store, 1)
+    (request,) = plan.requests
+    store.put(f"images/batch={BATCH}/p0-{request.fingerprint[:8]}-0.png", picture(size=size))
+    (outcome,) = Run(store, wire)(plan)
+    (image,) = outcome.entry.last.settled.images
+    found = inspect(store.get(image.path))
+    assert (found.sha256, found.width, found.height) == (image.sha256, 1024, 1024)
+    assert marks.read(store.get(image.path)).fingerprint == request.fingerprint
 
 
 def test_a_missing_seed_costs_no_picture(store, sandbox, wire):
