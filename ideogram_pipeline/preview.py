@@ -235,7 +235,7 @@ def first_takes(settings: Settings, batches: Sequence[str]) -> dict[str, list[Ge
 
 
 def lost_ledgers(settings: Settings, batches: Sequence[str]) -> list[str]:
-    """Say of each of these batches whose ledger lacks what was paid for, and what to do. Writes nothing."""
+    """Say of each of these batches whose ledger lacks what was paid for. Writes nothing."""
     return missing_of(store_as_it_is(settings), batches)
 
 

@@ -14,7 +14,7 @@ The list also holds results that the queue keeps no longer.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from pydantic import JsonValue
 
@@ -101,10 +101,11 @@ class Answers:
 def is_gone(submitted: Submitted, error: RequestNotFound) -> bool:
     """Say whether a request that fal doesn't know was accepted so long ago that it never will again.
 
-    fal's own clock counts where it told the times, for ours may be wrong.
+    fal's own clock counts, for ours may be wrong: an answer that doesn't tell the time proves nothing. Our clock has to
+    do where fal did not say when it accepted the request.
     """
     accepted_at = submitted.accepted_at or submitted.submitted_at
-    return (error.answered_at or datetime.now(UTC)) - accepted_at > GONE_AFTER
+    return error.answered_at is not None and error.answered_at - accepted_at > GONE_AFTER
 
 
 def _output(payload: JsonValue) -> Output | None:

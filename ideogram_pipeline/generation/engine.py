@@ -23,7 +23,14 @@ from typing import Protocol
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.faces import Faces
 from ideogram_pipeline.fal import CancelAnswer, FalClient, QueuedRequest
-from ideogram_pipeline.fal.errors import AccessRefused, FalError, ModelRefused, RequestEnded, RequestNotFound
+from ideogram_pipeline.fal.errors import (
+    AccessRefused,
+    FalError,
+    MediaUnavailable,
+    ModelRefused,
+    RequestEnded,
+    RequestNotFound,
+)
 from ideogram_pipeline.fal.http import pause
 from ideogram_pipeline.generation.answers import is_gone
 from ideogram_pipeline.generation.books import Books, RunFacts
@@ -342,11 +349,17 @@ class Engine:
         try:
             reserved = self._books.entry(request).last.reserved
             await self._fetcher.fetch_again(reserved, queued, settled, missing)
-        except (FalError, FileNotFoundError, IndexError, OtherBytes) as error:
+        except (RequestNotFound, MediaUnavailable, FileNotFoundError, IndexError, OtherBytes) as error:
             why = "fal has other bytes now" if isinstance(error, OtherBytes) else type(error).__name__
             reason = (
                 f"{missing[0].path}, paid for as {queued.request_id}, is gone from the store and can't be had again "
                 f"({why}); `ideogram-pipeline replay {queued.request_id} --send` makes a new take, which is paid for"
+            )
+            raise LeftOpen(Failed, reason) from None
+        except FalError as error:
+            reason = (
+                f"{missing[0].path}, paid for as {queued.request_id}, is gone from the store and could not be fetched; "
+                f"the next run tries again: {error}"
             )
             raise LeftOpen(Failed, reason) from None
 

@@ -34,30 +34,8 @@ NO_REVIEWS = "There is no reviews table: export one from the gallery, and set ID
 KEEP_RUN_PLANS = timedelta(days=7)
 """A run that is retried or executed again later than this takes the batch's newest plan for its own."""
 
-_OF_BATCHES = (
-    "ledger",
-    "images",
-    "credentials",
-    "outcomes",
-    "lineage",
-    "plans",
-    "run_plans",
-    "takes",
-    "limits",
-    "inbox",
-    "gallery",
-)
-_BESIDE_BATCHES = (
-    "tables",
-    "references",
-    "gallery/references",
-    "gallery/characters",
-    "ledger_copies",
-    "uploads",
-    "budget",
-    "runs",
-    "erased",
-)
+_OF_OTHERS = ("dagster", "sandbox")
+"""Folders that lie in the store and are written by others, who see to them."""
 _OUTCOMES = re.compile(r"outcomes/batch=([^/]+)/outcomes\.parquet")
 
 
@@ -139,7 +117,11 @@ def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> se
 
 def sweep(store: Store, batch: str) -> int:
     """Remove what killed processes have left half-written of a batch, and beside the batches; say how many files."""
-    return store.sweep(*(f"{kind}/batch={batch}" for kind in _OF_BATCHES), *_BESIDE_BATCHES)
+
+    def is_left_alone(folder: str) -> bool:
+        return folder in _OF_OTHERS or (folder.startswith("batch=") and folder != f"batch={batch}")
+
+    return store.sweep("", but=is_left_alone)
 
 
 def named_by(rows: Iterable[PromptRow]) -> set[str]:

@@ -329,6 +329,8 @@ class Entries(Mapping[str, Entry]):
     """
 
     def __init__(self) -> None:
+        self.damaged: set[str] = set()
+        """The fingerprints of entries that are damaged."""
         self._packed: dict[str, bytes] = {}
         self._at_work: dict[str, tuple[bytes, Entry]] = {}
         self._packer = Packer()
@@ -362,6 +364,10 @@ class Entries(Mapping[str, Entry]):
         """Take what the store has of a fingerprint, one file a line, in place of what was known."""
         self._packed[fingerprint] = self._packer.packed(files)
         self._at_work.pop(fingerprint, None)
+        if any(step == _DAMAGED for _, step, _ in _lines(files)):
+            self.damaged.add(fingerprint)
+        else:
+            self.damaged.discard(fingerprint)
 
     def wrote(self, fingerprint: str, line: bytes, entry: Entry) -> None:
         """Take a file that was just written, and the entry with it."""
@@ -504,17 +510,19 @@ class Ledger:
         whole = {one: content for one, content in steps.items() if content not in (b"", _UNREADABLE)}
         lines = [_line(*one, whole[one]) for one in sorted(whole)]
         if damaged := min(_damaged(steps), key=_order, default=None):
-            lines.append(_line(damaged[0], _DAMAGED, self._advice(fingerprint, *damaged).encode()))
+            advice = self._advice(fingerprint, *damaged, has_bytes=steps.get(damaged) == _UNREADABLE)
+            lines.append(_line(damaged[0], _DAMAGED, advice.encode()))
         if lines and not self.was_erased(fingerprint, *whole.values()):
             self.entries.found(fingerprint, b"".join(lines))
 
-    def _advice(self, fingerprint: str, attempt: int, step: str) -> str:
+    def _advice(self, fingerprint: str, attempt: int, step: str, *, has_bytes: bool) -> str:
         where = self._store.where(f"{self._folder}/{fingerprint}/{attempt}-{step}.json")
-        or_else = (
-            "or have `ideogram-pipeline reconcile --adopt` enter what was paid"
-            if step == "reserved"
-            else "or remove it: the row then goes one step back and is looked for at fal, and is not paid again"
-        )
+        if step != "reserved":
+            or_else = "or remove it: the row then goes one step back and is looked for at fal, and is not paid again"
+        elif has_bytes:  # it stands in the way of what would be entered
+            or_else = "or remove it and have `ideogram-pipeline reconcile --adopt` enter what was paid before you run"
+        else:
+            or_else = "or have `ideogram-pipeline reconcile --adopt` enter what was paid"
         return (
             f"its ledger file {where!r} is missing or damaged, so nobody knows whether it was paid, and it is not sent "
             f"again by itself. Restore the file from a backup, {or_else}."
@@ -573,9 +581,9 @@ def damages(entries: Mapping[str, Entry]) -> dict[str, str]:
 
 
 def names(store: Store, batch: str) -> set[str]:
-    """Return the fingerprints that a batch's ledger has a file of, by its listing alone."""
+    """Return the fingerprints that a batch's ledger has a file of with anything in it, by its listing alone."""
     below = len(_folder(batch)) + 1
-    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)))
+    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)) if one.size)
     return {name["fingerprint"] for name in found if name}
 
 

@@ -25,6 +25,11 @@ from ideogram_pipeline.tables import erased
 
 PREFIX = 8
 """So many digits of a fingerprint stand in a picture's name."""
+LOST_LEDGER = (
+    "Was the folder 'ledger' lost, or an older one restored? Restore it from a backup, or have "
+    "`ideogram-pipeline reconcile --adopt` enter what was paid; then run again."
+)
+"""What to do where a ledger lacks requests that were paid for."""
 _PICTURE = re.compile(
     rf"(?P<prompt_id>.+)-(?P<fingerprint>[0-9a-f]{{{PREFIX}}})-\d+\.({'|'.join(EXTENSIONS.values())})"
 )
@@ -96,7 +101,7 @@ def check(store: Store, batch: str, known: Collection[str] = ()) -> None:
         ConfigurationError: it does. Names some, and the command that enters them.
     """
     if says := missing(store, batch, known):
-        raise ConfigurationError(says)
+        raise ConfigurationError(f"{says} {LOST_LEDGER} Nothing was submitted.")
 
 
 def missing_of(store: Store, batches: Collection[str]) -> list[str]:
@@ -106,7 +111,7 @@ def missing_of(store: Store, batches: Collection[str]) -> list[str]:
 
 
 def missing(store: Store, batch: str, known: Collection[str] = ()) -> str:
-    """Say which requests a batch's ledger lacks, and what to do; empty where it lacks none."""
+    """Say which requests a batch's ledger lacks; empty where it lacks none."""
     found = lacking(store, batch, known)
     if not found:
         return ""
@@ -114,8 +119,7 @@ def missing(store: Store, batch: str, known: Collection[str] = ()) -> str:
     return (
         f"The ledger of the batch {batch!r} lacks {len(found)} requests that were paid for, such as "
         f"{first.fingerprint[:PREFIX]} of {first.prompt_id}, named by {store.where(first.path)!r}: a run would pay for "
-        "them again. Was the folder 'ledger' lost, or an older one restored? Restore it from a backup, or have "
-        "`ideogram-pipeline reconcile --adopt` enter what was paid; then run again. Nothing was submitted."
+        "them again."
     )
 
 

@@ -194,7 +194,7 @@ def of_entry(request: GenerationRequest, entry: Entry) -> Outcome:
     """Return how a row ended as far as the ledger tells, without any run that says more."""
     if entry.damage:
         return Unknown(request, entry, entry.damage)
-    settled = entry.last.settled
+    settled = next((one.settled for one in reversed(entry.attempts) if one.settled), None)
     match entry.state:
         case "generated":
             return Reused(request, entry)
@@ -205,7 +205,13 @@ def of_entry(request: GenerationRequest, entry: Entry) -> Outcome:
         case "reserved":
             return Unknown(request, entry, UNANSWERED)
         case _:
-            return NotReached(request, entry, "the next run fetches it")
+            submitted = entry.last.submitted
+            reason = (
+                f"{submitted.request_id} is with fal; the next run fetches it"
+                if submitted
+                else "fal has not accepted it; the next run sends it"
+            )
+            return NotReached(request, entry, reason)
 
 
 def recalled(request: GenerationRequest, entry: Entry | None, row: OutcomeRow) -> Outcome:

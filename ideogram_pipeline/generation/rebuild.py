@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from ideogram_pipeline.errors import DamagedFile
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation import files, lost_ledgers
 from ideogram_pipeline.generation.ledger import Ledger, damages
 from ideogram_pipeline.generation.recording import plan_of_ledger, record
@@ -64,8 +64,9 @@ def mend(store: Store, batch: str) -> None:
 
 
 def _made_anew(store: Store, ledger: Ledger) -> files.Results:
-    # What tells of a request that the ledger lacks would be overwritten.
-    lost_ledgers.check(store, ledger.batch, ledger.entries)
+    if says := lost_ledgers.missing(store, ledger.batch, ledger.entries):
+        # What tells of a request that the ledger lacks would be overwritten.
+        raise ConfigurationError(f"{says} {lost_ledgers.LOST_LEDGER}")
     files.delete_damaged_plans(store, ledger.batch)
     if not files.plans(store, ledger.batch):
         files.write_plan(store, plan_of_ledger(ledger.batch, ledger.entries))

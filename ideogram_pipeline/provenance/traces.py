@@ -41,7 +41,7 @@ READ: Mapping[str, tuple[str, ...]] = {
     "plans": (".parquet",),
     "references": (),
     "run_plans": (".parquet",),
-    "tables": (".parquet",),
+    "tables": (".json", ".parquet"),
     "takes": (".json",),
     "uploads": (),
 }
@@ -161,7 +161,7 @@ def remove(store: Store, gone: Gone, trace: Trace) -> None:
             _remove_pages(store, trace.path)
     elif trace.path.endswith(".json"):
         try:
-            left = _without(json.loads(store.get(trace.path)), gone)
+            left = _without(json.loads(store.get(trace.path)), gone.words | _by_name(trace.path, gone))
         except ValueError:  # what is damaged can't be left in part
             store.delete(trace.path)
         else:
@@ -249,8 +249,19 @@ def _texts(store: Store, path: str, gone: Gone, kept: _Kept) -> Iterator[Trace]:
     except (FileNotFoundError, zlib.error):
         return
     links = ((unquote(link["batch"]), unquote(link["name"])) for link in _LINK.finditer(text))
-    if gone.are_told_in(text) or any(kept.lacks(*link) for link in links):
+    if gone.are_told_in(text) or any(kept.lacks(*link) for link in links) or _is_called(path, text, gone):
         yield Trace(path, _batch(path), 0 if path.startswith(_DERIVED) else 1)
+
+
+def _is_called(path: str, text: str, gone: Gone) -> bool:
+    """Say whether a reading of a table says that a batch names an erased picture."""
+    names = _by_name(path, gone)
+    if not any(name in text for name in names):
+        return False
+    try:
+        return _is_member(json.loads(text), names)
+    except ValueError:
+        return True
 
 
 def _by_name(path: str, gone: Gone) -> frozenset[str]:
@@ -290,10 +301,19 @@ def _left(table: pa.Table, gone: Gone, by_name: Collection[str]) -> pa.Table:
     return left
 
 
-def _without(told: JsonValue, gone: Gone) -> JsonValue:
-    """Return JSON without the keys and members that are erased fingerprints or digests."""
+def _without(told: JsonValue, words: Collection[str]) -> JsonValue:
+    """Return JSON without the keys and members that are among some words."""
     if isinstance(told, dict):
-        return {name: _without(value, gone) for name, value in told.items() if name not in gone.words}
+        return {name: _without(value, words) for name, value in told.items() if name not in words}
     if isinstance(told, list):
-        return [_without(one, gone) for one in told if not (isinstance(one, str) and one in gone.words)]
+        return [_without(one, words) for one in told if not (isinstance(one, str) and one in words)]
     return told
+
+
+def _is_member(told: JsonValue, words: Collection[str]) -> bool:
+    """Say whether a list somewhere in JSON has one of some words as a member."""
+    if isinstance(told, dict):
+        return any(_is_member(value, words) for value in told.values())
+    return isinstance(told, list) and any(
+        one in words if isinstance(one, str) else _is_member(one, words) for one in told
+    )

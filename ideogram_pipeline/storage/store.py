@@ -370,19 +370,19 @@ class Store:
         if paths:
             await _repeating(once)
 
-    def leftovers(self, folder: str) -> list[str]:
+    def leftovers(self, folder: str, *, but: Callable[[str], bool] = lambda _: False) -> list[str]:
         """Return the half-written files below a folder, `name#1`, of processes that were killed, or that write now.
 
-        Only a local disk has any; nothing else shows them.
+        Only a local disk has any; nothing else shows them. Folders with names for which `but` holds aren't looked into.
         """
         if not self.folder:
             return []
-        return [
-            (Path(parent) / name).relative_to(self.folder).as_posix()
-            for parent, _, names in os.walk(self.folder / folder)
-            for name in names
-            if _LEFTOVER.search(name)
-        ]
+        found = []
+        for parent, folders, names in os.walk(self.folder / folder):
+            folders[:] = [name for name in folders if not but(name)]
+            below = Path(parent).relative_to(self.folder)
+            found += [(below / name).as_posix() for name in names if _LEFTOVER.search(name)]
+        return found
 
     def delete_leftover(self, path: str) -> None:
         """Remove a half-written file; one that isn't there is no error."""
@@ -390,13 +390,14 @@ class Store:
         with self._failures("delete", path):
             Path(self.where(path)).unlink(missing_ok=True)
 
-    def sweep(self, *folders: str) -> int:
-        """Remove the half-written files below some folders that were left before this process began; say how many.
+    def sweep(self, folder: str, *, but: Callable[[str], bool] = lambda _: False) -> int:
+        """Remove the half-written files below a folder that were left before this process began; say how many.
 
-        Whoever writes has done so for less time than that, or begins anew where its file is taken from it.
+        Whoever writes has done so for less time than that, or begins anew where its file is taken from it. Folders are
+        left out as by `leftovers`.
         """
         swept = 0
-        for path in (path for folder in folders for path in self.leftovers(folder)):
+        for path in self.leftovers(folder, but=but):
             with suppress(FileNotFoundError):
                 if os.stat(self.where(path)).st_mtime < _BEGAN_AT:
                     self.delete_leftover(path)

@@ -20,10 +20,12 @@ from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.ledger import Ledger, Reserved
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
+from ideogram_pipeline.generation.rebuild import rebuild_batch
+from ideogram_pipeline.generation.rows import EdgeRow
 from ideogram_pipeline.provenance.erasing import descent, entomb, remove
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, forget_uploads, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
-from ideogram_pipeline.storage import Store
+from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import refused
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.tables.rows import PromptRow
@@ -201,6 +203,37 @@ def test_ledger_files_at_0_bytes(project):
     assert project.entries[entry.name].state == "generated"
     assert project.run() == 3
     assert project.accepted == 3
+
+
+def test_a_row_without_an_answer_whose_one_ledger_file_is_at_0_bytes_is_not_paid_for_again(project):
+    """Its file was once taken for one that a power cut left before anything was sent, though its outcome says more."""
+    api, project.api = project.api, "http://127.0.0.1:9"
+    project.sandbox.change(Change(faults=(Fault("drop_after_accept", match="scene 1"),)))
+    assert project.run() == 2
+    project.sandbox.change(Change(faults=()))
+    for path in (project.folder / "store/ledger").rglob("*.json"):
+        path.write_bytes(b"" if len(list(path.parent.iterdir())) == 1 else path.read_bytes())
+    with pytest.raises(ConfigurationError, match="lacks 1 requests"):
+        project.run()
+    project.api = api
+    assert "from fal's list" in told(project.adopt())["p1", 0]
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"request":', b"\0" * 500])
+def test_a_reservation_that_can_not_be_read_stands_in_the_way_until_it_is_removed_as_it_says(
+    project, content
+):
+    project.run()
+    (path, *_) = sorted(project.folder.glob("store/ledger/batch=drop/*/1-reserved.json"))
+    path.write_bytes(content)
+    assert not project.adopt().adopted
+    assert "remove it and have" in project.entries[path.parent.name].damage
+    path.unlink()
+    assert len(project.adopt().adopted) == 1
+    assert project.entries[path.parent.name].state == "generated"
+    assert (project.run(), project.accepted) == (3, 3)
 
 
 def test_the_ledgers_copy_has_the_exact_bytes_of_files_that_are_gone(tmp_path, sandbox):
@@ -530,3 +563,34 @@ def test_foreign_files_among_the_pictures_stop_no_run(project):
     for name in ("Thumbs.db", "holiday-2026.png", "p1-XYZ-0.png"):
         (project.folder / "store/images/batch=drop" / name).write_bytes(b"anything")
     assert project.run() == 3
+
+
+@pytest.mark.parametrize("step", ["1-reserved", "1-submitted", "1-settled"])
+def test_a_run_over_a_damaged_ledger_file_keeps_what_was_recorded_of_its_row(project, step):
+    """It once wrote metadata without the row: nothing told of its picture, or of fal's id of it, any more."""
+    project.run()
+    store, fingerprint = project.store, sorted(project.entries)[0]
+    before = (
+        {row.fingerprint: row for row in files.images(store, BATCH)},
+        {row.fingerprint: row for row in files.outcomes(store, BATCH)}[fingerprint],
+        set(parquet.read(store, files.edges_path(BATCH), EdgeRow)),
+    )
+    damaged = project.folder / f"store/ledger/batch={BATCH}/{fingerprint}/{step}.json"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9])
+    assert project.run() == 2
+    outcome = {row.fingerprint: row for row in files.outcomes(store, BATCH)}[fingerprint]
+    kept = ("request_id", "cost_usd", "cost_source", "attempts", "images")
+    assert (outcome.state, damaged.name in outcome.reason) == ("unknown", True)
+    assert [getattr(outcome, name) for name in kept] == [getattr(before[1], name) for name in kept]
+    assert {row.fingerprint: row for row in files.images(store, BATCH)} == before[0]
+    assert set(parquet.read(store, files.edges_path(BATCH), EdgeRow)) >= before[2]
+    rebuild_batch(store, BATCH)
+    assert {row.fingerprint for row in files.images(store, BATCH)} == set(before[0])
+
+    damaged.unlink()
+    project.adopt()
+    assert project.run() == 3
+    damaged.write_bytes(whole)
+    assert project.run() == 3
+    assert len(list(files.images(store, BATCH))) == project.accepted == 3

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -127,7 +128,7 @@ def test_erase_while_a_run_works_another_reference_of_the_batch(project):
 
     code, said = project("erase", "--reference", "ada", "--yes")
     assert code == 3
-    assert f"The run {run_id} works the batch 'one'" in said
+    assert f"The run {run_id} works on the batch 'one'" in said
     assert "Nothing was erased" in said
     assert "--wait" in said
     assert project.told() >= before
@@ -171,7 +172,7 @@ def test_a_run_of_a_batch_that_is_being_erased_refuses_and_submits_nothing(proje
     code, said = project("run", "--batch", "one")
     assert code == 2
     assert "holds the batch 'one'" in said
-    assert "Ask again once `ideogram-pipeline erase` has ended" in said
+    assert "Run it again once `ideogram-pipeline erase` has ended" in said
     assert project.sandbox.stats().submits == 0
     assert project("run", "--batch", "two")[0] == 0
     held.communicate()
@@ -336,3 +337,18 @@ def test_a_file_that_is_no_table_keeps_nobody_from_looking_at_the_others(store, 
     store.put(f"uploads/{'a' * 64}.json", b"{}")
     gone = Gone(frozenset({"a" * 64}), frozenset())
     assert [trace.path for trace in traces.traces(store, gone)] == [f"uploads/{'a' * 64}.json"]
+
+
+def test_a_reading_of_a_table_that_another_one_has_replaced_names_the_reference_no_longer(project):
+    """Readings are kept for some days, and each said which batches name which references."""
+    other = ("p2", "one", "quiet harbour", "bob")
+    project.write(("p1", "one", "zanzibar lighthouse", "zelda-of-old"), other)
+    (project.folder / "references.csv").write_text("reference_id,uri\nzelda-of-old,ada.png\nbob,bob.png\n")
+    assert project("run")[0] == 0
+    project.write(other)
+    assert project("run")[0] == 0
+    assert project("erase", "--reference", "zelda-of-old", "--yes")[0] == 0
+    told = [path for path in (project.folder / "store" / "tables").rglob("*") if path.is_file()]
+    readings = [json.loads(path.read_text()) for path in told if path.match("readings/prompts/*.json")]
+    assert [reading["batches"]["one"]["named"] for reading in readings] == [["bob"], ["bob"]]
+    assert [path.name for path in told if b"zelda" in path.read_bytes()] == []
