@@ -15,10 +15,11 @@ from uuid import uuid4
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from ideogram_pipeline import __version__
+from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
-from ideogram_pipeline.generation import catalog, files
+from ideogram_pipeline.generation import catalog, files, lost_ledgers
 from ideogram_pipeline.generation.adopting import Adoption
 from ideogram_pipeline.generation.adopting import adopt as enter_what_was_paid
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
@@ -209,9 +210,12 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
 
     Raises:
         BeingErased: an erasure holds a batch; what came before it was made anew.
-        PipelineError: the store is at fault, or a ledger lacks what was paid for; likewise.
+        PipelineError: the store is at fault, or a ledger lacks what was paid for.
     """
     store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
+    if lost := lost_ledgers.missing_of(store, batches_with_ledger(store)):
+        # What tells of a request that a ledger lacks would be overwritten.
+        raise ConfigurationError(f"{lost[0]} {lost_ledgers.LOST_LEDGER}")
     rebuilt = []
     for batch in batches_with_ledger(store):
         with working(store, own_id, batch):
