@@ -46,6 +46,7 @@ from ideogram_pipeline.generation.matching import Listed, Matcher, Past, takes_o
 from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, fingerprint
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
+from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, RenderingSpeed
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.pictures import BadPicture, inspect
@@ -132,6 +133,7 @@ class _Adopter:
         self._erased = erased.fingerprints(stones)
         self._taken = {one for stone in stones for one in stone.request_ids}
         self._ledgers: dict[str, Ledger] = {}
+        self._living: dict[str, bool] = {}
 
     async def adopted(self, tables: Mapping[str, Sequence[GenerationRequest]]) -> Adoption:
         restored = {batch: restore_from_copy(self._store, batch, but=self._erased) for batch in tables}
@@ -161,6 +163,11 @@ class _Adopter:
         named = lost_ledgers.lacking(self._store, batch, self._ledgers[batch].entries)
         damaged = [one for one, entry in self._ledgers[batch].entries.items() if entry.state == "damaged"]
         named |= {one: PaidRequest(one, "", None, "") for one in damaged if one not in self._erased}
+        named |= {
+            one: PaidRequest(one, "", None, "")
+            for one in lost_ledgers.gaps(self._store, batch)  # a row may ask for it now
+            if one not in self._ledgers[batch].entries and one not in self._erased
+        }
         if not named:
             return []
         reader = _Results(self._store, batch, named, firsts)
@@ -292,6 +299,21 @@ class _Adopter:
     def _may_be_entered(self, request: GenerationRequest) -> bool:
         return self._entry(request).state in _MAY_BE_ENTERED and request.fingerprint not in self._erased
 
+    async def _is_left_to_its_run(self, request: GenerationRequest) -> bool:
+        """Say whether a live run has reserved a request: the answer on its way to that run may name another one."""
+        entry = self._entry(request)
+        if entry.state != "reserved":
+            return False
+        owner = entry.last.reserved.owner
+        if owner not in self._living:
+            self._living[owner] = await is_alive(self._store, owner)
+        if not self._living[owner]:
+            self._ledgers[request.batch].catch_up()  # nobody else goes on with it now
+            return False
+        told = f"{request.batch}, {request.prompt_id}: run {owner} is submitting it at this moment; adopt again later"
+        self._open.setdefault(request.fingerprint, told)
+        return True
+
     async def _enter_as_unknown(self, request: GenerationRequest, reason: str) -> None:
         """Keep a request from being paid for again by itself."""
         if self._entry(request).state in ("new", "retryable"):
@@ -314,7 +336,11 @@ class _Adopter:
         made_by: ImageRow | None = None,
     ) -> bool:
         """Enter a request as submitted, and as settled where its end is known; say whether the ledger knows it now."""
+        if await self._is_left_to_its_run(request):
+            return False
         ledger, before = self._ledgers[request.batch], self._entry(request).state
+        if before not in _MAY_BE_ENTERED:
+            return True  # its run got the answer after all
         at = at or (past.sent_at if past else datetime.now(UTC))
         if request_id is None or request_id in self._taken:
             return False
@@ -375,9 +401,11 @@ class _Results:
         self._requests: dict[str, GenerationRequest] = {}
         self._look_at(self._of_metadata(store))
         self._look_at(_of_plans(store, batch))
-        prompts = {paid.prompt_id for paid in named.values()} - {""}
+        prompts = {paid.prompt_id for paid in named.values()}
         self._look_at(
-            take for first in firsts for take in (takes_of(first) if first.prompt_id in prompts else [first])
+            take
+            for first in firsts
+            for take in (takes_of(first) if prompts & {first.prompt_id, ""} else [first])
         )
 
     def told(self) -> Iterator[_Told]:

@@ -105,6 +105,8 @@ async def work(
     with working(store, run_id, batch) as beat:
         plan = await asyncio.to_thread(files.without_erased, store, plan)
         ledger = await asyncio.to_thread(_open_ledger, store, batch)
+        asked = [row.fingerprint for row in plan.rows if row.decision in TO_PAY and row.fingerprint]
+        lost_ledgers.check_asked(store, batch, [one for one in asked if one not in ledger.entries])
         async with make_client() as client:
             engine = Engine(
                 client,

@@ -104,6 +104,25 @@ def check(store: Store, batch: str, known: Collection[str] = ()) -> None:
         raise ConfigurationError(f"{says} {LOST_LEDGER} Nothing was submitted.")
 
 
+def check_asked(store: Store, batch: str, asked: Collection[str]) -> None:
+    """Refuse to pay for requests that were paid for, of which nothing told more when they were looked for.
+
+    A row may ask for one since: the table of that time was another one.
+
+    Raises:
+        ConfigurationError: one of the fingerprints that are `asked` for is such a request's.
+    """
+    known = set(gaps(store, batch))
+    again = [one for one in asked if one in known or one[:PREFIX] in known]
+    if again:
+        raise ConfigurationError(
+            f"{len(again)} requests of the batch {batch!r} that are to be paid for, such as {again[0][:PREFIX]}, were "
+            "paid for before their ledger was lost, and no row asked for them when `ideogram-pipeline reconcile "
+            "--adopt` looked. Have it look again, with the tables as they are now; then run again. Nothing was "
+            "submitted."
+        )
+
+
 def missing_of(store: Store, batches: Collection[str]) -> list[str]:
     """Say of each of these batches whose ledger lacks requests that were paid for, in their order; writes nothing."""
     with ThreadPoolExecutor(max_workers=16) as threads:

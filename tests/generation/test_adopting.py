@@ -17,11 +17,12 @@ from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.choice import Choice
-from ideogram_pipeline.generation.ledger import Ledger, Reserved
+from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
 from ideogram_pipeline.generation.rebuild import rebuild_batch
 from ideogram_pipeline.generation.rows import EdgeRow
+from ideogram_pipeline.generation.runs import beating
 from ideogram_pipeline.provenance.erasing import descent, entomb, remove
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, forget_uploads, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
@@ -446,6 +447,24 @@ def test_what_no_row_asks_for_and_nothing_tells_of_does_not_stop_runs_for_ever(p
     assert project.accepted == 6
 
 
+@pytest.mark.parametrize("left", ["outcomes", "pictures"])
+def test_adopting_with_another_table_does_not_have_the_right_one_paid_for_again(project, left):
+    """What no row of the wrong table asked for was forgotten: the next run with the right one paid for all of it."""
+    project.run()
+    project.lose("ledger", "plans", "lineage", f"images/batch={BATCH}/metadata.parquet")
+    project.lose("outcomes" if left == "pictures" else "images")
+    for path in (project.folder / "store").rglob("metadata.parquet"):
+        path.unlink()
+    right, project.table = project.table, [project.row(9, prompt="another table's")]
+    assert len(project.adopt().lost) == 3
+    project.table = right
+    with pytest.raises(ConfigurationError, match="3 requests of the batch 'drop' that are to be paid for"):
+        project.run()
+    assert len(project.adopt().adopted) == 3
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
 def test_a_refusal_is_remembered(project):
     project.sandbox.change(Change(faults=(Fault("policy_refusal", match="scene 1"),)))
     assert project.run() == 2
@@ -545,6 +564,48 @@ def test_a_run_that_submits_meanwhile_is_not_overtaken(project):
     project.adopt()
     entry = project.entries[request.fingerprint]
     assert (len(entry.attempts), entry.last.reserved.owner, entry.state) == (1, "a-live-run", "submitted")
+
+
+def test_what_a_live_run_is_submitting_is_left_to_it(project):
+    """Its own request was once lost: the older one of the same input took the place of the answer on its way."""
+    project.table = [project.row(0, reference_ids=())]
+    project.run()
+    [older] = [entry.last.submitted.request_id for entry in project.entries.values()]
+    project.lose("ledger", *DERIVED)
+    request = plan_row(project.table[0], project.references)
+    known = Ledger(project.store, BATCH)
+
+    async def submit():
+        claimed = Reserved(
+            request=request,
+            sent_sha256="0",
+            attempt=1,
+            owner="a-live-run",
+            reserved_at="2026-11-30T12:00:00Z",
+            backend="sandbox",
+            code_version="test",
+        )
+        await known.reserve(claimed)
+        async with project.client() as fal:
+            return await fal.submit(request.endpoint_id, request.arguments)
+
+    with beating(project.store, "a-live-run"):
+        queued = asyncio.run(submit())
+        adoption = project.adopt()
+    assert adoption.adopted == ()
+    assert "run a-live-run is submitting it" in adoption.left_open[0]
+    answer = Submitted(
+        request_id=queued.request_id,
+        status_url=queued.status_url,
+        response_url=queued.result_url,
+        cancel_url=queued.cancel_url,
+        submitted_at="2026-11-30T12:00:01Z",
+    )
+    asyncio.run(known.submitted(request.fingerprint, answer))
+    assert project.adopt().adopted == ()
+    assert older != queued.request_id
+    assert project.entries[request.fingerprint].last.submitted.request_id == queued.request_id
+    assert (project.run(), project.accepted) == (1, 2)
 
 
 def test_a_store_that_is_fine_stops_no_run(project):

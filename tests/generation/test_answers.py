@@ -272,6 +272,16 @@ def test_an_odd_field_of_a_result_costs_no_picture(store, sandbox, wire, told):
     assert sandbox.stats().accepted == 3
 
 
+@pytest.mark.parametrize("times", [1, 2, 10**9])
+def test_a_result_with_too_few_pictures_is_asked_for_again(store, sandbox, wire, times):
+    """One answer that lacked three of four pictures once made the row generated, with one."""
+    wire.lie("result", lambda told: {**told, "images": told["images"][:1]}, times=times)
+    (outcome,) = Run(store, wire)(planned(store, 1, num_images=4))
+    assert type(outcome) is Generated
+    assert len(outcome.entry.last.settled.images) == (4 if times < 3 else 1)
+    assert wire.lied["result"] == min(times, 3)
+
+
 def test_a_missing_seed_costs_no_picture(store, sandbox, wire):
     wire.lie("result", lambda body: {"images": body["images"]})
     assert kinds(Run(store, wire)(planned(store, 3))) == {Generated: 3}
