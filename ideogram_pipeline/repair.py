@@ -215,7 +215,8 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
         PipelineError: the store is at fault, or a ledger lacks what was paid for.
     """
     store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
-    if lost := traces.missing_of(store, batches_with_ledger(store)):
+    batches = sorted({*batches_with_ledger(store), *files.batches_with_results(store)})
+    if lost := traces.missing_of(store, batches):
         raise ConfigurationError(lost[0])  # what tells of a request that a ledger lacks would be overwritten
     rebuilt = []
     for batch in batches_with_ledger(store):
