@@ -265,7 +265,7 @@ def test_a_list_that_is_cut_short_exits_3(project, serve):
     assert code == 3
     assert "open: fal's list of fal-ai/ideogram/v3 from " in out
     assert "is cut short" in out
-    assert "5 rows were not found: they are new, or fal no longer lists them." in out
+    assert "5 rows were not found: they are new, fal no longer lists them, or what is open hides them." in out
 
 
 def hung(project):
