@@ -299,10 +299,10 @@ def _adopt(settings: Settings, batches: list[str]) -> int:
     lines += [f"open: {one}" for one in adoption.left_open]
     lines += [f"paid for once, and no row asks for it: {one}" for one in adoption.lost]
     if adoption.not_found:
-        lines.append(
-            f"{adoption.not_found} rows were not found: they are new, or fal no longer lists them. The next run pays "
-            "for them."
-        )
+        why = "they are new, or fal no longer lists them"
+        if adoption.left_open:
+            why = "they are new, fal no longer lists them, or what is open hides them"
+        lines.append(f"{adoption.not_found} rows were not found: {why}. The next run pays for them.")
     for line in (*lines, f"{len(adoption.adopted)} requests were entered into the ledger."):
         _out.print(line, highlight=False, markup=False, soft_wrap=True)
     return len(adoption.left_open)

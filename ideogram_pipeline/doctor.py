@@ -112,8 +112,8 @@ def _prompts(settings: Settings) -> str:
     if not others:
         return found
     return (
-        f"{found}; the store also has the batches of {', '.join(others)}. If that table is no more, was moved or "
-        "renamed, put one with nothing but a header there and run it: then its rows count no longer"
+        f"{found}; the store also has the batches of {', '.join(others)}. If that table was deleted, moved or renamed, "
+        "put a table with only a header in its place and run it: then its rows no longer count"
     )
 
 

@@ -230,7 +230,7 @@ def first_takes(settings: Settings, batches: Sequence[str]) -> dict[str, list[Ge
     for row in table.rows:
         if row.batch in asked:
             with suppress(RowProblem):
-                asked[row.batch].append(plan_row(row, references))
+                asked[row.batch].append(plan_row(row, references, pass_urls=settings.pass_urls))
     return asked
 
 

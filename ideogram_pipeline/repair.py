@@ -213,7 +213,8 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
         PipelineError: the store is at fault, or a ledger lacks what was paid for.
     """
     store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
-    if lost := lost_ledgers.missing_of(store, batches_with_ledger(store)):
+    batches = sorted({*batches_with_ledger(store), *files.batches_with_results(store)})
+    if lost := lost_ledgers.missing_of(store, batches):
         # What tells of a request that a ledger lacks would be overwritten.
         raise ConfigurationError(f"{lost[0]} {lost_ledgers.LOST_LEDGER}")
     rebuilt = []

@@ -130,7 +130,7 @@ class _Adopter:
         self._open: dict[str, str] = {}
         self._lost: list[str] = []
         stones = erased.tombstones(store)
-        self._erased = {one for stone in stones for one in stone.fingerprints}
+        self._erased = erased.fingerprints(stones)
         self._taken = {one for stone in stones for one in stone.request_ids}
         self._ledgers: dict[str, Ledger] = {}
         self._living: dict[str, bool] = {}

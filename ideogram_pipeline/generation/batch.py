@@ -27,6 +27,7 @@ from ideogram_pipeline.generation.recording import Worked, record, rows_of
 from ideogram_pipeline.generation.runs import working
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.telemetry import span
+from ideogram_pipeline.threads import to_its_end
 
 if TYPE_CHECKING:
     from ideogram_pipeline.faces import Faces
@@ -127,7 +128,7 @@ async def work(
                 async with leaving(engine.cancel_queued):
                     outcomes = await engine.run(plan.requests)
         memory.give_back()
-        return await _to_its_end(lambda: _recorded(store, ledger, plan, outcomes, float(engine.spent_usd)))
+        return await to_its_end(lambda: _recorded(store, ledger, plan, outcomes, float(engine.spent_usd)))
 
 
 async def stop(store: Store, plan: Plan, run_id: str, reason: str) -> None:
@@ -147,7 +148,7 @@ async def stop(store: Store, plan: Plan, run_id: str, reason: str) -> None:
         for row in plan.rows:
             if row.decision in TO_PAY and (request := row.request):
                 outcomes.add(NotReached(request, ledger.entries.get(request.fingerprint), reason))
-        await _to_its_end(lambda: _recorded(store, ledger, plan, outcomes, 0.0))
+        await to_its_end(lambda: _recorded(store, ledger, plan, outcomes, 0.0))
 
 
 def _open_ledger(store: Store, batch: str) -> Ledger:
@@ -170,14 +171,3 @@ def _recorded(store: Store, ledger: Ledger, plan: Plan, outcomes: Outcomes, spen
     reused = sum(isinstance(outcomes.now(request), Reused) for request in plan.requests)
     waiting = oldest(one.entry for one in outcomes.of_kind(NotReached, Failed) if one.entry)
     return WorkedBatch(results, own, reused, spent_usd, waiting)
-
-
-async def _to_its_end(call: Callable[[], WorkedBatch]) -> WorkedBatch:
-    """Make a call in a thread; whoever is cut off meanwhile goes on once it has ended."""
-    running = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        running.exception()
-        raise

@@ -169,10 +169,10 @@ class Settled(_Record):
     )
     images: tuple[StoredImage, ...] = Field(default=(), description="The pictures, all in the store.")
     seed: Annotated[int | None, _at_most(MAX_SEED)] = Field(
-        default=None, description="The seed fal says it used, if that is one."
+        default=None, description="The seed that fal says it used, if it is a valid one."
     )
     inference_s: Annotated[float | None, _at_most(_LONGEST_INFERENCE_S)] = Field(
-        default=None, description="Seconds of work, as fal measured them, if that can be."
+        default=None, description="Seconds of work, as fal measured them, if that is a possible time."
     )
     completed_at: datetime = Field(description="UTC, when the end was seen.")
     cost_usd: Decimal | None = Field(description="US dollars for the request, or None if not known.")

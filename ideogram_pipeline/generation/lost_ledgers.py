@@ -89,8 +89,8 @@ def lacking(store: Store, batch: str, known: Collection[str] = ()) -> dict[str, 
     if named:
         named = _without(named, ledger.names(store, batch))
     if named:
-        stones = (one for stone in erased.tombstones(store) for one in stone.fingerprints)
-        named = _without(named, {*stones, *gaps(store, batch)})
+        gone = erased.fingerprints(erased.tombstones(store))
+        named = _without(named, gone.union(gaps(store, batch)))
     return named
 
 

@@ -345,7 +345,7 @@ def _opened(store: Store, kind: _Kind[Reading], name: str) -> Reading:
 
 def _gone(store: Store) -> NoReturn:
     raise ConfigurationError(
-        f"The tables as this run was to work them are no longer in the store {store.url!r}: they are kept for "
+        f"The tables that this run was started with are no longer whole in the store {store.url!r}: they are kept for "
         f"{KEEP_READINGS.days} days, or a file is missing or damaged. Start a new run after `refresh_tables`, which "
         "reads the tables again; nothing was submitted."
     )

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from ideogram_pipeline.errors import DamagedFile
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation import files, lost_ledgers
 from ideogram_pipeline.generation.ledger import Ledger, damages
 from ideogram_pipeline.generation.recording import plan_of_ledger, record
@@ -36,6 +36,9 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
 
     Where the batch has lost its plans, it gets one of the newest request of each prompt row: rows that were rejected
     then stand only in the prompts table, and come back with the next run.
+
+    Raises:
+        ConfigurationError: the ledger lacks what was paid for; nothing was written.
     """
     ledger = Ledger(store, batch)
     results = _made_anew(store, ledger)
@@ -51,12 +54,19 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
 
 
 def mend(store: Store, batch: str) -> None:
-    """Write a batch's metadata, outcomes and edges anew, because one of them was found damaged."""
+    """Write a batch's metadata, outcomes and edges anew, because one of them was found damaged.
+
+    Raises:
+        ConfigurationError: the ledger lacks what was paid for; nothing was written.
+    """
     _log.warning("%s: a file that is derived was damaged; its rows are made anew from the ledger", batch)
     _made_anew(store, Ledger(store, batch))
 
 
 def _made_anew(store: Store, ledger: Ledger) -> files.Results:
+    if says := lost_ledgers.missing(store, ledger.batch, ledger.entries):
+        # What tells of a request that the ledger lacks would be overwritten.
+        raise ConfigurationError(f"{says} {lost_ledgers.LOST_LEDGER}")
     files.delete_damaged_plans(store, ledger.batch)
     if not files.plans(store, ledger.batch):
         files.write_plan(store, plan_of_ledger(ledger.batch, ledger.entries))

@@ -77,7 +77,7 @@ def descent(store: Store, reference: str) -> Descent:
     the others what came back from a backup. Pictures that were made from it and used as references are followed.
 
     Raises:
-        ConfigurationError: nothing is, or was, called so.
+        ConfigurationError: nothing names it.
     """
     named = list(_named_in_tables(store))
     stones = erased.tombstones(store)
@@ -107,8 +107,8 @@ def descent(store: Store, reference: str) -> Descent:
     left = tuple(traces.traces(store, gone))
     if not digests and not left:
         raise ConfigurationError(
-            f"No reference is, or was, called {reference!r} in this store. Give its reference_id, or the SHA-256 of "
-            "its bytes."
+            f"Nothing in this store names a reference {reference!r}. Give its reference_id, or the SHA-256 of its "
+            "bytes: of what was erased nothing else is kept."
         )
     return Descent(
         reference,

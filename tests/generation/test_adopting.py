@@ -11,7 +11,7 @@ from PIL import Image
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
-from ideogram_pipeline.generation import files, ledger, lost_ledgers
+from ideogram_pipeline.generation import catalog, files, ledger, lost_ledgers
 from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
@@ -407,6 +407,22 @@ def test_erased_rows_are_not_adopted(project, tmp_path):
     adoption = project.adopt()
     assert (adoption.adopted, adoption.left_open, adoption.lost) == ((), (), ())
     assert [entry.last.reserved.request.prompt_id for entry in project.entries.values()] == ["p12"]
+
+
+def test_a_damaged_file_beside_a_lost_ledger_costs_nothing_that_tells_of_it(project):
+    """What is damaged was made anew from the ledger that was left: from none of it, and over what told of it."""
+    assert project.run() == 3
+    project.lose("ledger", "ledger_copies")
+    store, paths = project.store, (files.outcomes_path(BATCH), files.edges_path(BATCH))
+    before = [store.get(path) for path in paths]
+    store.put(files.metadata_path(BATCH), b"PAR1")
+    with pytest.raises(ConfigurationError, match="reconcile --adopt"):
+        catalog.refresh(store)
+    assert [store.get(path) for path in paths] == before
+    assert len(project.adopt().adopted) == 3
+    assert project.run() == 3
+    assert project.accepted == 3
+    assert catalog.refresh(store).images == 3
 
 
 def test_what_another_batchs_ledger_holds_is_its_own(project):
