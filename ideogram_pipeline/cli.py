@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +50,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode="markdown",
 )
 _out = Console()
 _err = Console(stderr=True)
@@ -82,7 +83,8 @@ RegenerateRejected = Annotated[
 OlderThan = Annotated[
     str | None,
     typer.Option(
-        metavar="DURATION", help="Only what is older than this, such as 90s, 30m, 2h, 3d. Default: all of it."
+        metavar="DURATION",
+        help="Only requests older than this, such as 90s, 30m, 2h, 3d. Default: all of them.",
     ),
 ]
 Limit = Annotated[
@@ -205,24 +207,25 @@ def reconcile(
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Give up what is older than this (such as 90s, 30m, 2h, 3d) and not found: the next run submits it "
-            "again, and it may then be paid twice.",
+            help="Give up unanswered submits older than this (such as 90s, 30m, 2h, 3d) that are not found: the next "
+            "run submits them again, and they may then be paid twice.",
         ),
     ] = None,
     adopt: Annotated[
         bool,
         typer.Option(
             "--adopt",
-            help="First enter into the ledger what was paid for and it doesn't know: after it was lost, restored "
-            "from a backup, or copied with its store.",
+            help="First enter into the ledger what was paid for and is missing from it. Needed after the ledger was "
+            "lost, restored from a backup, or copied with its store.",
         ),
     ] = False,
     give_up: Annotated[
         bool,
         typer.Option(
             "--give-up",
-            help="Give up what fal never answered, and what it accepted and does not give, after asking once more: the "
-            "next run submits it again, and it may then be paid twice. What still waits at fal is cancelled.",
+            help="Ask fal once more, then give up the submits that it never answered and the requests whose pictures "
+            "can't be read. The next run submits them again, and they may then be paid twice. Requests that still "
+            "wait in fal's queue are cancelled.",
         ),
     ] = False,
     older_than: OlderThan = None,
@@ -233,17 +236,22 @@ def reconcile(
     price as the row's cost, in metadata, outcomes, catalog and gallery at once (cost_source: billing_event); this takes
     a key that may read billing events (scope ADMIN), and goes without where it may not.
 
-    With --adopt, requests of the rows that stand in the tables now, all takes, are looked for in the ledger's copy, in
-    what the batches left (metadata with its pictures, outcomes, lineage) and in fal's list of the last 30 days. What is
-    found is not paid for again. fal lists no request that is still queued, nor one whose input it doesn't store.
+    With --adopt, the requests of all rows in the tables, with all their takes, are first looked for in the ledger's
+    copy, in what the batches left (metadata with its pictures, outcomes, lineage) and in fal's list of the last 30
+    days. What is found is not paid for again. fal doesn't list requests that are still queued, and where it stores no
+    input nobody can tell whose a request is.
 
-    Exit codes: 0 no submit is unknown any more; 3 some submits stay unknown, fal's list was not read to its
-    end, or what was to be given up stays open.
+    Exit codes: 0 no submit is unknown any more; 3 some submits stay unknown, fal's list could not be read to its
+    end, or something that was to be given up is still open.
     """
     if give_up and resubmit_unknown_after:
-        raise ConfigurationError("Name one of --give-up and --resubmit-unknown-after: the first does both.")
+        raise ConfigurationError(
+            "Name either --give-up or --resubmit-unknown-after: the first includes the second."
+        )
     if older_than and not give_up:
-        raise ConfigurationError("--older-than says what --give-up gives up: add --give-up, or leave it out.")
+        raise ConfigurationError(
+            "--older-than only limits what --give-up gives up: add --give-up, or leave it out."
+        )
     give_up_after = _duration(older_than or "0s") if give_up else None
     resubmit_after = _duration(resubmit_unknown_after) if resubmit_unknown_after else give_up_after
     settings = Settings.from_environment()
@@ -285,16 +293,16 @@ def _adopt(settings: Settings, batches: list[str]) -> int:
     """Enter what was paid for, say what was found, and return how much of it stays open."""
     from ideogram_pipeline.repair import adopt
 
-    with _err.status("the store") as status:
+    with _err.status("reading the store") as status:
         adoption = adopt(settings, batches, told=lambda doing: status.update(_plain(doing)))
     lines = [f"{one.batch}, {one.prompt_id}, take {one.take}: {one.says}" for one in adoption.adopted]
     lines += [f"open: {one}" for one in adoption.left_open]
     lines += [f"paid for once, and no row asks for it: {one}" for one in adoption.lost]
     if adoption.not_found:
-        lines.append(
-            f"{adoption.not_found} rows were not found: they are new, or fal lists them no longer. The next run pays "
-            "for them."
-        )
+        why = "they are new, or fal no longer lists them"
+        if adoption.left_open:
+            why = "they are new, fal no longer lists them, or what is open hides them"
+        lines.append(f"{adoption.not_found} rows were not found: {why}. The next run pays for them.")
     for line in (*lines, f"{len(adoption.adopted)} requests were entered into the ledger."):
         _out.print(line, highlight=False, markup=False, soft_wrap=True)
     return len(adoption.left_open)
@@ -306,12 +314,12 @@ def cancel(
     older_than: OlderThan = None,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """List what is with fal, and since when, and cancel it. What a live run works on is left alone.
+    """List the requests that are with fal, and since when, and cancel them. A live run's requests are left alone.
 
-    What fal drops from its queue costs nothing, and a later run sends it again. What runs already may still end, and
-    stays open: the next run fetches it.
+    A request that fal drops from its queue costs nothing, and the next run sends it again. One that fal already works
+    on may still bring its pictures: it stays open, and the next run fetches it.
 
-    Exit codes: 0 nothing is with fal any more; 3 something is; 2 bad usage, or nobody there to ask.
+    Exit codes: 0 no such request is with fal any more; 3 some are; 2 bad usage, or nobody there to ask.
     """
     settings = Settings.from_environment()
     age = _duration(older_than or "0s")
@@ -326,7 +334,9 @@ def cancel(
             _out.print(says, highlight=False, markup=False, soft_wrap=True)
         idle = [stands.request for stands in found if not stands.worked_by]
         if not found:
-            _out.print("Nothing is with fal." if older_than is None else "Nothing is with fal for so long.")
+            _out.print(
+                "Nothing is with fal." if older_than is None else "Nothing has been with fal for that long."
+            )
             return
         if not idle:
             raise typer.Exit(EXIT_INCOMPLETE)
@@ -396,8 +406,15 @@ def _duration(text: str) -> timedelta:
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
     number, unit = text[:-1], text[-1:]
     if unit not in units or not number.isdecimal():
-        raise ConfigurationError(f"{text!r} is no duration; write a number and s, m, h or d, such as 2h.")
-    return timedelta(**{units[unit]: int(number)})
+        raise ConfigurationError(f"{text!r} is not a duration; write a number and s, m, h or d, such as 2h.")
+    try:
+        duration = timedelta(**{units[unit]: int(number)})
+        datetime.now(UTC) - duration
+    except (OverflowError, ValueError):  # int() takes no number of thousands of digits
+        raise ConfigurationError(
+            f"{text!r} is longer than the calendar goes back; name a shorter duration."
+        ) from None
+    return duration
 
 
 @app.command()
@@ -620,16 +637,18 @@ def erase(
         ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for runs that work one of its batches.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until no run works on its batches, then erase.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
     """Take back all that came from a reference: pictures, rows, copies, ledger entries, what fal has of it.
 
     What stays is a tombstone of digests, ids and money; nothing is made from the reference again. Your own tables and
-    files are left to you. While a run works one of its batches nothing is erased, unless with --wait.
+    files are left to you. While a run works on one of its batches nothing is erased; --wait waits for that run.
 
-    Exit codes: 0 nothing of it remains; 3 something does, as it says, or a run works one of its batches and nothing was
-    erased; 2 bad usage, or nobody there to ask; 130 interrupted, and taken up by asking again.
+    Exit codes: 0 nothing of it remains; 3 something does, as it says, or a run works on one of its batches and nothing
+    was erased; 2 bad usage, or nobody there to ask; 130 interrupted: run it again, and it goes on where it was.
     """
     settings = Settings.from_environment()
     from ideogram_pipeline.generation.runs import AtWork
@@ -901,7 +920,14 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
         )
     for lost in summary.lost_ledgers:
         _out.print(f"a run would refuse: {lost}", highlight=False, soft_wrap=True, markup=False)
-    _out.print(f"A run would cost {_cost(summary)}{_money_note(settings)}.", highlight=False, soft_wrap=True)
+    if summary.lost_ledgers:
+        from ideogram_pipeline.generation.lost_ledgers import LOST_LEDGER
+
+        _out.print(LOST_LEDGER, highlight=False, soft_wrap=True, markup=False)
+    cost = (
+        "The costs above count what may be paid for already:" if summary.lost_ledgers else "A run would cost"
+    )
+    _out.print(f"{cost} {_cost(summary)}{_money_note(settings)}.", highlight=False, soft_wrap=True)
     if summary.is_stopped_by_budget:
         _out.print(
             f"It would stop before that: the budgets leave ${summary.budget_left_usd:.2f}, and what is beyond ends "

@@ -22,6 +22,7 @@ from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalClient, FalError, RequestNotFound
 from ideogram_pipeline.generation.inbox import Address, Secret
 from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.lost_ledgers import LOST_LEDGER
 from ideogram_pipeline.generation.readings import newest_prompts, table_key
 from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview, store_as_it_is
 from ideogram_pipeline.receiver import NOT_SIGNED
@@ -111,8 +112,8 @@ def _prompts(settings: Settings) -> str:
     if not others:
         return found
     return (
-        f"{found}; the store also has the batches of {', '.join(others)}. If that table is no more, was moved or "
-        "renamed, put one with nothing but a header there and run it: then its rows count no longer"
+        f"{found}; the store also has the batches of {', '.join(others)}. If that table was deleted, moved or renamed, "
+        "put a table with only a header in its place and run it: then its rows no longer count"
     )
 
 
@@ -133,7 +134,7 @@ def _store(settings: Settings) -> str:
 def _ledger(settings: Settings) -> str:
     batches = read_prompts(settings.prompts, settings.defaults).batches
     if lost := lost_ledgers(settings, batches):
-        raise PipelineError(" ".join(lost))
+        raise PipelineError(" ".join([*lost, LOST_LEDGER]))
     store = store_as_it_is(settings)
     entries = (entry for batch in batches for entry in Ledger(store, batch).entries.values())
     if damaged := [entry.damage for entry in entries if entry.damage]:

@@ -31,7 +31,8 @@ def _hosts(names: tuple[str, ...]) -> tuple[str, ...]:
         except ValueError:
             if not re.fullmatch(r"[\w.-]+", name):
                 raise ValueError(
-                    f"{name!r} is no host; write names or addresses, such as intranet.example,10.0.0.5"
+                    f"{name!r} is not a host; write names or addresses without scheme and port, such as "
+                    "intranet.example,10.0.0.5"
                 ) from None
     return tuple(name.lower() for name in names)
 
@@ -79,7 +80,7 @@ class Settings(BaseSettings):
     )
     max_in_flight: int = Field(default=64, ge=1, le=1000, description="Requests with fal at a time, per run.")
     budget_usd: Decimal | None = Field(
-        default=None, gt=0, description="Dollars that one run may spend; without it there is no line."
+        default=None, gt=0, description="Dollars that one run may spend; without it there is no limit."
     )
     budget_usd_per_day: Decimal | None = Field(
         default=None,
@@ -127,7 +128,7 @@ class Settings(BaseSettings):
         Field(
             default=(),
             description="Hosts on private networks that references may be fetched from, also by http: names or "
-            "addresses, with commas between. All others have to be public, and are asked by https.",
+            "addresses, with commas between. All others have to be public, and are read by https.",
         )
     )
     max_wait_s: float = Field(
@@ -233,7 +234,8 @@ class Settings(BaseSettings):
             return cls(**given)
         except ValidationError as error:
             finding = error.errors(include_url=False)[0]
-            raise ConfigurationError(f"{_variable(finding['loc'][0])}: {finding['msg']}.") from None
+            reason = str(finding["msg"]).removeprefix("Value error, ")
+            raise ConfigurationError(f"{_variable(finding['loc'][0])}: {reason}.") from None
         except SettingsError:
             raise ConfigurationError(
                 'IDEOGRAM_DEFAULTS: that is no JSON object. Write it like {"rendering_speed": "TURBO"}.'

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -92,6 +93,16 @@ def test_every_command_has_help(command):
     shown = CliRunner().invoke(app, [*command, "--help"])
     assert shown.exit_code == 0
     assert "--help" in shown.stdout
+
+
+def test_help_is_wrapped_to_the_terminal_and_not_to_the_source(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = CliRunner().invoke(app, ["reconcile", "--help"]).stdout
+    about, _, _ = shown.partition("╭─ Options")
+    paragraphs = [part.splitlines() for part in re.split(r"\n\s*\n", about.strip())]
+    lines = [(line.split(), after.split()[0]) for part in paragraphs for line, after in pairwise(part)]
+    assert len(lines) > 8
+    assert [words for words, after in lines if len(" ".join([*words, after])) < 70] == []
 
 
 def test_every_command_stands_in_the_readme():

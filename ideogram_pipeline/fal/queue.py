@@ -276,9 +276,19 @@ class QueueCalls:
         there (which may pass), and others of `FalError` for answers that tell neither.
         """
         ends: list[RequestEnded] = []
+
+        async def once() -> Result:
+            try:
+                return await self._result_once(request, is_readable)
+            except RequestEnded:
+                raise
+            except FalError:
+                ends.clear()  # what is told in between takes from the proof
+                raise
+
         for wait_s in (*ASK_AGAIN_AFTER_S, None):
             try:
-                return await repeating(lambda: self._result_once(request, is_readable))
+                return await repeating(once)
             except (AccessRefused, InvalidCall, NotReady, UnsafeUrl):
                 raise
             except RequestEnded as error:
@@ -289,13 +299,13 @@ class QueueCalls:
             if wait_s is not None:
                 await pause(wait_s)
         if ends and (len(ends) <= len(ASK_AGAIN_AFTER_S) or len({end.kind for end in ends}) > 1):
-            told = f"fal tells different things of how {request.request_id} ended; one of them: {ends[0].message}"
+            told = f"fal reports different ends of {request.request_id}; one of them: {ends[0].message}"
             raise _about(UnexpectedAnswer(message=told), request)
         if not isinstance(last, RequestEnded | RequestNotFound):
             raise last
         completed = isinstance(await self.status(request), Completed)
         if isinstance(last, RequestEnded) and not completed:
-            told = f"fal tells an error of {request.request_id}, and that it still runs: {last.message}"
+            told = f"fal reports an error of {request.request_id}, and that it still runs: {last.message}"
             raise _about(UnexpectedAnswer(message=told), request)
         if isinstance(last, RequestNotFound) and completed:
             raise ResultExpired(
@@ -321,7 +331,7 @@ class QueueCalls:
             raise _about(refusal(answer), request)
         result = Result(payload, answer.billable_units, request.request_id, answer.request_id)
         if not is_readable(result):
-            told = f"fal's answer for {request.request_id} is none of the model's: {answer.excerpt!r}."
+            told = f"fal's answer for {request.request_id} is not one of the model's: {answer.excerpt!r}."
             raise _about(UnexpectedAnswer(message=told), request)
         return result
 

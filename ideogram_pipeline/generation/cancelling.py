@@ -22,7 +22,7 @@ AT_ONCE = 16
 """So many requests are asked about at a time."""
 
 _ANSWERS = {
-    CancelAnswer.CANCELLATION_REQUESTED: "it runs, was told to stop and may still end well; the next run fetches it",
+    CancelAnswer.CANCELLATION_REQUESTED: "fal was told to stop it; if it still ends well, the next run fetches it",
     CancelAnswer.ALREADY_COMPLETED: "it has ended: the next run fetches it",
     CancelAnswer.NOT_FOUND: "fal knows no such request; `ideogram-pipeline reconcile --give-up` gives it up",
 }
@@ -207,7 +207,7 @@ async def _status(fal: FalClient, request: WithFal) -> str:
     if isinstance(status, Completed):
         return "it has ended, and can be fetched"
     if isinstance(status, InQueue):
-        place = "" if status.position is None else f", {status.position} before it"
+        place = "" if status.position is None else f", {status.position} ahead of it"
         return f"it waits in fal's queue{place}"
     return "fal works on it"
 

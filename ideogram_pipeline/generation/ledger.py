@@ -36,6 +36,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ideogram_pipeline.fal import QueuedRequest
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.ideogram.endpoints import MAX_SEED
 from ideogram_pipeline.packing import Packer
@@ -117,6 +118,18 @@ class Submitted(_Record):
         default=None, description="The same by fal's own clock, where its answer told the time."
     )
 
+    @classmethod
+    def of(cls, queued: QueuedRequest, at: datetime) -> Submitted:
+        """Return what is known of a request that fal has accepted, or that was attached to."""
+        return cls(
+            request_id=queued.request_id,
+            status_url=queued.status_url,
+            response_url=queued.result_url,
+            cancel_url=queued.cancel_url,
+            submitted_at=at,
+            accepted_at=queued.accepted_at,
+        )
+
 
 class StoredImage(_Record):
     """One picture in the store."""
@@ -156,10 +169,10 @@ class Settled(_Record):
     )
     images: tuple[StoredImage, ...] = Field(default=(), description="The pictures, all in the store.")
     seed: Annotated[int | None, _at_most(MAX_SEED)] = Field(
-        default=None, description="The seed fal says it used, if that is one."
+        default=None, description="The seed that fal says it used, if it is a valid one."
     )
     inference_s: Annotated[float | None, _at_most(_LONGEST_INFERENCE_S)] = Field(
-        default=None, description="Seconds of work, as fal measured them, if that can be."
+        default=None, description="Seconds of work, as fal measured them, if that is a possible time."
     )
     completed_at: datetime = Field(description="UTC, when the end was seen.")
     cost_usd: Decimal | None = Field(description="US dollars for the request, or None if not known.")
@@ -247,6 +260,11 @@ class Entry:
         return self.last.reserved.attempt + 1 if self.attempts else 1
 
     @property
+    def request_ids(self) -> tuple[str, ...]:
+        """fal's ids of all attempts that it accepted."""
+        return tuple(attempt.submitted.request_id for attempt in self.attempts if attempt.submitted)
+
+    @property
     def paid_attempts(self) -> int:
         """Attempts whose POST may have reached fal."""
         return sum(attempt.released is None for attempt in self.attempts)
@@ -311,6 +329,8 @@ class Entries(Mapping[str, Entry]):
     """
 
     def __init__(self) -> None:
+        self.damaged: set[str] = set()
+        """The fingerprints of entries that are damaged."""
         self._packed: dict[str, bytes] = {}
         self._at_work: dict[str, tuple[bytes, Entry]] = {}
         self._packer = Packer()
@@ -344,6 +364,10 @@ class Entries(Mapping[str, Entry]):
         """Take what the store has of a fingerprint, one file a line, in place of what was known."""
         self._packed[fingerprint] = self._packer.packed(files)
         self._at_work.pop(fingerprint, None)
+        if any(step == _DAMAGED for _, step, _ in _lines(files)):
+            self.damaged.add(fingerprint)
+        else:
+            self.damaged.discard(fingerprint)
 
     def wrote(self, fingerprint: str, line: bytes, entry: Entry) -> None:
         """Take a file that was just written, and the entry with it."""
@@ -546,10 +570,20 @@ def batches(store: Store) -> list[str]:
     return [batch for batch in found if is_name(batch)]
 
 
+def request_ids(entries: Iterable[Entry]) -> set[str]:
+    """Return fal's ids of all attempts that it accepted."""
+    return {one for entry in entries for one in entry.request_ids}
+
+
+def damages(entries: Mapping[str, Entry]) -> dict[str, str]:
+    """Return what can't be read of some entries, and what to do, by fingerprint."""
+    return {one: entry.damage for one, entry in entries.items() if entry.damage}
+
+
 def names(store: Store, batch: str) -> set[str]:
-    """Return the fingerprints that a batch's ledger has a file of, by its listing alone."""
+    """Return the fingerprints that a batch's ledger has a file of with anything in it, by its listing alone."""
     below = len(_folder(batch)) + 1
-    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)))
+    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)) if one.size)
     return {name["fingerprint"] for name in found if name}
 
 

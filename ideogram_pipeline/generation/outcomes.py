@@ -10,6 +10,12 @@ from ideogram_pipeline.generation.ledger import Entry, EntryState
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.rows import OutcomeRow, OutcomeState
 
+UNANSWERED = (
+    "its submit was never answered; it may have been paid, and is not sent again by itself "
+    "(`ideogram-pipeline reconcile` looks for it, and can give it up)"
+)
+"""Why a row is unknown whose attempt is reserved, and whose run is gone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generated:
@@ -197,9 +203,7 @@ def of_entry(request: GenerationRequest, entry: Entry) -> Outcome:
         case "failed" | "retryable":
             return Failed(request, entry, settled.reason if settled else "")
         case "reserved":
-            return Unknown(
-                request, entry, "its submit was never answered; `ideogram-pipeline reconcile` looks for it"
-            )
+            return Unknown(request, entry, UNANSWERED)
         case _:
             submitted = entry.last.submitted
             reason = (

@@ -27,7 +27,7 @@ class PictureUse(BaseModel):
     path: str = Field(description="The copy of those bytes in the store.")
     by_address: bool = Field(
         default=False,
-        description="Whether fal is to fetch it from `uri`, and not to be given the store's copy.",
+        description="Whether fal fetches it from `uri` instead of being given the store's copy.",
     )
     perceptual_hash: str | None = Field(
         default=None, description="What it looks like, as `likeness` has it, where that is known."

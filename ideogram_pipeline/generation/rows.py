@@ -108,7 +108,7 @@ class ImageRow(BaseModel):
     )
     unmarked_because: str | None = Field(
         default=None,
-        description="Why the file lacks marks or a signature that it was to get; empty where it has them.",
+        description="Why the file lacks marks or a signature that it should have; empty where it has them.",
     )
     perceptual_hash: str | None = Field(
         default=None,

@@ -117,8 +117,8 @@ def working(store: Store, run_id: str, *batches: str) -> Iterator[str]:
         for erasure in _held(store, batches, but=beat, by_erasures=True):
             named = f"the batch {batches[0]!r}" if len(batches) == 1 else f"one of {len(batches)} batches"
             raise BeingErased(
-                f"The {_shown(erasure)} holds {named} at this moment, so nothing was submitted or changed. "
-                "Ask again once `ideogram-pipeline erase` has ended."
+                f"The {_shown(erasure)} holds {named}, so nothing was submitted or changed. "
+                "Run it again once `ideogram-pipeline erase` has ended."
             )
         yield beat
 
@@ -153,8 +153,8 @@ def erasing(
                 return
         if not wait and (tried == TRIES or not all(sign.erases for sign in held.values())):
             raise AtWork(
-                f"{_sentence(held, batches)} Nothing was erased. Let it end, or end it, and ask again; or wait for it "
-                "with --wait."
+                f"{_sentence(held, batches)} Nothing was erased. Let it end, or stop it, and run the command again; "
+                "or wait for it with --wait."
             )
         told(_sentence(held, batches))
         time.sleep(random.uniform(0.1, 1) * LOOK_EVERY_S)  # noqa: S311 - two that met are to meet no more
@@ -279,7 +279,7 @@ def _beat(store: Store, path: str) -> RunBeat | None:
 def _sentence(held: Mapping[str, RunBeat], batches: Collection[str]) -> str:
     path, sign = next(iter(sorted(held.items())))
     batch = sorted(set(sign.batches) & set(batches))[0]
-    return f"The {_shown(path)} works the batch {batch!r} at this moment."
+    return f"The {_shown(path)} works on the batch {batch!r}."
 
 
 def _shown(path: str) -> str:

@@ -137,7 +137,7 @@ def _tree(packet: bytes) -> ET.Element:
     except (ET.ParseError, ValueError):
         raise OddMetadata("its XMP can't be read") from None
     if root.tag not in (f"{{{_META}}}xmpmeta", f"{{{_RDF}}}RDF"):
-        raise OddMetadata("what stands in the place of its XMP is none")
+        raise OddMetadata("what stands in place of its XMP is not XMP")
     return root
 
 

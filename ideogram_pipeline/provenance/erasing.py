@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import NamedTuple, TypeVar
 
 from ideogram_pipeline.errors import ConfigurationError, DamagedFile
-from ideogram_pipeline.generation.ledger import Entry, Ledger, StoredImage
+from ideogram_pipeline.generation.ledger import Entry, Ledger, StoredImage, request_ids
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.provenance import traces
@@ -58,12 +58,7 @@ class Descent:
     @property
     def request_ids(self) -> list[str]:
         """fal's ids of them."""
-        return [
-            attempt.submitted.request_id
-            for entry in self._all
-            for attempt in entry.attempts
-            if attempt.submitted
-        ]
+        return [one for entry in self._all for one in entry.request_ids]
 
     @property
     def batches(self) -> frozenset[str]:
@@ -258,8 +253,7 @@ def _cells(store: Store, folder: str, kind: type[View]) -> Iterator[View]:
 
 def _request_ids(ledgers: Iterable[Mapping[str, Entry]], stones: Iterable[Tombstone]) -> frozenset[str]:
     told = {one for stone in stones for one in stone.request_ids}
-    attempts = (attempt for entries in ledgers for entry in entries.values() for attempt in entry.attempts)
-    return frozenset(told | {one.submitted.request_id for one in attempts if one.submitted})
+    return frozenset(told.union(*(request_ids(entries.values()) for entries in ledgers)))
 
 
 def entomb(store: Store, found: Descent) -> None:

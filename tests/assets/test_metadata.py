@@ -213,6 +213,7 @@ def test_no_key_and_no_signed_url_is_told_anywhere(project, bucket, monkeypatch,
             fal_rest_url=sandbox.url,
             fal_api_url=sandbox.url,
             max_failed_fraction=1,
+            private_hosts="localhost",
         )
         definitions = build_definitions(settings)
         for job, batch in (("refresh_tables", None), ("generate_batch", "one"), ("publish", None)):

@@ -95,8 +95,8 @@ def test_what_is_with_fal_is_listed_with_since_when_and_where_it_stands(store, s
     assert [one.request.request.prompt_id for one in found] == ["p0", "p1", "p2"]
     assert [one.status for one in found] == [
         "fal works on it",
-        "it waits in fal's queue, 0 before it",
-        "it waits in fal's queue, 1 before it",
+        "it waits in fal's queue, 0 ahead of it",
+        "it waits in fal's queue, 1 ahead of it",
     ]
     assert "(3 h)" in found[0].request.told
     assert found[0].request == oldest(submitted.entries.values())
@@ -109,7 +109,7 @@ def test_a_request_that_never_ends_can_be_cancelled_and_only_fals_ok_settles_it(
     ended = with_client(FalHosts.at(sandbox.url), lambda fal: cancel(fal, store, ledger, with_fal(ledger)))
     left = {one.request.request.prompt_id: one.left for one in ended}
     assert (left["p1"], left["p2"]) == ("", "")
-    assert "may still end well" in left["p0"]
+    assert "if it still ends well" in left["p0"]
     assert states(store) == {"p0": OPEN, "p1": CANCELLED, "p2": CANCELLED}
 
 

@@ -183,7 +183,7 @@ ODD = {
     "deep": (picture(kind="WEBP", xmp=nested(5_000)), "more than 100 elements deep"),
     "deep in a PNG": (itxt(zlib.compress(nested(5_000)), packed=True), "more than 100 elements deep"),
     "not XML": (picture(kind="JPEG", xmp=b"<x:xmpmeta"), "can't be read"),
-    "another XML": (picture(kind="JPEG", xmp=b"<svg/>"), "is none"),
+    "another XML": (picture(kind="JPEG", xmp=b"<svg/>"), "is not XMP"),
     "no room": (picture(kind="JPEG", xmp=DC.replace(b"theirs", b"x" * 65_000)), "no room"),
 }
 
