@@ -190,6 +190,12 @@ def typed(error_type="runner_disconnected", status=503):
     return Lie(status, {"detail": "it broke", "error_type": error_type})
 
 
+def nameless(lie):
+    """Make it an answer that doesn't tell whose it is, so that it may be the request's own."""
+    lie.headers.clear()
+    return lie
+
+
 PASSING = {
     "500 with an id": Lie(500, {"detail": "Internal Server Error"}),
     "500 without a word": Lie(500),
@@ -207,6 +213,10 @@ PASSING = {
     "typed 503": typed(),
     "typed 422": Lie(422, {"detail": [{"type": "content_policy_violation", "msg": "no", "loc": ["body"]}]}),
     "typed 499": typed("client_cancelled", 499),
+    "typed 503 without an id": nameless(typed()),
+    "typed 422 without an id": nameless(
+        Lie(422, {"detail": [{"type": "content_policy_violation", "msg": "no", "loc": ["body"]}]})
+    ),
 }
 
 
@@ -220,6 +230,18 @@ def test_a_wrong_answer_to_the_question_for_a_result_passes(store, sandbox, wire
     assert wire.lied["result"] == 3 * times
     assert sandbox.stats().accepted == 3
     assert sum(one.entry.cost.usd for one in outcomes) == sandbox.stats().usd == Decimal("0.18")
+
+
+def test_an_end_that_two_asks_of_three_tell_is_none(store, sandbox, wire):
+    wire.lie("result", PASSING["404"], times=1)
+    wire.lie("result", PASSING["typed 503 without an id"], times=2)
+    limit = {"per_day_usd": Decimal("0.18"), "api": NOWHERE}
+    Run(store, wire, **limit)(planned(store, 3))
+    assert wire.lied["result"] == 9
+    wire.be_honest()
+    last = Run(store, wire, run_id="later", **limit)(planned(store, 3))
+    assert all(isinstance(one, Generated | Reused) for one in last)
+    assert (sandbox.stats().accepted, sandbox.stats().usd) == (3, Decimal("0.18"))
 
 
 @pytest.mark.parametrize("name", PASSING)

@@ -1,6 +1,7 @@
 """The catalog: every picture of every batch, found from the store's root, each exactly once at every moment."""
 
 import json
+import re
 from collections import Counter
 
 import pandas as pd
@@ -107,6 +108,21 @@ def test_a_reader_finds_every_row_once_after_each_write(store, work_batch):
         known = set(everything(store))
         watched.seen.clear()
     assert len(known) == 4
+
+
+class Strict(Store):
+    """A store in which no file that readers of the catalog see may be written in its place."""
+
+    def put(self, path: str, content: bytes) -> str:
+        assert not re.fullmatch(r"catalog/[^.].*", path)
+        return super().put(path, content)
+
+
+def test_a_file_of_the_catalog_gets_its_name_once_it_is_written(store, work_batch):
+    """A process that is killed while it writes would else leave a file that breaks who reads the folder."""
+    work_batch([LIGHTHOUSE], batch="one")
+    assert catalog.refresh(Strict.open(store.url)).images == 1
+    assert sum(everything(store).values()) == 1
 
 
 def test_a_batch_that_left_the_table_asks_for_no_picture_any_more(store, work_batch, prompts_table):

@@ -152,7 +152,7 @@ def test_what_no_reading_names_any_more_goes_and_runs_of_then_are_refused(store)
     assert len([path for path in named(store) if path.startswith("tables/prompts/")]) == len(
         {bucket(batch) for batch in ("a", "b")}
     )
-    with pytest.raises(ConfigurationError, match=r"no longer in the store.*new run"):
+    with pytest.raises(ConfigurationError, match=r"no longer whole in the store.*new run"):
         readings.tables_named(store, first)
 
 
