@@ -133,7 +133,7 @@ def run(
                 f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(images) or 'none'}."
             )
     if lost := traces.missing_of(store, chosen):
-        raise ConfigurationError(lost[0])
+        raise ConfigurationError(f"{lost[0]} {traces.LOST_LEDGER} Nothing was submitted.")
     expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
     reasons: list[str] = []
