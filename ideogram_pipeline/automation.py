@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from ideogram_pipeline.assets.tables import VERSION
-from ideogram_pipeline.errors import ConfigurationError, PipelineError
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile, PipelineError
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource, TablesResource
 from ideogram_pipeline.settings import Automation, Settings
@@ -278,8 +278,8 @@ def _is_recorded(read: "Tables", plan: "Plan", ledger: "Ledger") -> bool:
 
     try:
         outcomes = files.read_outcomes(read.store, plan.batch)
-    except FileNotFoundError:
-        return False
+    except (FileNotFoundError, DamagedFile):
+        return False  # a run writes them anew
     asked = asked_together(read.store, ledger, replace(plan, reading=read.prompts_reading))
     recorded = {(row.prompt_id, row.fingerprint) for row in outcomes}
     return recorded == {(row.prompt_id, row.fingerprint) for row in asked.rows}

@@ -925,7 +925,7 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
     for lost in summary.lost_ledgers:
         _out.print(f"a run would refuse: {lost}", highlight=False, soft_wrap=True, markup=False)
     if summary.lost_ledgers:
-        from ideogram_pipeline.generation.traces import LOST_LEDGER
+        from ideogram_pipeline.generation.lost_ledgers import LOST_LEDGER
 
         _out.print(LOST_LEDGER, highlight=False, soft_wrap=True, markup=False)
     cost = (

@@ -21,8 +21,9 @@ from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalClient, FalError, RequestNotFound
 from ideogram_pipeline.generation.inbox import Address, Secret
+from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.lost_ledgers import LOST_LEDGER
 from ideogram_pipeline.generation.readings import newest_prompts, table_key
-from ideogram_pipeline.generation.traces import LOST_LEDGER
 from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview, store_as_it_is
 from ideogram_pipeline.receiver import NOT_SIGNED
 from ideogram_pipeline.resources import build_resources, fal_resource
@@ -134,6 +135,10 @@ def _ledger(settings: Settings) -> str:
     batches = read_prompts(settings.prompts, settings.defaults).batches
     if lost := lost_ledgers(settings, batches):
         raise PipelineError(" ".join([*lost, LOST_LEDGER]))
+    store = store_as_it_is(settings)
+    entries = (entry for batch in batches for entry in Ledger(store, batch).entries.values())
+    if damaged := [entry.damage for entry in entries if entry.damage]:
+        raise PipelineError(f"{len(damaged)} rows are unknown. The first: {damaged[0]}")
     return "it knows every request that pictures, metadata and outcomes name"
 
 

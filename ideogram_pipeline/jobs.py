@@ -52,17 +52,18 @@ def _reconcile_unknown(pipeline: Pipeline, executor: dg.ExecutorDefinition) -> d
     def look(context: dg.OpExecutionContext, store: StoreResource, fal: FalResource) -> None:
         from ideogram_pipeline.generation.ledger import Ledger, batches
         from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
+        from ideogram_pipeline.generation.runs import working
 
         opened = store.open()
         with fal.connect(opened) as make_client:
 
             async def work() -> list[Unanswered]:
+                found: list[Unanswered] = []
                 async with make_client() as client:
-                    every = [
-                        await reconcile_batch(client, opened, Ledger(opened, batch))
-                        for batch in batches(opened)
-                    ]
-                return [one for batch in every for one in batch]
+                    for batch in batches(opened):
+                        with working(opened, context.run_id, batch):
+                            found += await reconcile_batch(client, opened, Ledger(opened, batch))
+                return found
 
             results = asyncio.run(work())
         for one in results:

@@ -23,7 +23,7 @@ from ideogram_pipeline.assets.tables import READING, READINGS_TAG
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError, PipelineError, StoreError
 from ideogram_pipeline.generation import files as stored
-from ideogram_pipeline.generation import readings, traces
+from ideogram_pipeline.generation import lost_ledgers, readings
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.planner import Plan
 from ideogram_pipeline.memory import lasting
@@ -132,8 +132,8 @@ def run(
             raise ConfigurationError(
                 f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(images) or 'none'}."
             )
-    if lost := traces.missing_of(store, chosen):
-        raise ConfigurationError(f"{lost[0]} {traces.LOST_LEDGER} Nothing was submitted.")
+    if lost := lost_ledgers.missing_of(store, chosen):
+        raise ConfigurationError(f"{lost[0]} {lost_ledgers.LOST_LEDGER} Nothing was submitted.")
     expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
     reasons: list[str] = []

@@ -12,10 +12,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.generation import traces
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.files import NO_REVIEWS, left_without_picture, rejected_requests
 from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.lost_ledgers import missing_of
 from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch, plan_row
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.resources import BudgetResource
@@ -230,13 +230,13 @@ def first_takes(settings: Settings, batches: Sequence[str]) -> dict[str, list[Ge
     for row in table.rows:
         if row.batch in asked:
             with suppress(RowProblem):
-                asked[row.batch].append(plan_row(row, references))
+                asked[row.batch].append(plan_row(row, references, pass_urls=settings.pass_urls))
     return asked
 
 
 def lost_ledgers(settings: Settings, batches: Sequence[str]) -> list[str]:
     """Say of each of these batches whose ledger lacks what was paid for. Writes nothing."""
-    return traces.missing_of(store_as_it_is(settings), batches)
+    return missing_of(store_as_it_is(settings), batches)
 
 
 def new_take(settings: Settings, request: GenerationRequest) -> GenerationRequest:

@@ -19,14 +19,14 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.fal.errors import RequestNotFound
 from ideogram_pipeline.gallery.pages import write_gallery
-from ideogram_pipeline.generation import catalog, files, traces
+from ideogram_pipeline.generation import catalog, files, lost_ledgers
 from ideogram_pipeline.generation.adopting import Adoption
 from ideogram_pipeline.generation.adopting import adopt as enter_what_was_paid
 from ideogram_pipeline.generation.billing import Bill, bill, read_bills
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.cancelling import Cancelled, Stuck, WithFal, cancel, look, with_fal
 from ideogram_pipeline.generation.giving_up import GivenUp, give_up_batch
-from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.generation.ledger import Ledger, damages
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
@@ -110,9 +110,7 @@ def reconcile(
                     with working(store, own_id, batch):
                         ledger = Ledger(store, batch)
                         damaged += [
-                            f"{batch}, {one[:8]}: {entry.damage}"
-                            for one, entry in ledger.entries.items()
-                            if entry.damage
+                            f"{batch}, {one[:8]}: {damage}" for one, damage in damages(ledger.entries).items()
                         ]
                         if give_up_after is not None:
                             old = with_fal(ledger, older_than=give_up_after)
@@ -230,10 +228,10 @@ def rebuild(settings: Settings) -> list[Rebuilt]:
         PipelineError: the store is at fault, or a ledger lacks what was paid for.
     """
     store, own_id = build_resources(settings)["store"].open(), f"rebuild-{uuid4().hex}"
-    if lost := traces.missing_of(store, batches_with_ledger(store)):
-        raise ConfigurationError(
-            f"{lost[0]} {traces.LOST_LEDGER}"
-        )  # what tells of a request that a ledger lacks would be overwritten
+    batches = sorted({*batches_with_ledger(store), *files.batches_with_results(store)})
+    if lost := lost_ledgers.missing_of(store, batches):
+        # What tells of a request that a ledger lacks would be overwritten.
+        raise ConfigurationError(f"{lost[0]} {lost_ledgers.LOST_LEDGER}")
     rebuilt = []
     for batch in batches_with_ledger(store):
         with working(store, own_id, batch):

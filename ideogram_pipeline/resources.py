@@ -194,7 +194,9 @@ class FalResource(dg.ConfigurableResource[Any]):
 class BudgetResource(dg.ConfigurableResource[Any]):
     """What runs may spend, in US dollars."""
 
-    per_run_usd: float | None = Field(default=None, gt=0, description="One run; without it there is no line.")
+    per_run_usd: float | None = Field(
+        default=None, gt=0, description="One run; without it there is no limit."
+    )
     per_day_usd: float | None = Field(
         default=None, gt=0, description="All runs on the store in one UTC day, likewise."
     )

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     )
     max_in_flight: int = Field(default=64, ge=1, le=1000, description="Requests with fal at a time, per run.")
     budget_usd: Decimal | None = Field(
-        default=None, gt=0, description="Dollars that one run may spend; without it there is no line."
+        default=None, gt=0, description="Dollars that one run may spend; without it there is no limit."
     )
     budget_usd_per_day: Decimal | None = Field(
         default=None,

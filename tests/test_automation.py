@@ -12,7 +12,9 @@ from ideogram_pipeline import automation
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.changes import look
+from ideogram_pipeline.generation.runs import BeingErased, erasing
 from ideogram_pipeline.settings import Settings
+from ideogram_pipeline.storage import Store
 
 DIGESTS = st.dictionaries(st.text("abc", min_size=1, max_size=2), st.sampled_from("xyz"))
 
@@ -167,6 +169,17 @@ def test_a_batch_whose_reference_was_changed_is_requested_again(project):
         project.run("generate_batch", batch)
     Image.new("RGB", (64, 64), "red").save(project.folder / "ada.png")
     project.run("refresh_tables")
+    assert project.wanted() == ["one"]
+
+
+def test_a_batch_with_damaged_outcomes_is_requested_and_keeps_no_other_from_it(project):
+    project.run("refresh_tables")
+    for batch in ("one", "two"):
+        project.run("generate_batch", batch)
+    assert project.wanted() == []
+    (outcomes,) = (project.folder / "store" / "outcomes").glob("batch=one/*")
+    outcomes.write_bytes(b"PAR1")
+    project.cursors.clear()
     assert project.wanted() == ["one"]
 
 
@@ -333,6 +346,14 @@ def test_the_reconciling_job_runs_where_nothing_is_unanswered(project):
     project.run("refresh_tables")
     project.run("generate_batch", "one")
     assert project.run("reconcile_unknown").success
+
+
+def test_the_reconciling_job_leaves_alone_what_is_being_erased(project):
+    project.run("refresh_tables")
+    project.run("generate_batch", "one")
+    store = Store.open(project.settings.store)
+    with erasing(store, ["one"]), pytest.raises(BeingErased, match="nothing was submitted or changed"):
+        project.run("reconcile_unknown")
 
 
 # --- the conditions

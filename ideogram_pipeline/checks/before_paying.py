@@ -2,7 +2,7 @@
 
 A failed check ends the run before `generated_images` only where that run could make nothing, or where the team has said
 that it should (`IDEOGRAM_MAX_REJECTED_FRACTION`); the rows of that run get an outcome all the same. Otherwise it warns:
-a bad row never costs the others, and at the line of a budget a run makes what fits.
+a bad row never costs the others, and at a spending limit a run makes what fits.
 """
 
 from collections.abc import Iterator
@@ -61,8 +61,8 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
         opened = store.open()
         root_run_id = context.run.root_run_id or context.run.run_id
         plan = files.read_plan(opened, context.partition_key, root_run_id=root_run_id)
-        lines = budget.open(opened, spending_run(context.run))
-        left_usd = run_in_thread(lambda _: lines.look(), is_terminated=lambda: False)
+        own_budget = budget.open(opened, spending_run(context.run))
+        left_usd = run_in_thread(lambda _: own_budget.look(), is_terminated=lambda: False)
         verdicts = (
             fits(plan, left_usd, allow_unknown=budget.allow_unknown_prices),
             rejected(plan, limits.max_rejected_fraction),
@@ -81,7 +81,7 @@ def define(pipeline: Pipeline) -> dg.AssetChecksDefinition:
 
 
 def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verdict:
-    """Compare what a plan costs with what the lines leave; None: there is no line."""
+    """Compare what a plan costs with what the spending limits leave; None: there is none."""
     withheld: list[tuple[str, str]] = []
     beyond: list[tuple[str, str]] = []
     to_pay, total, unpriced, something_fits = 0, Decimal(0), 0, False

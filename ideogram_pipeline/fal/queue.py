@@ -276,9 +276,19 @@ class QueueCalls:
         there (which may pass), and others of `FalError` for answers that tell neither.
         """
         ends: list[RequestEnded] = []
+
+        async def once() -> Result:
+            try:
+                return await self._result_once(request, is_readable)
+            except RequestEnded:
+                raise
+            except FalError:
+                ends.clear()  # what is told in between takes from the proof
+                raise
+
         for wait_s in (*ASK_AGAIN_AFTER_S, None):
             try:
-                return await repeating(lambda: self._result_once(request, is_readable))
+                return await repeating(once)
             except (AccessRefused, InvalidCall, NotReady, UnsafeUrl):
                 raise
             except RequestEnded as error:

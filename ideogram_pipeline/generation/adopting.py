@@ -25,7 +25,7 @@ from typing import Any, cast, get_args
 from ideogram_pipeline import marks
 from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.fal import FalClient, FalError
-from ideogram_pipeline.generation import files, traces
+from ideogram_pipeline.generation import files, lost_ledgers
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.ledger import (
     AlreadyWritten,
@@ -36,14 +36,17 @@ from ideogram_pipeline.generation.ledger import (
     Settled,
     StoredImage,
     Submitted,
+    damages,
+    request_ids,
     restore_from_copy,
 )
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
+from ideogram_pipeline.generation.lost_ledgers import PREFIX, PaidRequest
 from ideogram_pipeline.generation.matching import Listed, Matcher, Past, takes_of
 from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, fingerprint
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
-from ideogram_pipeline.generation.traces import PREFIX, Trace
+from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, RenderingSpeed
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.pictures import BadPicture, inspect
@@ -86,7 +89,7 @@ class Adoption:
 class _Told:
     """What a batch's own files tell of a request that its ledger lacks."""
 
-    trace: Trace
+    paid: PaidRequest
     request: GenerationRequest
     images: Sequence[ImageRow] = ()
     outcome: OutcomeRow | None = None
@@ -127,16 +130,17 @@ class _Adopter:
         self._open: dict[str, str] = {}
         self._lost: list[str] = []
         stones = erased.tombstones(store)
-        self._erased = {one for stone in stones for one in stone.fingerprints}
+        self._erased = erased.fingerprints(stones)
         self._taken = {one for stone in stones for one in stone.request_ids}
         self._ledgers: dict[str, Ledger] = {}
+        self._living: dict[str, bool] = {}
 
     async def adopted(self, tables: Mapping[str, Sequence[GenerationRequest]]) -> Adoption:
         restored = {batch: restore_from_copy(self._store, batch, but=self._erased) for batch in tables}
         for batch in sorted({*tables, *batches_with_ledger(self._store)}):
             self._told(f"the ledger of {batch}")
             ledger = self._ledgers[batch] = Ledger(self._store, batch)
-            self._taken |= set(_request_ids(ledger))
+            self._taken |= request_ids(ledger.entries.values())
         for batch, fingerprints in restored.items():
             for one in fingerprints:
                 entry = self._ledgers[batch].entries.get(one)
@@ -149,17 +153,21 @@ class _Adopter:
         not_found, problems = await self._from_list(tables, leftovers)
         for batch in tables:
             self._ledgers[batch].keep_copy()
-            for one, entry in self._ledgers[batch].entries.items():
-                if entry.damage:
-                    self._open.setdefault(one, f"{batch}, {one[:PREFIX]}: {entry.damage}")
+            for one, damage in damages(self._ledgers[batch].entries).items():
+                self._open.setdefault(one, f"{batch}, {one[:PREFIX]}: {damage}")
         left_open = (*self._open.values(), *problems)
         return Adoption(tuple(self._adopted), left_open, not_found, tuple(self._lost))
 
     async def _from_results(self, batch: str, firsts: Sequence[GenerationRequest]) -> list[_Told]:
         """Enter what the batch's own files tell enough of; return what fal's list has to be asked of."""
-        named = traces.lacking(self._store, batch, self._ledgers[batch].entries)
+        named = lost_ledgers.lacking(self._store, batch, self._ledgers[batch].entries)
         damaged = [one for one, entry in self._ledgers[batch].entries.items() if entry.state == "damaged"]
-        named |= {one: Trace(one, "", None, "") for one in damaged if one not in self._erased}
+        named |= {one: PaidRequest(one, "", None, "") for one in damaged if one not in self._erased}
+        named |= {
+            one: PaidRequest(one, "", None, "")
+            for one in lost_ledgers.gaps(self._store, batch)  # a row may ask for it now
+            if one not in self._ledgers[batch].entries and one not in self._erased
+        }
         if not named:
             return []
         reader = _Results(self._store, batch, named, firsts)
@@ -168,7 +176,7 @@ class _Adopter:
             if not await self._entered(one):
                 leftovers.append(one)
         if reader.lost:
-            traces.keep_gaps(self._store, batch, [one.fingerprint for one in reader.lost])
+            lost_ledgers.keep_gaps(self._store, batch, [one.fingerprint for one in reader.lost])
         self._lost += [
             f"{batch}: {one.fingerprint[:PREFIX]} of {one.prompt_id}, named by {one.path}"
             for one in reader.lost
@@ -195,15 +203,15 @@ class _Adopter:
                 f"from outcomes.parquet: refused, {outcome.reason}",
                 settled=_refused(outcome),
             )
-        if request_id := told.trace.request_id:
-            says = f"from {told.trace.path}: found as {request_id}; the next run fetches it"
+        if request_id := told.paid.request_id:
+            says = f"from {told.paid.path}: found as {request_id}; the next run fetches it"
             return await self._enter(request, request_id, says)
         return await self._entered_by_marks(request)
 
     async def _entered_by_marks(self, request: GenerationRequest) -> bool:
         """Enter a request of which only pictures are left: each says in its marks which request it is of."""
         images, said_of = [], {}
-        for path in traces.picture_paths(self._store, request.batch, request.fingerprint):
+        for path in lost_ledgers.picture_paths(self._store, request.batch, request.fingerprint):
             content = self._store.get(path)
             with suppress(BadPicture):
                 facts, said = inspect(content), marks.read(content)
@@ -291,6 +299,21 @@ class _Adopter:
     def _may_be_entered(self, request: GenerationRequest) -> bool:
         return self._entry(request).state in _MAY_BE_ENTERED and request.fingerprint not in self._erased
 
+    async def _is_left_to_its_run(self, request: GenerationRequest) -> bool:
+        """Say whether a live run has reserved a request: the answer on its way to that run may name another one."""
+        entry = self._entry(request)
+        if entry.state != "reserved":
+            return False
+        owner = entry.last.reserved.owner
+        if owner not in self._living:
+            self._living[owner] = await is_alive(self._store, owner)
+        if not self._living[owner]:
+            self._ledgers[request.batch].catch_up()  # nobody else goes on with it now
+            return False
+        told = f"{request.batch}, {request.prompt_id}: run {owner} is submitting it at this moment; adopt again later"
+        self._open.setdefault(request.fingerprint, told)
+        return True
+
     async def _enter_as_unknown(self, request: GenerationRequest, reason: str) -> None:
         """Keep a request from being paid for again by itself."""
         if self._entry(request).state in ("new", "retryable"):
@@ -313,7 +336,11 @@ class _Adopter:
         made_by: ImageRow | None = None,
     ) -> bool:
         """Enter a request as submitted, and as settled where its end is known; say whether the ledger knows it now."""
+        if await self._is_left_to_its_run(request):
+            return False
         ledger, before = self._ledgers[request.batch], self._entry(request).state
+        if before not in _MAY_BE_ENTERED:
+            return True  # its run got the answer after all
         at = at or (past.sent_at if past else datetime.now(UTC))
         if request_id is None or request_id in self._taken:
             return False
@@ -321,16 +348,7 @@ class _Adopter:
             queued = self._fal.attach(request.endpoint_id, request_id)
             if before != "reserved":
                 await self._reserve(request, at, past=past, made_by=made_by)
-            await ledger.submitted(
-                request.fingerprint,
-                Submitted(
-                    request_id=request_id,
-                    status_url=queued.status_url,
-                    response_url=queued.result_url,
-                    cancel_url=queued.cancel_url,
-                    submitted_at=at,
-                ),
-            )
+            await ledger.submitted(request.fingerprint, Submitted.of(queued, at))
             if settled:
                 await ledger.settle(request.fingerprint, settled)
         except (AlreadyWritten, FalError):
@@ -370,9 +388,9 @@ class _Results:
     """What a batch's files tell of requests that its ledger lacks."""
 
     def __init__(
-        self, store: Store, batch: str, named: Mapping[str, Trace], firsts: Iterable[GenerationRequest]
+        self, store: Store, batch: str, named: Mapping[str, PaidRequest], firsts: Iterable[GenerationRequest]
     ) -> None:
-        self.lost: list[Trace] = []
+        self.lost: list[PaidRequest] = []
         """What nothing tells any more what it asked for; known once `told` is through."""
         self._named = named
         self._images: dict[str, list[ImageRow]] = defaultdict(list)
@@ -383,20 +401,22 @@ class _Results:
         self._requests: dict[str, GenerationRequest] = {}
         self._look_at(self._of_metadata(store))
         self._look_at(_of_plans(store, batch))
-        prompts = {trace.prompt_id for trace in named.values()} - {""}
+        prompts = {paid.prompt_id for paid in named.values()}
         self._look_at(
-            take for first in firsts for take in (takes_of(first) if first.prompt_id in prompts else [first])
+            take
+            for first in firsts
+            for take in (takes_of(first) if prompts & {first.prompt_id, ""} else [first])
         )
 
     def told(self) -> Iterator[_Told]:
         """Yield what is known of each request, in the order of their fingerprints."""
-        for name, trace in sorted(self._named.items()):
+        for name, paid in sorted(self._named.items()):
             request = self._requests.get(name)
             if request:
                 images = self._images.get(request.fingerprint, [])
-                yield _Told(trace, request, images, self._outcomes.get(request.fingerprint))
-            elif trace.path:
-                self.lost.append(trace)
+                yield _Told(paid, request, images, self._outcomes.get(request.fingerprint))
+            elif paid.path:
+                self.lost.append(paid)
 
     def _look_at(self, requests: Iterable[GenerationRequest]) -> None:
         for request in requests:
@@ -417,7 +437,9 @@ class _Results:
                 yield request
 
 
-def _rows(store: Store, path: str, model: type[Any], fingerprints: Mapping[str, Trace]) -> Iterator[Any]:
+def _rows(
+    store: Store, path: str, model: type[Any], fingerprints: Mapping[str, PaidRequest]
+) -> Iterator[Any]:
     """Yield the rows of a file about some requests; none of one that isn't there, or is damaged."""
     with suppress(FileNotFoundError, DamagedFile, ValueError):
         yield from parquet.read(store, path, model, where=("fingerprint", fingerprints))
@@ -528,8 +550,3 @@ def _source(text: str) -> CostSource:
 
 def _dollars(usd: float) -> Decimal:
     return Decimal(str(round(usd, 6)))
-
-
-def _request_ids(ledger: Ledger) -> Iterator[str]:
-    for entry in ledger.entries.values():
-        yield from (attempt.submitted.request_id for attempt in entry.attempts if attempt.submitted)

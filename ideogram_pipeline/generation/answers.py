@@ -8,13 +8,16 @@ picture is believed only where a passing fault can't say so:
 - fal's list of requests, where the key may read it, has its end;
 - fal doesn't know the request 30 days after it accepted it, by fal's own clock (see `is_gone`).
 
+An answer with fewer pictures than were asked for, and paid, may be one that was cut, so it is asked for again as well.
+
 The list also holds results that the queue keeps no longer.
 """
 
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import timedelta
 
 from pydantic import JsonValue
 
@@ -26,6 +29,8 @@ from ideogram_pipeline.fal.errors import (
     RequestEnded,
     RequestNotFound,
 )
+from ideogram_pipeline.fal.http import pause
+from ideogram_pipeline.fal.queue import ASK_AGAIN_AFTER_S
 from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import Reserved, Submitted
 from ideogram_pipeline.ideogram.endpoints import Output
@@ -52,23 +57,31 @@ class Answers:
             NotReady: it still runs.
             FalError: fal's answers tell neither; they may later.
         """
-        output = await self._delivered(reserved, queued)
-        if output is None:
-            try:
-                result = await self._fal.result(
-                    queued, is_readable=lambda one: self._read(reserved, one) is not None
-                )
-            except (RequestEnded, NotReady, AccessRefused):
-                raise
-            except FalError as error:
-                output = await self._listed(reserved, queued, error)
-            else:
-                output = self._read(reserved, result)
-        assert output is not None
+        output = await self._delivered(reserved, queued) or await self._asked(reserved, queued)
+        for wait_s in ASK_AGAIN_AFTER_S:
+            if len(output.images) >= reserved.request.num_images:
+                break
+            await pause(wait_s)
+            with suppress(FalError):  # what was told once is kept all the same
+                output = max(output, await self._asked(reserved, queued), key=lambda one: len(one.images))
         if output.seed is None:
             _log.warning(
                 "%s: fal's answer names no readable seed", queued.request_id, extra=reserved.request.ids
             )
+        return output
+
+    async def _asked(self, reserved: Reserved, queued: QueuedRequest) -> Output:
+        """Return what fal's queue gives, or what its list has of it; raises as `output` does."""
+        try:
+            result = await self._fal.result(
+                queued, is_readable=lambda one: self._read(reserved, one) is not None
+            )
+        except (RequestEnded, NotReady, AccessRefused):
+            raise
+        except FalError as error:
+            return await self._listed(reserved, queued, error)
+        output = self._read(reserved, result)
+        assert output is not None
         return output
 
     async def _delivered(self, reserved: Reserved, queued: QueuedRequest) -> Output | None:
@@ -101,10 +114,11 @@ class Answers:
 def is_gone(submitted: Submitted, error: RequestNotFound) -> bool:
     """Say whether a request that fal doesn't know was accepted so long ago that it never will again.
 
-    fal's own clock counts where it told the times, for ours may be wrong.
+    fal's own clock counts, for ours may be wrong: an answer that doesn't tell the time proves nothing. Our clock has to
+    do where fal did not say when it accepted the request.
     """
     accepted_at = submitted.accepted_at or submitted.submitted_at
-    return (error.answered_at or datetime.now(UTC)) - accepted_at > GONE_AFTER
+    return error.answered_at is not None and error.answered_at - accepted_at > GONE_AFTER
 
 
 def _output(payload: JsonValue) -> Output | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ideogram_pipeline import logs, memory
-from ideogram_pipeline.generation import files, traces
+from ideogram_pipeline.generation import files, lost_ledgers
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.cancelling import WithFal, oldest
@@ -27,6 +27,7 @@ from ideogram_pipeline.generation.recording import Worked, record, rows_of
 from ideogram_pipeline.generation.runs import working
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.telemetry import span
+from ideogram_pipeline.threads import to_its_end
 
 if TYPE_CHECKING:
     from ideogram_pipeline.faces import Faces
@@ -104,6 +105,8 @@ async def work(
     with working(store, run_id, batch) as beat:
         plan = await asyncio.to_thread(files.without_erased, store, plan)
         ledger = await asyncio.to_thread(_open_ledger, store, batch)
+        asked = [row.fingerprint for row in plan.rows if row.decision in TO_PAY and row.fingerprint]
+        lost_ledgers.check_asked(store, batch, [one for one in asked if one not in ledger.entries])
         async with make_client() as client:
             engine = Engine(
                 client,
@@ -125,7 +128,7 @@ async def work(
                 async with leaving(engine.cancel_queued):
                     outcomes = await engine.run(plan.requests)
         memory.give_back()
-        return await _to_its_end(lambda: _recorded(store, ledger, plan, outcomes, float(engine.spent_usd)))
+        return await to_its_end(lambda: _recorded(store, ledger, plan, outcomes, float(engine.spent_usd)))
 
 
 async def stop(store: Store, plan: Plan, run_id: str, reason: str) -> None:
@@ -145,13 +148,13 @@ async def stop(store: Store, plan: Plan, run_id: str, reason: str) -> None:
         for row in plan.rows:
             if row.decision in TO_PAY and (request := row.request):
                 outcomes.add(NotReached(request, ledger.entries.get(request.fingerprint), reason))
-        await _to_its_end(lambda: _recorded(store, ledger, plan, outcomes, 0.0))
+        await to_its_end(lambda: _recorded(store, ledger, plan, outcomes, 0.0))
 
 
 def _open_ledger(store: Store, batch: str) -> Ledger:
     """Open a batch's ledger, unless it lacks what was paid for: that would be paid again, and what tells of it lost."""
     ledger = Ledger(store, batch)
-    traces.check(store, batch, ledger.entries)
+    lost_ledgers.check(store, batch, ledger.entries)
     return ledger
 
 
@@ -168,14 +171,3 @@ def _recorded(store: Store, ledger: Ledger, plan: Plan, outcomes: Outcomes, spen
     reused = sum(isinstance(outcomes.now(request), Reused) for request in plan.requests)
     waiting = oldest(one.entry for one in outcomes.of_kind(NotReached, Failed) if one.entry)
     return WorkedBatch(results, own, reused, spent_usd, waiting)
-
-
-async def _to_its_end(call: Callable[[], WorkedBatch]) -> WorkedBatch:
-    """Make a call in a thread; whoever is cut off meanwhile goes on once it has ended."""
-    running = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        running.exception()
-        raise

@@ -26,6 +26,7 @@ from ideogram_pipeline.generation.ledger import (
     Settled,
     StoredImage,
     Submitted,
+    request_ids,
 )
 from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.requests import GenerationRequest
@@ -55,12 +56,7 @@ class Books:
         self._budget = budget
         self._run = run
         self._reservations: dict[str, Reservation] = {}
-        self._request_ids = {
-            attempt.submitted.request_id
-            for entry in ledger.entries.values()
-            for attempt in entry.attempts
-            if attempt.submitted
-        }
+        self._request_ids = request_ids(ledger.entries.values())
 
     def entry(self, request: GenerationRequest) -> Entry:
         """Return what is known of a request."""
@@ -74,7 +70,7 @@ class Books:
         `uploaded` says whether it gives fal the bytes of every picture.
 
         Raises:
-            OverBudget: no line has room for it.
+            OverBudget: a spending limit has no room for it.
             UnknownPrice: it has no known price, and such requests aren't allowed.
             AlreadyWritten: another run has claimed the attempt.
         """
@@ -108,14 +104,7 @@ class Books:
 
     async def submitted(self, request: GenerationRequest, queued: QueuedRequest) -> None:
         """Record fal's answer to the POST."""
-        submitted = Submitted(
-            request_id=queued.request_id,
-            status_url=queued.status_url,
-            response_url=queued.result_url,
-            cancel_url=queued.cancel_url,
-            submitted_at=datetime.now(UTC),
-            accepted_at=queued.accepted_at,
-        )
+        submitted = Submitted.of(queued, datetime.now(UTC))
         self._request_ids.add(queued.request_id)
         try:
             await self.ledger.submitted(request.fingerprint, submitted)

@@ -38,7 +38,7 @@ _NAME = re.compile(r"/(\d{6,})\.json$")
 
 
 class OverBudget(Exception):
-    """A line leaves no room for the request, nor for others like it. Says which line, and what to do."""
+    """A spending limit leaves no room for the request, nor for others like it. Says which, and what to do."""
 
 
 class UnknownPrice(Exception):
@@ -294,7 +294,7 @@ class Budget:
             self._run_id,
             limit,
             name="The budget of this run",
-            advice="Raise IDEOGRAM_BUDGET_USD or the run's own line (--max-spend, max_spend_usd), whichever is "
+            advice="Raise IDEOGRAM_BUDGET_USD or the run's own limit (--max-spend, max_spend_usd), whichever is "
             "lower, or run again: what is there is not paid for again. A run that was to --regenerate is continued "
             "with --only-failed beside it.",
         )

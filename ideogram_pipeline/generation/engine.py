@@ -23,7 +23,14 @@ from typing import Protocol
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.faces import Faces
 from ideogram_pipeline.fal import CancelAnswer, FalClient, QueuedRequest
-from ideogram_pipeline.fal.errors import AccessRefused, FalError, ModelRefused, RequestEnded, RequestNotFound
+from ideogram_pipeline.fal.errors import (
+    AccessRefused,
+    FalError,
+    MediaUnavailable,
+    ModelRefused,
+    RequestEnded,
+    RequestNotFound,
+)
 from ideogram_pipeline.fal.http import pause
 from ideogram_pipeline.generation.answers import is_gone
 from ideogram_pipeline.generation.books import Books, RunFacts
@@ -34,16 +41,16 @@ from ideogram_pipeline.generation.inbox import Inbox
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, UNFETCHED, Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import (
+    UNANSWERED,
     Failed,
     Generated,
     LeftOpen,
     NotReached,
     Outcome,
     Outcomes,
-    Refused,
-    Reused,
     Unknown,
     left_to_another_run,
+    of_entry,
     reason_of,
     state_of,
 )
@@ -58,11 +65,6 @@ from ideogram_pipeline.storage import Store
 
 RESUBMIT_AFTER_S = 2.0
 """A request that failed, and may succeed, is sent again after so many seconds, and after four times as many then."""
-
-_UNANSWERED = (
-    "its submit was never answered; it may have been paid, and is not sent again by itself "
-    "(`ideogram-pipeline reconcile` looks for it, and can give it up)"
-)
 
 _log = logging.getLogger(__name__)
 
@@ -213,7 +215,7 @@ class Engine:
             searched = Search((*searched.found, *again.found), again.missing)
         for fingerprint, reason in searched.missing.items():
             request = unknown[fingerprint]
-            outcomes.add(Unknown(request, self._books.entry(request), f"{_UNANSWERED}; {reason}"))
+            outcomes.add(Unknown(request, self._books.entry(request), f"{UNANSWERED}; {reason}"))
         return [unknown[found] for found in searched.found]
 
     async def _waited_for_the_end_of(self, unanswered: Sequence[Reserved]) -> bool:
@@ -273,21 +275,14 @@ class Engine:
         """Return the outcome that a row's ledger entry says, when there is nothing left to do for it."""
         self._submitter.queued.pop(request.fingerprint, None)
         entry = self._books.entry(request)
-        if entry.damage:
-            return Unknown(request, entry, entry.damage)
-        reason = entry.last.settled.reason if entry.last.settled else ""
-        match entry.state:
-            case "generated":
-                return Reused(request, entry) if known else Generated(request, entry)
-            case "refused":
-                return Refused(request, entry, reason)
-            case "failed":
-                return Failed(request, entry, reason)
-        owner = entry.last.reserved.owner
-        if await is_alive(self._store, owner, but=self._beat):
-            reason = f"run {owner} is submitting it now; run again to see how it ended"
-            return left_to_another_run(request, entry, reason)
-        return Unknown(request, entry, _UNANSWERED)
+        if entry.state == "generated" and not known:
+            return Generated(request, entry)
+        if entry.state == "reserved":
+            owner = entry.last.reserved.owner
+            if await is_alive(self._store, owner, but=self._beat):
+                reason = f"run {owner} is submitting it now; run again to see how it ended"
+                return left_to_another_run(request, entry, reason)
+        return of_entry(request, entry)
 
     async def _let_pass(self, request: GenerationRequest) -> None:
         """Leave time between a failure of this run and the next attempt."""
@@ -354,11 +349,17 @@ class Engine:
         try:
             reserved = self._books.entry(request).last.reserved
             await self._fetcher.fetch_again(reserved, queued, settled, missing)
-        except (FalError, FileNotFoundError, IndexError, OtherBytes) as error:
+        except (RequestNotFound, MediaUnavailable, FileNotFoundError, IndexError, OtherBytes) as error:
             why = "fal has other bytes now" if isinstance(error, OtherBytes) else type(error).__name__
             reason = (
                 f"{missing[0].path}, paid for as {queued.request_id}, is gone from the store and can't be had again "
                 f"({why}); `ideogram-pipeline replay {queued.request_id} --send` makes a new take, which is paid for"
+            )
+            raise LeftOpen(Failed, reason) from None
+        except FalError as error:
+            reason = (
+                f"{missing[0].path}, paid for as {queued.request_id}, is gone from the store and could not be fetched; "
+                f"the next run tries again: {error}"
             )
             raise LeftOpen(Failed, reason) from None
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from ideogram_pipeline.generation.planner import (
     PICTURE_COLUMNS,
     Plan,
 )
+from ideogram_pipeline.generation.readings import newest_numbers, table_and_number
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import refusal, refused
@@ -33,31 +34,8 @@ NO_REVIEWS = "There is no reviews table: export one from the gallery, and set ID
 KEEP_RUN_PLANS = timedelta(days=7)
 """A run that is retried or executed again later than this takes the batch's newest plan for its own."""
 
-_OF_BATCHES = (
-    "ledger",
-    "images",
-    "credentials",
-    "outcomes",
-    "lineage",
-    "plans",
-    "run_plans",
-    "takes",
-    "limits",
-    "inbox",
-    "gallery",
-)
-_BESIDE_BATCHES = (
-    "tables",
-    "references",
-    "gallery/references",
-    "gallery/characters",
-    "ledger_copies",
-    "uploads",
-    "budget",
-    "runs",
-    "erased",
-)
-_READING = re.compile(r"([0-9a-f]{12})-(\d+)")
+_OF_OTHERS = ("dagster", "sandbox")
+"""Folders that lie in the store and are written by others, who see to them."""
 _OUTCOMES = re.compile(r"outcomes/batch=([^/]+)/outcomes\.parquet")
 
 
@@ -139,7 +117,11 @@ def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> se
 
 def sweep(store: Store, batch: str) -> int:
     """Remove what killed processes have left half-written of a batch, and beside the batches; say how many files."""
-    return store.sweep(*(f"{kind}/batch={batch}" for kind in _OF_BATCHES), *_BESIDE_BATCHES)
+
+    def is_left_alone(folder: str) -> bool:
+        return folder in _OF_OTHERS or (folder.startswith("batch=") and folder != f"batch={batch}")
+
+    return store.sweep("", but=is_left_alone)
 
 
 def named_by(rows: Iterable[PromptRow]) -> set[str]:
@@ -163,20 +145,19 @@ def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> N
     A plan of an earlier reading of its table goes, and is not kept beside one of a later reading. What runs of the
     batch were asked for more than `KEEP_RUN_PLANS` ago goes too.
     """
-    there = _newest_readings(found.path for found in store.objects(_plans(plan.batch)))
-    table, number = _reading(plan.reading)
-    later = [one for one in there if _reading(one)[0] == table and _reading(one)[1] > number]
-    if not later:
+    table, number = table_and_number(plan.reading)
+    there = newest_numbers(PurePosixPath(found.path).stem for found in store.objects(_plans(plan.batch)))
+    if there.get(table, 0) <= number:
         store.put(plan_path(plan.batch, plan.reading), plan.rows.content)
         for found in list(store.objects(_plans(plan.batch))):
-            its_table, its_number = _reading(PurePosixPath(found.path).stem)
+            its_table, its_number = table_and_number(PurePosixPath(found.path).stem)
             if plan.reading and (not its_table or (its_table == table and its_number < number)):
                 store.delete(found.path)
     if root_run_id:
         own = run_plan_path(plan.batch, root_run_id)
         store.put(own, plan.rows.content)
         for found in store.objects(own.rpartition("/")[0]):
-            if found.path != own and datetime.now(UTC) - found.modified > KEEP_RUN_PLANS:
+            if found.path != own and found.is_older_than(KEEP_RUN_PLANS):
                 store.delete(found.path)
 
 
@@ -211,10 +192,10 @@ def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
             for read in readings.newest_prompts(store)
             if batch not in read.batches
         }
-        found_here = [one for one in found_here if _reading(one)[0] not in left] or found_here
+        found_here = [one for one in found_here if table_and_number(one)[0] not in left] or found_here
     if but is not None:
-        table = _reading(but)[0]
-        found_here = [one for one in found_here if one and _reading(one)[0] != table]
+        table = table_and_number(but)[0]
+        found_here = [one for one in found_here if one and table_and_number(one)[0] != table]
     found = []
     for reading in found_here:
         with suppress(FileNotFoundError, DamagedFile):  # a later one has taken its place, or will
@@ -278,21 +259,12 @@ def _plans(batch: str) -> str:
     return f"plans/batch={batch}"
 
 
-def _reading(name: str) -> tuple[str, int]:
-    """Return the table and the number of a reading; of a plan without one, no table."""
-    match = _READING.fullmatch(name)
-    return (match[1], int(match[2])) if match else ("", 0)
-
-
 def _newest_readings(paths: Iterable[str]) -> list[str]:
     """Return the newest reading of each table among plans, sorted; a plan without one counts where no other is."""
-    numbers: dict[str, int] = {}
-    for path in paths:
-        table, number = _reading(PurePosixPath(path).stem)
-        numbers[table] = max(number, numbers.get(table, 0))
+    numbers = newest_numbers(PurePosixPath(path).stem for path in paths)
     if len(numbers) > 1:
         numbers.pop("", None)
-    return [f"{table}-{number}" if table else "" for table, number in sorted(numbers.items())]
+    return [f"{table}-{number}" if table else "" for table, number in numbers.items()]
 
 
 def metadata_path(batch: str) -> str:

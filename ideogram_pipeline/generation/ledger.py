@@ -36,6 +36,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ideogram_pipeline.fal import QueuedRequest
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.ideogram.endpoints import MAX_SEED
 from ideogram_pipeline.packing import Packer
@@ -116,6 +117,18 @@ class Submitted(_Record):
     accepted_at: datetime | None = Field(
         default=None, description="The same by fal's own clock, where its answer told the time."
     )
+
+    @classmethod
+    def of(cls, queued: QueuedRequest, at: datetime) -> Submitted:
+        """Return what is known of a request that fal has accepted, or that was attached to."""
+        return cls(
+            request_id=queued.request_id,
+            status_url=queued.status_url,
+            response_url=queued.result_url,
+            cancel_url=queued.cancel_url,
+            submitted_at=at,
+            accepted_at=queued.accepted_at,
+        )
 
 
 class StoredImage(_Record):
@@ -247,6 +260,11 @@ class Entry:
         return self.last.reserved.attempt + 1 if self.attempts else 1
 
     @property
+    def request_ids(self) -> tuple[str, ...]:
+        """fal's ids of all attempts that it accepted."""
+        return tuple(attempt.submitted.request_id for attempt in self.attempts if attempt.submitted)
+
+    @property
     def paid_attempts(self) -> int:
         """Attempts whose POST may have reached fal."""
         return sum(attempt.released is None for attempt in self.attempts)
@@ -311,6 +329,8 @@ class Entries(Mapping[str, Entry]):
     """
 
     def __init__(self) -> None:
+        self.damaged: set[str] = set()
+        """The fingerprints of entries that are damaged."""
         self._packed: dict[str, bytes] = {}
         self._at_work: dict[str, tuple[bytes, Entry]] = {}
         self._packer = Packer()
@@ -344,6 +364,10 @@ class Entries(Mapping[str, Entry]):
         """Take what the store has of a fingerprint, one file a line, in place of what was known."""
         self._packed[fingerprint] = self._packer.packed(files)
         self._at_work.pop(fingerprint, None)
+        if any(step == _DAMAGED for _, step, _ in _lines(files)):
+            self.damaged.add(fingerprint)
+        else:
+            self.damaged.discard(fingerprint)
 
     def wrote(self, fingerprint: str, line: bytes, entry: Entry) -> None:
         """Take a file that was just written, and the entry with it."""
@@ -486,17 +510,19 @@ class Ledger:
         whole = {one: content for one, content in steps.items() if content not in (b"", _UNREADABLE)}
         lines = [_line(*one, whole[one]) for one in sorted(whole)]
         if damaged := min(_damaged(steps), key=_order, default=None):
-            lines.append(_line(damaged[0], _DAMAGED, self._advice(fingerprint, *damaged).encode()))
+            advice = self._advice(fingerprint, *damaged, has_bytes=steps.get(damaged) == _UNREADABLE)
+            lines.append(_line(damaged[0], _DAMAGED, advice.encode()))
         if lines and not self.was_erased(fingerprint, *whole.values()):
             self.entries.found(fingerprint, b"".join(lines))
 
-    def _advice(self, fingerprint: str, attempt: int, step: str) -> str:
+    def _advice(self, fingerprint: str, attempt: int, step: str, *, has_bytes: bool) -> str:
         where = self._store.where(f"{self._folder}/{fingerprint}/{attempt}-{step}.json")
-        or_else = (
-            "or have `ideogram-pipeline reconcile --adopt` enter what was paid"
-            if step == "reserved"
-            else "or remove it: the row then goes one step back and is looked for at fal, and is not paid again"
-        )
+        if step != "reserved":
+            or_else = "or remove it: the row then goes one step back and is looked for at fal, and is not paid again"
+        elif has_bytes:  # it stands in the way of what would be entered
+            or_else = "or remove it and have `ideogram-pipeline reconcile --adopt` enter what was paid before you run"
+        else:
+            or_else = "or have `ideogram-pipeline reconcile --adopt` enter what was paid"
         return (
             f"its ledger file {where!r} is missing or damaged, so nobody knows whether it was paid, and it is not sent "
             f"again by itself. Restore the file from a backup, {or_else}."
@@ -544,10 +570,20 @@ def batches(store: Store) -> list[str]:
     return [batch for batch in found if is_name(batch)]
 
 
+def request_ids(entries: Iterable[Entry]) -> set[str]:
+    """Return fal's ids of all attempts that it accepted."""
+    return {one for entry in entries for one in entry.request_ids}
+
+
+def damages(entries: Mapping[str, Entry]) -> dict[str, str]:
+    """Return what can't be read of some entries, and what to do, by fingerprint."""
+    return {one: entry.damage for one, entry in entries.items() if entry.damage}
+
+
 def names(store: Store, batch: str) -> set[str]:
-    """Return the fingerprints that a batch's ledger has a file of, by its listing alone."""
+    """Return the fingerprints that a batch's ledger has a file of with anything in it, by its listing alone."""
     below = len(_folder(batch)) + 1
-    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)))
+    found = (_NAME.fullmatch(one.path[below:]) for one in store.objects(_folder(batch)) if one.size)
     return {name["fingerprint"] for name in found if name}
 
 

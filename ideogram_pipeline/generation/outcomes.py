@@ -10,6 +10,12 @@ from ideogram_pipeline.generation.ledger import Entry, EntryState
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.rows import OutcomeRow, OutcomeState
 
+UNANSWERED = (
+    "its submit was never answered; it may have been paid, and is not sent again by itself "
+    "(`ideogram-pipeline reconcile` looks for it, and can give it up)"
+)
+"""Why a row is unknown whose attempt is reserved, and whose run is gone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generated:
@@ -188,7 +194,7 @@ def of_entry(request: GenerationRequest, entry: Entry) -> Outcome:
     """Return how a row ended as far as the ledger tells, without any run that says more."""
     if entry.damage:
         return Unknown(request, entry, entry.damage)
-    settled = entry.last.settled
+    settled = next((one.settled for one in reversed(entry.attempts) if one.settled), None)
     match entry.state:
         case "generated":
             return Reused(request, entry)
@@ -197,11 +203,15 @@ def of_entry(request: GenerationRequest, entry: Entry) -> Outcome:
         case "failed" | "retryable":
             return Failed(request, entry, settled.reason if settled else "")
         case "reserved":
-            return Unknown(
-                request, entry, "its submit was never answered; `ideogram-pipeline reconcile` looks for it"
-            )
+            return Unknown(request, entry, UNANSWERED)
         case _:
-            return NotReached(request, entry, "the next run fetches it")
+            submitted = entry.last.submitted
+            reason = (
+                f"{submitted.request_id} is with fal; the next run fetches it"
+                if submitted
+                else "fal has not accepted it; the next run sends it"
+            )
+            return NotReached(request, entry, reason)
 
 
 def recalled(request: GenerationRequest, entry: Entry | None, row: OutcomeRow) -> Outcome:

@@ -24,7 +24,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Generic, NoReturn, TypeVar
 
@@ -180,6 +180,20 @@ def table_key(url: str) -> str:
     return hashlib.sha256(place.encode()).hexdigest()[:12]
 
 
+def table_and_number(reading: str) -> tuple[str, int]:
+    """Return which table a reading is of, as `table_key` has it, and its number; no table where it is none."""
+    match = _NAME.fullmatch(reading)
+    return (match[1], int(match[2])) if match else ("", 0)
+
+
+def newest_numbers(readings: Iterable[str]) -> dict[str, int]:
+    """Return the highest number of each table among readings, by table, sorted."""
+    numbers: dict[str, int] = {}
+    for table, number in map(table_and_number, readings):
+        numbers[table] = max(number, numbers.get(table, 0))
+    return dict(sorted(numbers.items()))
+
+
 def write_prompts(store: Store, table: PromptsTable) -> str:
     """Keep a prompts table as it was read, in buckets of batches, so that one batch can be read without the others.
 
@@ -257,7 +271,7 @@ def _kept(store: Store, folder: str, model: type[Row], rows: Mapping[str, Collec
         path = f"{folder}/{name}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
         found = there.get(path)
         # One that was kept for an old reading is written again, so that it doesn't go with it.
-        if not found or found.size != len(content) or _is_old(found.modified, KEEP_READINGS / 2):
+        if not found or found.size != len(content) or found.is_older_than(KEEP_READINGS / 2):
             store.put(path, content)
         paths[name] = path
     return paths
@@ -281,13 +295,13 @@ def _sweep(store: Store, kind: _Kind[Reading]) -> None:
     left = []
     for found in list(store.objects(kind.folder)):
         name = PurePosixPath(found.path).stem
-        if name not in newest and _is_old(found.modified, KEEP_READINGS):
+        if name not in newest and found.is_older_than(KEEP_READINGS):
             store.delete(found.path)
         else:
             left.append(name)
     folders = {f"tables/{kind.name}": "rows", f"tables/rejected_{kind.name}": "rejections"}
     stored = [found for folder in folders for found in store.objects(folder)]
-    old = [found.path for found in stored if _is_old(found.modified, KEEP_READINGS)]
+    old = [found.path for found in stored if found.is_older_than(KEEP_READINGS)]
     if old:
         kept = (_read(store, kind, name) for name in left)
         named = {path for one in kept if one for path in (*one.rows.values(), *one.rejections.values())}
@@ -307,17 +321,10 @@ def _of_before(kind: _Kind[Reading], stored: Iterable[str]) -> Iterator[str]:
         yield from ("tables/references.parquet", "tables/rejected_references.parquet")
 
 
-def _is_old(modified: datetime, age: timedelta) -> bool:
-    return datetime.now(UTC) - modified > age
-
-
 def _newest_names(store: Store, kind: _Kind[Reading]) -> dict[str, str]:
     """Return the name of every table's newest reading, by table, sorted."""
-    numbers: dict[str, int] = {}
-    for found in store.objects(kind.folder):
-        if match := _NAME.fullmatch(PurePosixPath(found.path).stem):
-            numbers[match[1]] = max(int(match[2]), numbers.get(match[1], 0))
-    return {table: f"{table}-{number}" for table, number in sorted(numbers.items())}
+    numbers = newest_numbers(PurePosixPath(found.path).stem for found in store.objects(kind.folder))
+    return {table: f"{table}-{number}" for table, number in numbers.items() if table}
 
 
 def _newest_of_table(store: Store, kind: _Kind[Reading], url: str) -> str:

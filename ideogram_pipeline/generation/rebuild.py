@@ -6,9 +6,9 @@ import hashlib
 import logging
 from dataclasses import dataclass
 
-from ideogram_pipeline.errors import DamagedFile
-from ideogram_pipeline.generation import files, traces
-from ideogram_pipeline.generation.ledger import Ledger
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
+from ideogram_pipeline.generation import files, lost_ledgers
+from ideogram_pipeline.generation.ledger import Ledger, damages
 from ideogram_pipeline.generation.recording import plan_of_ledger, record
 from ideogram_pipeline.storage import Store
 
@@ -36,6 +36,9 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
 
     Where the batch has lost its plans, it gets one of the newest request of each prompt row: rows that were rejected
     then stand only in the prompts table, and come back with the next run.
+
+    Raises:
+        ConfigurationError: the ledger lacks what was paid for; nothing was written.
     """
     ledger = Ledger(store, batch)
     results = _made_anew(store, ledger)
@@ -46,17 +49,24 @@ def rebuild_batch(store: Store, batch: str) -> Rebuilt:
         if not _is_whole(store, path := f"{folder}/{image.file_name}", image.sha256)
     ]
     rows = sum(row.fingerprint in ledger.entries for row in results.outcomes)
-    unreadable = tuple(f"{one[:8]}: {entry.damage}" for one, entry in ledger.entries.items() if entry.damage)
+    unreadable = tuple(f"{one[:8]}: {damage}" for one, damage in damages(ledger.entries).items())
     return Rebuilt(batch, rows, len(results.images) - len(damaged), tuple(damaged), unreadable)
 
 
 def mend(store: Store, batch: str) -> None:
-    """Write a batch's metadata, outcomes and edges anew, because one of them was found damaged."""
+    """Write a batch's metadata, outcomes and edges anew, because one of them was found damaged.
+
+    Raises:
+        ConfigurationError: the ledger lacks what was paid for; nothing was written.
+    """
     _log.warning("%s: a file that is derived was damaged; its rows are made anew from the ledger", batch)
     _made_anew(store, Ledger(store, batch))
 
 
 def _made_anew(store: Store, ledger: Ledger) -> files.Results:
+    if says := lost_ledgers.missing(store, ledger.batch, ledger.entries):
+        # What tells of a request that the ledger lacks would be overwritten.
+        raise ConfigurationError(f"{says} {lost_ledgers.LOST_LEDGER}")
     files.delete_damaged_plans(store, ledger.batch)
     if not files.plans(store, ledger.batch):
         files.write_plan(store, plan_of_ledger(ledger.batch, ledger.entries))
@@ -65,7 +75,7 @@ def _made_anew(store: Store, ledger: Ledger) -> files.Results:
 
 def refresh_costs(store: Store, ledger: Ledger, batch: str) -> bool:
     """Bring the costs in a batch's metadata and outcomes up to date with fal's bills; say whether any had changed."""
-    if traces.lacking(store, batch, ledger.entries):
+    if lost_ledgers.lacking(store, batch, ledger.entries):
         return False  # what tells of a request that the ledger lacks would be lost
     try:
         before = files.read_results(store, batch)

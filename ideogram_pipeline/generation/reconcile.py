@@ -2,9 +2,10 @@
 
 A reservation without an answer may be a request at fal. Where fal delivers, its letter comes to the address that names
 the reservation; it counts if it is the only one about a request that fal, asked with our key, knows. Else fal's list of
-requests with payloads tells, for every request is unlike any other: its seed is its row's own. Only an exact and only
-match counts. An absence proves nothing for certain, for a letter may still come, and the list may lag and may leave out
-what is still queued, so what isn't found stays unknown.
+requests with payloads tells, for hardly two requests are alike: a row's seed is its own. Only an exact match counts
+that no ledger of the store has, and only where fal lists no more of them than are looked for: each row gets one then.
+An absence proves nothing for certain, for a letter may still come, and the list may lag and may leave out what is still
+queued, so what isn't found stays unknown.
 Where fal keeps no payloads there is nothing to match, and its bills don't help: see `billing`.
 """
 
@@ -14,7 +15,7 @@ import asyncio
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -23,9 +24,19 @@ from pydantic import JsonValue
 
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.generation.inbox import letters_about, read_letter
-from ideogram_pipeline.generation.ledger import AlreadyWritten, Entry, Ledger, Reserved, Settled, Submitted
+from ideogram_pipeline.generation.ledger import (
+    AlreadyWritten,
+    Entry,
+    Ledger,
+    Reserved,
+    Settled,
+    Submitted,
+    batches,
+    request_ids,
+)
 from ideogram_pipeline.generation.runs import is_alive
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables import erased
 
 SKEWS = (timedelta(minutes=10), timedelta(days=1))
 """How far fal's clock and ours may be apart: as a rule; and where a machine's clock was wrong for a while."""
@@ -79,21 +90,23 @@ async def search(
     for fingerprint in left:
         if fingerprint not in found:
             by_endpoint[ledger.entries[fingerprint].last.reserved.request.endpoint_id].append(fingerprint)
-    for endpoint_id, of_endpoint in by_endpoint.items():
+    for of_endpoint in by_endpoint.values():
         wanted = of_endpoint
         for skew in SKEWS:
             try:
-                candidates = await _listed(fal, ledger, endpoint_id, wanted, skew)
+                candidates = await _listed(fal, store, ledger, wanted, skew)
             except FalError as error:
                 missing |= dict.fromkeys(wanted, f"fal's list of requests can't be read: {error}")
                 break
-            for fingerprint in wanted:
-                matches = candidates.get(ledger.entries[fingerprint].last.reserved.sent_sha256, [])
-                if len(matches) == 1:
-                    await _attach(fal, ledger, fingerprint, matches[0])
+            for sent, alike in _by_input(ledger, wanted).items():
+                matches = candidates.get(sent, [])
+                if len(matches) > len(alike):
+                    told = f"fal's list holds {len(matches)} requests with the same input"
+                    missing |= dict.fromkeys(alike, told)
+                    continue
+                for fingerprint, request_id in zip(alike, matches, strict=False):  # one each
+                    await _attach(fal, ledger, fingerprint, request_id)
                     found.append(fingerprint)
-                elif matches:
-                    missing[fingerprint] = f"fal's list holds {len(matches)} requests with the same input"
             wanted = [one for one in wanted if one not in found and one not in missing]
             if not wanted:
                 break
@@ -122,7 +135,7 @@ async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Itera
     letters = await letters_about(store, ledger)
     attempts = [ledger.entries[fingerprint].last.reserved for fingerprint in wanted]
     about = [(one, letters.get((one.request.fingerprint, one.attempt), ())) for one in attempts]
-    taken = _taken(ledger) if any(paths for _, paths in about) else set()
+    taken = request_ids(ledger.entries.values()) if any(paths for _, paths in about) else set()
     found = []
     for reserved, paths in about:
         told = [letter.request_id for path in paths if (letter := await read_letter(store, path))]
@@ -143,23 +156,33 @@ async def _is_ours(fal: FalClient, reserved: Reserved, request_id: str) -> bool:
     return True
 
 
-def _taken(ledger: Ledger) -> set[str]:
-    return {
-        attempt.submitted.request_id
-        for entry in ledger.entries.values()
-        for attempt in entry.attempts
-        if attempt.submitted
-    }
+def _held(store: Store, own: Ledger) -> set[str]:
+    """Return fal's ids of the requests that some batch's ledger holds, or held until it was erased.
+
+    Two batches may ask for the same: a request that one of them has is never the answer that the other one lost.
+    """
+    held = {one for stone in erased.tombstones(store) for one in stone.request_ids}
+    for batch in batches(store):
+        held |= request_ids((own if batch == own.batch else Ledger(store, batch)).entries.values())
+    return held
+
+
+def _by_input(ledger: Ledger, fingerprints: Iterable[str]) -> Mapping[str, Sequence[str]]:
+    """Return fingerprints by the digest of what was sent, the one that was reserved first in front."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for one in sorted(fingerprints, key=lambda one: (ledger.entries[one].last.reserved.reserved_at, one)):
+        found[ledger.entries[one].last.reserved.sent_sha256].append(one)
+    return found
 
 
 async def _listed(
-    fal: FalClient, ledger: Ledger, endpoint_id: str, wanted: list[str], skew: timedelta
+    fal: FalClient, store: Store, ledger: Ledger, wanted: Sequence[str], skew: timedelta
 ) -> dict[str, list[str]]:
-    """Return the ids of fal's requests that no ledger entry has, by the digest of their input."""
+    """Return the ids of an endpoint's requests with a wanted input that no ledger has, by that input's digest."""
     now = datetime.now(UTC)
     earliest = min(now, *(ledger.entries[fingerprint].last.reserved.reserved_at for fingerprint in wanted))
     listing = await fal.requests_by_endpoint(
-        endpoint_id,
+        ledger.entries[wanted[0]].last.reserved.request.endpoint_id,
         start=earliest - skew,
         end=now + skew,
         with_payloads=True,
@@ -167,25 +190,19 @@ async def _listed(
     )
     if listing.truncated:
         raise FalError(message=f"it holds more than {MAX_LISTED} requests since {earliest:%Y-%m-%d %H:%M}.")
-    taken = _taken(ledger)
-    candidates: dict[str, list[str]] = defaultdict(list)
+    inputs = _by_input(ledger, wanted)
+    candidates: dict[str, dict[str, None]] = defaultdict(dict)  # pages of a list that grows meanwhile overlap
     for past in listing.items:
-        if past.request_id not in taken and isinstance(past.json_input, dict):
-            candidates[digest(past.json_input)].append(past.request_id)
-    return candidates
+        if isinstance(past.json_input, dict) and (sent := digest(past.json_input)) in inputs:
+            candidates[sent][past.request_id] = None
+    held = await asyncio.to_thread(_held, store, ledger) if candidates else set()
+    return {sent: [one for one in ids if one not in held] for sent, ids in candidates.items()}
 
 
 async def _attach(fal: FalClient, ledger: Ledger, fingerprint: str, request_id: str) -> None:
     queued = fal.attach(ledger.entries[fingerprint].last.reserved.request.endpoint_id, request_id)
-    submitted = Submitted(
-        request_id=request_id,
-        status_url=queued.status_url,
-        response_url=queued.result_url,
-        cancel_url=queued.cancel_url,
-        submitted_at=datetime.now(UTC),
-    )
     try:
-        await ledger.submitted(fingerprint, submitted)
+        await ledger.submitted(fingerprint, Submitted.of(queued, datetime.now(UTC)))
     except AlreadyWritten:
         return  # its own run got the answer after all
 

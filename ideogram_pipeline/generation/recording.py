@@ -7,7 +7,7 @@ ledger says nothing newer, and when all is written it is looked whether anything
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,8 +21,8 @@ from ideogram_pipeline.generation.outcomes import NotReached, Outcome, Outcomes,
 from ideogram_pipeline.generation.planner import NOT_WORKED, Plan
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
-from ideogram_pipeline.storage import Store
+from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, PlannedRow
+from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.storage.parquet import Rows
 
 ROUNDS = 5
@@ -55,7 +55,7 @@ def record(store: Store, ledger: Ledger, worked: Worked | None = None, *, anew: 
         mark = _mark(store, ledger)
         asked = _asked(store, ledger, worked)
         results = files.write_results(store, batch, *_rows(store, ledger.entries, asked, worked, anew=anew))
-        files.write_edges(store, batch, edge_rows(ledger.entries))
+        files.write_edges(store, batch, _edges(store, ledger))
         if files.read_results(store, batch) == results and _mark(store, ledger) == mark:
             break
     return results
@@ -109,7 +109,57 @@ def _rows(
             return of_entry(request, entry)
         return NotReached(request, None, NOT_WORKED, "elsewhere")
 
-    return image_rows(plan, entries), outcome_rows(plan, map(ended, plan.requests), entries)
+    images, outcomes = image_rows(plan, entries), outcome_rows(plan, map(ended, plan.requests), entries)
+    if not entries.damaged:
+        return images, outcomes
+    before = _recorded(store, plan.batch)
+    return _with_images_of_damaged(store, images, plan, entries), (
+        _with_money_of(before.get((row.prompt_id, row.fingerprint)), row)
+        if row.fingerprint in entries.damaged
+        else row
+        for row in outcomes
+    )
+
+
+def _with_images_of_damaged(
+    store: Store, images: Iterable[ImageRow], plan: Plan, entries: Entries
+) -> Iterator[ImageRow]:
+    """Yield the rows of pictures: of damaged entries as they were recorded, those too that the entries don't tell."""
+    kept: dict[str, ImageRow] = {}
+    with suppress(FileNotFoundError, DamagedFile):
+        path = files.metadata_path(plan.batch)
+        found = parquet.read(store, path, ImageRow, where=("fingerprint", entries.damaged))
+        kept = {row.file_name: row for row in found}
+    for row in images:
+        before = kept.pop(row.file_name, row)
+        yield before.model_copy(update={"current": row.current, "extra": row.extra})
+    asked = {row.fingerprint for row in plan.rows}
+    for row in kept.values():
+        yield row.model_copy(update={"current": row.fingerprint in asked})
+
+
+def _with_money_of(before: OutcomeRow | None, row: OutcomeRow) -> OutcomeRow:
+    """Return the outcome of a row whose entry is damaged, with what was known of its money if that is more."""
+    if before is None or before.attempts < max(row.attempts, 1):
+        return row
+    known = {"request_id", "cost_usd", "cost_source", "attempts", "images"}
+    return row.model_copy(update=before.model_dump(include=known))
+
+
+def _edges(store: Store, ledger: Ledger) -> Iterator[EdgeRow]:
+    """Yield the edges of a batch; after them what was recorded of damaged entries, as far as these don't tell it."""
+    damaged, told = ledger.entries.damaged, set[EdgeRow]()
+    for edge in edge_rows(ledger.entries):
+        if damaged:
+            told.add(edge)
+        yield edge
+    if not damaged:
+        return
+    with suppress(FileNotFoundError, DamagedFile):
+        before = list(parquet.read(store, files.edges_path(ledger.batch), EdgeRow))
+        submits = {one.to_id for one in before if one.kind == "sent_as" and one.from_id in damaged}
+        about = damaged | submits
+        yield from (one for one in before if about & {one.from_id, one.to_id} and one not in told)
 
 
 def _recorded(store: Store, batch: str) -> _Recorded:

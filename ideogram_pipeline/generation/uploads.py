@@ -133,6 +133,7 @@ class ReferenceUrls:
         found = self._urls.get(use.sha256)
         if found is None or _is_over(found):
             found = self._urls[use.sha256] = asyncio.create_task(self._found(use))
+            found.add_done_callback(_heard)
         return await asyncio.shield(found)
 
     async def _found(self, use: PictureUse) -> _Found:
@@ -232,6 +233,12 @@ async def is_within_reach(url: str, hosts: FalHosts) -> bool:
     except OSError:
         return False
     return scheme == "https" and all(is_public(str(address[0])) for *_, address in found)
+
+
+def _heard(found: asyncio.Task[_Found]) -> None:
+    """Take note of how a search ended that a run left behind: no row waits for it any more."""
+    if not found.cancelled():
+        found.exception()
 
 
 def _is_over(found: asyncio.Task[_Found]) -> bool:

@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import NamedTuple, TypeVar
 
 from ideogram_pipeline.errors import ConfigurationError, DamagedFile
-from ideogram_pipeline.generation.ledger import Entry, Ledger, StoredImage
+from ideogram_pipeline.generation.ledger import Entry, Ledger, StoredImage, request_ids
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.provenance import traces
@@ -58,12 +58,7 @@ class Descent:
     @property
     def request_ids(self) -> list[str]:
         """fal's ids of them."""
-        return [
-            attempt.submitted.request_id
-            for entry in self._all
-            for attempt in entry.attempts
-            if attempt.submitted
-        ]
+        return [one for entry in self._all for one in entry.request_ids]
 
     @property
     def batches(self) -> frozenset[str]:
@@ -82,7 +77,7 @@ def descent(store: Store, reference: str) -> Descent:
     the others what came back from a backup. Pictures that were made from it and used as references are followed.
 
     Raises:
-        ConfigurationError: nothing is, or was, called so.
+        ConfigurationError: nothing names it.
     """
     named = list(_named_in_tables(store))
     stones = erased.tombstones(store)
@@ -112,8 +107,8 @@ def descent(store: Store, reference: str) -> Descent:
     left = tuple(traces.traces(store, gone))
     if not digests and not left:
         raise ConfigurationError(
-            f"No reference is, or was, called {reference!r} in this store. Give its reference_id, or the SHA-256 of "
-            "its bytes."
+            f"Nothing in this store names a reference {reference!r}. Give its reference_id, or the SHA-256 of its "
+            "bytes: of what was erased nothing else is kept."
         )
     return Descent(
         reference,
@@ -258,8 +253,7 @@ def _cells(store: Store, folder: str, kind: type[View]) -> Iterator[View]:
 
 def _request_ids(ledgers: Iterable[Mapping[str, Entry]], stones: Iterable[Tombstone]) -> frozenset[str]:
     told = {one for stone in stones for one in stone.request_ids}
-    attempts = (attempt for entries in ledgers for entry in entries.values() for attempt in entry.attempts)
-    return frozenset(told | {one.submitted.request_id for one in attempts if one.submitted})
+    return frozenset(told.union(*(request_ids(entries.values()) for entries in ledgers)))
 
 
 def entomb(store: Store, found: Descent) -> None:

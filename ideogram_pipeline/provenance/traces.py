@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from pydantic import JsonValue
 
+from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import DIGEST, Tombstone, by_digest, fingerprints
@@ -33,18 +34,19 @@ READ: Mapping[str, tuple[str, ...]] = {
     "inbox": (),
     "ledger": (),
     "ledger_copies": (".gz",),
+    "ledger_gaps": (".json",),
     "limits": (".json",),
     "lineage": (".parquet",),
     "outcomes": (".parquet",),
     "plans": (".parquet",),
     "references": (),
     "run_plans": (".parquet",),
-    "tables": (".parquet",),
+    "tables": (".json", ".parquet"),
     "takes": (".json",),
     "uploads": (),
 }
 """The folders that may hold traces, with the files in them that are read; of the others the name tells enough."""
-NOT_LOOKED_THROUGH = frozenset({"budget", "dagster", "doctor", "erased", "runs", "sandbox"})
+NOT_LOOKED_THROUGH = frozenset({"budget", "claims", "dagster", "doctor", "erased", "runs", "sandbox"})
 """Folders that hold no trace, or are seen to by those who know them (Dagster's records, the sandbox's memory)."""
 
 _DERIVED = ("catalog/", "gallery/", "ledger_copies/")
@@ -60,6 +62,8 @@ _NEAREST = "nearest_image", "nearest_distance"
 _NAMES = frozenset({"reference_ids", "reference_mask_ids", "style_reference_ids", "image_id", "mask_id"})
 """Columns of the prompts table that name references."""
 _LEFTOVER = re.compile(r"#\d+$")
+_ASIDE = ".new"
+"""Ends the name of a file of the catalog that was written and, for its writer was killed, never got its own name."""
 _GZIP = 31
 
 
@@ -134,12 +138,12 @@ def traces(store: Store, gone: Gone) -> Iterator[Trace]:
         for path in sorted(one.path for one in store.objects(folder)):
             if _is_named(path, gone, kept):
                 yield Trace(path, _batch(path))
-            elif path.endswith(".parquet") and ".parquet" in read:
+            elif path.endswith((".parquet", _ASIDE)) and ".parquet" in read:
                 yield from _rows(store, path, gone)
             elif read and path.endswith(read):
                 yield from _texts(store, path, gone, kept)
         for path in store.leftovers(folder):
-            if _is_named(path.rpartition("#")[0], gone, kept):
+            if _is_named(path.partition("#")[0], gone, kept):
                 yield Trace(path, _batch(path))
 
 
@@ -157,7 +161,7 @@ def remove(store: Store, gone: Gone, trace: Trace) -> None:
             _remove_pages(store, trace.path)
     elif trace.path.endswith(".json"):
         try:
-            left = _without(json.loads(store.get(trace.path)), gone)
+            left = _without(json.loads(store.get(trace.path)), gone.words | _by_name(trace.path, gone))
         except ValueError:  # what is damaged can't be left in part
             store.delete(trace.path)
         else:
@@ -181,7 +185,7 @@ def _remove_pages(store: Store, page: str) -> None:
 def _batch(path: str) -> frozenset[str]:
     """Return the batch in whose folder a file lies, or whose file it is."""
     *folders, name = path.partition("#")[0].split("/")
-    names = [*folders, name.removesuffix(".gz").removesuffix(".js")]
+    names = [*folders, name.removesuffix(".gz").removesuffix(".js").removesuffix(".json")]
     return frozenset(one.removeprefix("batch=") for one in names if one.startswith("batch="))
 
 
@@ -231,8 +235,8 @@ def _rows(store: Store, path: str, gone: Gone) -> Iterator[Trace]:
             if "batch" in table.column_names:
                 named = zip(table["batch"].to_pylist(), told, strict=True)
                 batches |= {batch for batch, is_told in named if is_told and batch}
-    except (OSError, ValueError):
-        return  # it is no table, or went meanwhile
+    except (FileNotFoundError, DamagedFile):
+        return  # it went meanwhile, or is no table
     if rows:
         yield Trace(path, frozenset(batches), rows)
 
@@ -245,8 +249,19 @@ def _texts(store: Store, path: str, gone: Gone, kept: _Kept) -> Iterator[Trace]:
     except (FileNotFoundError, zlib.error):
         return
     links = ((unquote(link["batch"]), unquote(link["name"])) for link in _LINK.finditer(text))
-    if gone.are_told_in(text) or any(kept.lacks(*link) for link in links):
+    if gone.are_told_in(text) or any(kept.lacks(*link) for link in links) or _is_called(path, text, gone):
         yield Trace(path, _batch(path), 0 if path.startswith(_DERIVED) else 1)
+
+
+def _is_called(path: str, text: str, gone: Gone) -> bool:
+    """Say whether a reading of a table says that a batch names an erased picture."""
+    names = _by_name(path, gone)
+    if not any(name in text for name in names):
+        return False
+    try:
+        return _is_member(json.loads(text), names)
+    except ValueError:
+        return True
 
 
 def _by_name(path: str, gone: Gone) -> frozenset[str]:
@@ -286,10 +301,19 @@ def _left(table: pa.Table, gone: Gone, by_name: Collection[str]) -> pa.Table:
     return left
 
 
-def _without(told: JsonValue, gone: Gone) -> JsonValue:
-    """Return JSON without the keys and members that are erased fingerprints or digests."""
+def _without(told: JsonValue, words: Collection[str]) -> JsonValue:
+    """Return JSON without the keys and members that are among some words."""
     if isinstance(told, dict):
-        return {name: _without(value, gone) for name, value in told.items() if name not in gone.words}
+        return {name: _without(value, words) for name, value in told.items() if name not in words}
     if isinstance(told, list):
-        return [_without(one, gone) for one in told if not (isinstance(one, str) and one in gone.words)]
+        return [_without(one, words) for one in told if not (isinstance(one, str) and one in words)]
     return told
+
+
+def _is_member(told: JsonValue, words: Collection[str]) -> bool:
+    """Say whether a list somewhere in JSON has one of some words as a member."""
+    if isinstance(told, dict):
+        return any(_is_member(value, words) for value in told.values())
+    return isinstance(told, list) and any(
+        one in words if isinstance(one, str) else _is_member(one, words) for one in told
+    )

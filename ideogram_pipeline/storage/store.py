@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from uuid import uuid4
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.storage import remote
+from ideogram_pipeline.threads import to_its_end
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -64,6 +65,10 @@ class StoredObject:
     """Changes whenever the content does."""
     modified: datetime
     """UTC, when it was last written, by the store's clock."""
+
+    def is_older_than(self, age: timedelta) -> bool:
+        """Say whether it was last written longer ago than that."""
+        return datetime.now(UTC) - self.modified > age
 
 
 class Store:
@@ -235,7 +240,7 @@ class Store:
 
         async def once() -> None:
             if self.folder:
-                await _in_thread(here)
+                await to_its_end(here)
                 return
             with self._failures("write", path, _requests_of(len(content))):
                 await obstore.put_async(self._backend, path, content)
@@ -261,7 +266,7 @@ class Store:
 
         async def once() -> bool:
             if self.folder:
-                return await _in_thread(partial(self._created, path, content, durable=True))
+                return await to_its_end(partial(self._created, path, content, durable=True))
             with self._failures("create", path):
                 try:
                     await obstore.put_async(self._backend, path, content, mode="create")
@@ -365,19 +370,19 @@ class Store:
         if paths:
             await _repeating(once)
 
-    def leftovers(self, folder: str) -> list[str]:
+    def leftovers(self, folder: str, *, but: Callable[[str], bool] = lambda _: False) -> list[str]:
         """Return the half-written files below a folder, `name#1`, of processes that were killed, or that write now.
 
-        Only a local disk has any; nothing else shows them.
+        Only a local disk has any; nothing else shows them. Folders with names for which `but` holds aren't looked into.
         """
         if not self.folder:
             return []
-        return [
-            (Path(parent) / name).relative_to(self.folder).as_posix()
-            for parent, _, names in os.walk(self.folder / folder)
-            for name in names
-            if _LEFTOVER.search(name)
-        ]
+        found = []
+        for parent, folders, names in os.walk(self.folder / folder):
+            folders[:] = [name for name in folders if not but(name)]
+            below = Path(parent).relative_to(self.folder)
+            found += [(below / name).as_posix() for name in names if _LEFTOVER.search(name)]
+        return found
 
     def delete_leftover(self, path: str) -> None:
         """Remove a half-written file; one that isn't there is no error."""
@@ -385,13 +390,14 @@ class Store:
         with self._failures("delete", path):
             Path(self.where(path)).unlink(missing_ok=True)
 
-    def sweep(self, *folders: str) -> int:
-        """Remove the half-written files below some folders that were left before this process began; say how many.
+    def sweep(self, folder: str, *, but: Callable[[str], bool] = lambda _: False) -> int:
+        """Remove the half-written files below a folder that were left before this process began; say how many.
 
-        Whoever writes has done so for less time than that, or begins anew where its file is taken from it.
+        Whoever writes has done so for less time than that, or begins anew where its file is taken from it. Folders are
+        left out as by `leftovers`.
         """
         swept = 0
-        for path in (path for folder in folders for path in self.leftovers(folder)):
+        for path in self.leftovers(folder, but=but):
             with suppress(FileNotFoundError):
                 if os.stat(self.where(path)).st_mtime < _BEGAN_AT:
                     self.delete_leftover(path)
@@ -488,17 +494,6 @@ class Store:
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
         except OSError as error:
             raise StoreError(f"Can't {verb} {self.where(path)!r}: {_first_line(error)}") from error
-
-
-async def _in_thread(call: Callable[[], Result]) -> Result:
-    """Make a call in a thread; whoever is cut off meanwhile goes on once it is certain what was written."""
-    running = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        running.exception()
-        raise
 
 
 async def _repeating(call: Callable[[], Awaitable[Result]]) -> Result:

@@ -127,7 +127,7 @@ class Ends:
     """How a request will end: `picture`, a typed error of `TYPED`, or `never`."""
 
     how: str = "picture"
-    after_s: float = 1.0
+    after_s: float = 3.0
 
 
 @dataclass
@@ -190,12 +190,17 @@ class Fal:
         return [one for one in self.requests.values() if one.asks_for == asks_for]
 
     def holds(self, arguments, such):
-        """Say whether a request such as that came of these arguments, whose picture fields may be written otherwise."""
+        """Say whether a request such as that came of these arguments."""
+        return any(such(one) for asked in self.asked_by(arguments) for one in self.of(asked))
+
+    def asked_by(self, arguments):
+        """Return what requests of these arguments ask for, whose picture fields may be written otherwise."""
         wanted = arguments.get("prompt"), arguments.get("seed")
-        return any(
-            such(one) and (one.body.get("prompt"), one.body.get("seed")) == wanted
+        return {
+            one.asks_for
             for one in self.requests.values()
-        )
+            if (one.body.get("prompt"), one.body.get("seed")) == wanted
+        }
 
     def answer(self, request):
         """Return the true answer to a call, or the lie that is due, after what the call brings about."""

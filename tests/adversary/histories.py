@@ -29,10 +29,10 @@ def _step(name):
     return lambda *given, **named: Step(name, given, tuple(named.items()))
 
 
-start, wait, crash, detach, terminate, edit, lie, fate, jump, reconcile, give_up = map(
-    _step,
-    ("start", "wait", "crash", "detach", "terminate", "edit", "lie", "fate", "jump", "reconcile", "give_up"),
-)
+start, wait, crash, detach, terminate = map(_step, ("start", "wait", "crash", "detach", "terminate"))
+edit, lie, fate, jump = map(_step, ("edit", "lie", "fate", "jump"))
+reconcile, give_up, cancel = map(_step, ("reconcile", "give_up", "cancel"))
+back_up, restore, lose_ledger = map(_step, ("back_up", "restore", "lose_ledger"))
 
 
 def play(*steps, rows=1, seed=0, day_usd=None):
@@ -89,6 +89,7 @@ LIES = {
         _TYPED,
         _TYPED,
         [OtherRows()],
+        [OtherRows()],
         [Say(404, "no request"), Say(404, "no status")],
         [Say(400, "not yet"), Say(499, "text"), Say(422, "text")],
         [Say(200, "no images"), Say(200, "null images"), Say(200, "odd images")],
@@ -110,8 +111,8 @@ LIES = {
 """What may be said instead of the truth, by kind of call: lists of lies that are much alike."""
 
 _KINDS = ["submit"] * 3 + ["status"] * 2 + ["result"] * 5 + ["media", "list", "cancel", "upload", "put"]
-_BEFORE = ["lie"] * 5 + ["fate", "edit", "jump"]
-_AFTER = ["wait"] * 3 + ["lie", "lie", "start", "end", "person"]
+_BEFORE = ["lie"] * 5 + ["fate", "fate", "edit", "jump"]
+_AFTER = ["wait"] * 3 + ["lie", "lie", "start", "end", "person", "store"]
 
 
 @st.composite
@@ -133,11 +134,16 @@ def _a_step(draw, kinds):
                 return lie(kind, *draw(st.lists(lies, min_size=1, max_size=5)))
             return lie(kind, *[draw(lies)] * one_of(2, 3, 6, 24))
         case "fate":
-            return fate(Ends(one_of("picture", "picture", *TYPED, "never"), one_of(0.5, 2.0, 120.0)))
+            ends = st.sampled_from(["picture", *TYPED, "never"])
+            return fate(*(Ends(draw(ends), one_of(0.5, 3.0, 120.0)) for _ in range(one_of(1, 2, 3))))
         case "edit":
             return edit(draw(st.integers(0, MOST_ROWS - 1)), one_of(0, 0, 1, None))
         case "person":
-            return one_of(reconcile(), reconcile(), give_up())
+            return one_of(reconcile(), give_up(), cancel())
+        case "store":
+            return one_of(
+                back_up(), back_up(), restore(), restore(), lose_ledger(), lose_ledger(with_copies=True)
+            )
         case "jump":
             return jump(one_of(-3600.0, 3600.0, -40000.0, 40000.0))
         case _:
@@ -147,7 +153,7 @@ def _a_step(draw, kinds):
 @st.composite
 def _a_scene(draw):
     """A run, with what comes before it and what happens to it."""
-    before = draw(st.lists(_a_step(_BEFORE), max_size=3))
+    before = draw(st.lists(_a_step(_BEFORE), min_size=1, max_size=4))
     after = draw(st.lists(_a_step(_AFTER), min_size=1, max_size=4))
     return [*before, draw(_a_step(["start"])), *after]
 

@@ -22,7 +22,6 @@ import sys
 import time
 
 import pytest
-import stamina.instrumentation
 from hypothesis import HealthCheck, given, seed, settings
 
 from tests.adversary.histories import budgets, histories, play, seeds, tables
@@ -30,14 +29,6 @@ from tests.adversary.histories import budgets, histories, play, seeds, tables
 HISTORIES = int(os.environ.get("HISTORIES", "300"))
 SEED = int(os.environ.get("SEED", "0"))
 PARTS = 6
-
-
-@pytest.fixture(autouse=True)
-def _silence():
-    """Have nothing written of the thousands of calls that are made again."""
-    stamina.instrumentation.set_on_retry_hooks(())
-    yield
-    stamina.instrumentation.set_on_retry_hooks(None)
 
 
 @pytest.mark.timeout(0)

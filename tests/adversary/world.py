@@ -14,13 +14,16 @@ from decimal import Decimal
 
 from ideogram_pipeline.fal import FalClient
 from ideogram_pipeline.generation import files, readings, runs
+from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
+from ideogram_pipeline.generation.cancelling import cancel, with_fal
 from ideogram_pipeline.generation.choice import Choice, Decisions
+from ideogram_pipeline.generation.giving_up import give_up_batch
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
-from ideogram_pipeline.generation.planner import plan_batch
+from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
 from ideogram_pipeline.generation.reconcile import reconcile_batch
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable, picture_path
@@ -37,6 +40,8 @@ FARTHEST_S = 20 * 3600.0
 """So far clocks jump: with a clock that is a day off, a submit that was not answered is not found in fal's list."""
 PATIENCE_S = 300.0
 """How long a run waits for a request, in virtual seconds."""
+ENDED_AFTER_S = 600.0
+"""By then everything has ended that ends at all."""
 CALM_RUNS = 3
 """So many runs after everything has calmed down bring all that fal has."""
 ADA = picture("ada")
@@ -79,6 +84,8 @@ class World:
         self.runs = []
         self.backup = None
         self.lives = []
+        self.is_budget_whole = True
+        """Whether the store knows of all that was spent."""
         self._slow = seed % 2 == 1
         self._write_reference()
 
@@ -143,11 +150,35 @@ class World:
 
     def reconcile(self):
         """Have somebody run `reconcile`."""
-        self._person(self._reconcile(None))
+        self._person(lambda life: self._reconcile(life, gives_up=False))
 
     def give_up(self):
-        """Have somebody give up what was never answered, though it may then be paid twice."""
-        self._person(self._reconcile(timedelta(0)))
+        """Have somebody give up what fal doesn't give and what was never answered, though it may then be paid twice."""
+        self._person(lambda life: self._reconcile(life, gives_up=True))
+
+    def cancel(self):
+        """Have somebody cancel all that is with fal and no run works on."""
+        self._person(self._cancel)
+
+    def back_up(self):
+        """Copy the store."""
+        self.backup = self.disk.copy()
+
+    def restore(self):
+        """Have the last backup in place of the store, when nothing works any more, and do what people are told then."""
+        if self.backup is not None:
+            self._stop_all()
+            self.disk.restore(self.backup)
+            self._adopt()
+
+    def lose_ledger(self, *, with_copies=False):
+        """Lose the ledger, and its copies too, and do what people are told then."""
+        self._stop_all()
+        store = self._look()
+        for folder in ("ledger", *(["ledger_copies"] if with_copies else [])):
+            for found in list(store.objects(folder)):
+                store.delete(found.path)
+        self._adopt()
 
     # The end
 
@@ -224,14 +255,42 @@ class World:
     def _outcomes(self):
         return files.read_outcomes(self._look(), BATCH)
 
-    def _person(self, coroutine):
-        try:
-            self.loop.run_until_complete(self.loop.owned(self._life("person"), coroutine))
-        finally:
-            self.loop.run_for(0)
+    def _person(self, command):
+        """Run a command of a person's to its end."""
+        life = self._life("person")
+        self.loop.run_until_complete(self.loop.owned(life, command(life)))
 
     def _look(self):
         return self.disk.seen_by(self._life("look"))
+
+    def _stop_all(self):
+        for run in self._working():
+            run.life.die()
+        self.loop.run_for(0)
+
+    def _adopt(self):
+        """Enter what was paid for once fal lists all that can end, when fal tells the truth.
+
+        Nobody can find what no row of the table asks for any more, nor what fal doesn't list because it never ends.
+        """
+        self.is_budget_whole = False
+        self.fal.lies.clear()
+        self.loop.run_for(ENDED_AFTER_S)
+        rows = self._rows(self.table)
+        prompts = {row.prompt for row in rows}
+        for request in self.fal.requests.values():
+            if request.body["prompt"] not in prompts or not request.has_ended(self.loop.now_s):
+                self.fal.excused.add(request.asks_for)
+        asked = {BATCH: [plan_row(row, References({"ada": self._ada}, {})) for row in rows]}
+
+        async def adopted(life):
+            store = self.disk.seen_by(life)
+            with runs.working(store, life.name, BATCH):
+                async with self._client(life) as client:
+                    facts = RunFacts(run_id=life.name, backend="fal", code_version="1")
+                    await adopt(client, store, asked, run=facts, told=lambda _: None)
+
+        self._person(adopted)
 
     def _write_reference(self):
         self._ada = Reference(
@@ -296,16 +355,28 @@ class World:
     def _client(self, life):
         return FalClient("id:secret", transport=Wire(self.fal, life))
 
-    async def _reconcile(self, resubmit_after):
-        life = self.loop.owner or asyncio.current_task().owner
+    async def _reconcile(self, life, *, gives_up):
         store = self.disk.seen_by(life)
-        ledger = Ledger(store, BATCH)
-        async with self._client(life) as client:
-            found = await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
-        given_up = {one.prompt_id for one in found if one.given_up}
-        for request in self.fal.requests.values():
-            if request.body["prompt"].split()[0] in given_up:
-                self.fal.excused.add(request.asks_for)
+        with runs.working(store, life.name, BATCH):
+            ledger = Ledger(store, BATCH)
+            open_before = {name for name, entry in ledger.entries.items() if not entry.last.settled}
+            async with self._client(life) as client:
+                if gives_up:
+                    await give_up_batch(client, store, ledger, with_fal(ledger), life.name)
+                await reconcile_batch(
+                    client, store, ledger, resubmit_after=timedelta(0) if gives_up else None
+                )
+        for name in open_before:
+            last = ledger.entries[name].last
+            if last.settled:
+                self.fal.excused |= self.fal.asked_by(last.reserved.request.arguments)
+
+    async def _cancel(self, life):
+        store = self.disk.seen_by(life)
+        with runs.working(store, life.name, BATCH):
+            ledger = Ledger(store, BATCH)
+            async with self._client(life) as client:
+                await cancel(client, store, ledger, with_fal(ledger), own_id=life.name)
 
     # What must hold
 
@@ -340,7 +411,7 @@ class World:
 
     def _check_the_budget(self, ledger):
         """No day's bill is above the budget: what was reserved for a request stays so until its end is proven."""
-        if self.day_usd is None:
+        if self.day_usd is None or not self.is_budget_whole:
             return
         bills = Counter()
         for entry in ledger.entries.values():

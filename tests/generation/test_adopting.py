@@ -11,19 +11,22 @@ from PIL import Image
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
-from ideogram_pipeline.generation import files, ledger, traces
+from ideogram_pipeline.generation import catalog, files, ledger, lost_ledgers
 from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
 from ideogram_pipeline.generation.books import RunFacts
 from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.choice import Choice
-from ideogram_pipeline.generation.ledger import Ledger, Reserved
+from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
+from ideogram_pipeline.generation.rebuild import rebuild_batch
+from ideogram_pipeline.generation.rows import EdgeRow
+from ideogram_pipeline.generation.runs import beating
 from ideogram_pipeline.provenance.erasing import descent, entomb, remove
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, forget_uploads, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
-from ideogram_pipeline.storage import Store
+from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import refused
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.tables.rows import PromptRow
@@ -203,6 +206,37 @@ def test_ledger_files_at_0_bytes(project):
     assert project.accepted == 3
 
 
+def test_a_row_without_an_answer_whose_one_ledger_file_is_at_0_bytes_is_not_paid_for_again(project):
+    """Its file was once taken for one that a power cut left before anything was sent, though its outcome says more."""
+    api, project.api = project.api, "http://127.0.0.1:9"
+    project.sandbox.change(Change(faults=(Fault("drop_after_accept", match="scene 1"),)))
+    assert project.run() == 2
+    project.sandbox.change(Change(faults=()))
+    for path in (project.folder / "store/ledger").rglob("*.json"):
+        path.write_bytes(b"" if len(list(path.parent.iterdir())) == 1 else path.read_bytes())
+    with pytest.raises(ConfigurationError, match="lacks 1 requests"):
+        project.run()
+    project.api = api
+    assert "from fal's list" in told(project.adopt())["p1", 0]
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"request":', b"\0" * 500])
+def test_a_reservation_that_can_not_be_read_stands_in_the_way_until_it_is_removed_as_it_says(
+    project, content
+):
+    project.run()
+    (path, *_) = sorted(project.folder.glob("store/ledger/batch=drop/*/1-reserved.json"))
+    path.write_bytes(content)
+    assert not project.adopt().adopted
+    assert "remove it and have" in project.entries[path.parent.name].damage
+    path.unlink()
+    assert len(project.adopt().adopted) == 1
+    assert project.entries[path.parent.name].state == "generated"
+    assert (project.run(), project.accepted) == (3, 3)
+
+
 def test_the_ledgers_copy_has_the_exact_bytes_of_files_that_are_gone(tmp_path, sandbox):
     project = Project(tmp_path / "project", sandbox, rows=12)  # a copy is kept of more than a few files
     project.run()
@@ -369,10 +403,26 @@ def test_erased_rows_are_not_adopted(project, tmp_path):
     for part in (*DERIVED, "ledger_copies"):  # a partial restore brings traces of it back
         if (tmp_path / "backup" / part).exists():
             shutil.copytree(tmp_path / "backup" / part, project.folder / "store" / part, dirs_exist_ok=True)
-    assert traces.lacking(project.store, BATCH) == {}
+    assert lost_ledgers.lacking(project.store, BATCH) == {}
     adoption = project.adopt()
     assert (adoption.adopted, adoption.left_open, adoption.lost) == ((), (), ())
     assert [entry.last.reserved.request.prompt_id for entry in project.entries.values()] == ["p12"]
+
+
+def test_a_damaged_file_beside_a_lost_ledger_costs_nothing_that_tells_of_it(project):
+    """What is damaged was made anew from the ledger that was left: from none of it, and over what told of it."""
+    assert project.run() == 3
+    project.lose("ledger", "ledger_copies")
+    store, paths = project.store, (files.outcomes_path(BATCH), files.edges_path(BATCH))
+    before = [store.get(path) for path in paths]
+    store.put(files.metadata_path(BATCH), b"PAR1")
+    with pytest.raises(ConfigurationError, match="reconcile --adopt"):
+        catalog.refresh(store)
+    assert [store.get(path) for path in paths] == before
+    assert len(project.adopt().adopted) == 3
+    assert project.run() == 3
+    assert project.accepted == 3
+    assert catalog.refresh(store).images == 3
 
 
 def test_what_another_batchs_ledger_holds_is_its_own(project):
@@ -395,6 +445,24 @@ def test_what_no_row_asks_for_and_nothing_tells_of_does_not_stop_runs_for_ever(p
     assert (len(adoption.lost), adoption.not_found) == (3, 3)
     assert project.run() == 3
     assert project.accepted == 6
+
+
+@pytest.mark.parametrize("left", ["outcomes", "pictures"])
+def test_adopting_with_another_table_does_not_have_the_right_one_paid_for_again(project, left):
+    """What no row of the wrong table asked for was forgotten: the next run with the right one paid for all of it."""
+    project.run()
+    project.lose("ledger", "plans", "lineage", f"images/batch={BATCH}/metadata.parquet")
+    project.lose("outcomes" if left == "pictures" else "images")
+    for path in (project.folder / "store").rglob("metadata.parquet"):
+        path.unlink()
+    right, project.table = project.table, [project.row(9, prompt="another table's")]
+    assert len(project.adopt().lost) == 3
+    project.table = right
+    with pytest.raises(ConfigurationError, match="3 requests of the batch 'drop' that are to be paid for"):
+        project.run()
+    assert len(project.adopt().adopted) == 3
+    assert project.run() == 3
+    assert project.accepted == 3
 
 
 def test_a_refusal_is_remembered(project):
@@ -498,6 +566,48 @@ def test_a_run_that_submits_meanwhile_is_not_overtaken(project):
     assert (len(entry.attempts), entry.last.reserved.owner, entry.state) == (1, "a-live-run", "submitted")
 
 
+def test_what_a_live_run_is_submitting_is_left_to_it(project):
+    """Its own request was once lost: the older one of the same input took the place of the answer on its way."""
+    project.table = [project.row(0, reference_ids=())]
+    project.run()
+    [older] = [entry.last.submitted.request_id for entry in project.entries.values()]
+    project.lose("ledger", *DERIVED)
+    request = plan_row(project.table[0], project.references)
+    known = Ledger(project.store, BATCH)
+
+    async def submit():
+        claimed = Reserved(
+            request=request,
+            sent_sha256="0",
+            attempt=1,
+            owner="a-live-run",
+            reserved_at="2026-11-30T12:00:00Z",
+            backend="sandbox",
+            code_version="test",
+        )
+        await known.reserve(claimed)
+        async with project.client() as fal:
+            return await fal.submit(request.endpoint_id, request.arguments)
+
+    with beating(project.store, "a-live-run"):
+        queued = asyncio.run(submit())
+        adoption = project.adopt()
+    assert adoption.adopted == ()
+    assert "run a-live-run is submitting it" in adoption.left_open[0]
+    answer = Submitted(
+        request_id=queued.request_id,
+        status_url=queued.status_url,
+        response_url=queued.result_url,
+        cancel_url=queued.cancel_url,
+        submitted_at="2026-11-30T12:00:01Z",
+    )
+    asyncio.run(known.submitted(request.fingerprint, answer))
+    assert project.adopt().adopted == ()
+    assert older != queued.request_id
+    assert project.entries[request.fingerprint].last.submitted.request_id == queued.request_id
+    assert (project.run(), project.accepted) == (1, 2)
+
+
 def test_a_store_that_is_fine_stops_no_run(project):
     assert project.run() == 3
     project.sandbox.change(Change(faults=(Fault("policy_refusal", match="edited"),)))
@@ -505,7 +615,7 @@ def test_a_store_that_is_fine_stops_no_run(project):
     project.table.append(project.row(3, prompt="not reached"))
     assert project.run(limit=1) == 2
     assert project.run() == 3
-    assert traces.missing(project.store, BATCH) == ""
+    assert lost_ledgers.missing(project.store, BATCH) == ""
     assert ledger.names(project.store, BATCH) == set(project.entries)
 
 
@@ -514,3 +624,34 @@ def test_foreign_files_among_the_pictures_stop_no_run(project):
     for name in ("Thumbs.db", "holiday-2026.png", "p1-XYZ-0.png"):
         (project.folder / "store/images/batch=drop" / name).write_bytes(b"anything")
     assert project.run() == 3
+
+
+@pytest.mark.parametrize("step", ["1-reserved", "1-submitted", "1-settled"])
+def test_a_run_over_a_damaged_ledger_file_keeps_what_was_recorded_of_its_row(project, step):
+    """It once wrote metadata without the row: nothing told of its picture, or of fal's id of it, any more."""
+    project.run()
+    store, fingerprint = project.store, sorted(project.entries)[0]
+    before = (
+        {row.fingerprint: row for row in files.images(store, BATCH)},
+        {row.fingerprint: row for row in files.outcomes(store, BATCH)}[fingerprint],
+        set(parquet.read(store, files.edges_path(BATCH), EdgeRow)),
+    )
+    damaged = project.folder / f"store/ledger/batch={BATCH}/{fingerprint}/{step}.json"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9])
+    assert project.run() == 2
+    outcome = {row.fingerprint: row for row in files.outcomes(store, BATCH)}[fingerprint]
+    kept = ("request_id", "cost_usd", "cost_source", "attempts", "images")
+    assert (outcome.state, damaged.name in outcome.reason) == ("unknown", True)
+    assert [getattr(outcome, name) for name in kept] == [getattr(before[1], name) for name in kept]
+    assert {row.fingerprint: row for row in files.images(store, BATCH)} == before[0]
+    assert set(parquet.read(store, files.edges_path(BATCH), EdgeRow)) >= before[2]
+    rebuild_batch(store, BATCH)
+    assert {row.fingerprint for row in files.images(store, BATCH)} == set(before[0])
+
+    damaged.unlink()
+    project.adopt()
+    assert project.run() == 3
+    damaged.write_bytes(whole)
+    assert project.run() == 3
+    assert len(list(files.images(store, BATCH))) == project.accepted == 3

@@ -272,6 +272,16 @@ def test_an_odd_field_of_a_result_costs_no_picture(store, sandbox, wire, told):
     assert sandbox.stats().accepted == 3
 
 
+@pytest.mark.parametrize("times", [1, 2, 10**9])
+def test_a_result_with_too_few_pictures_is_asked_for_again(store, sandbox, wire, times):
+    """One answer that lacked three of four pictures once made the row generated, with one."""
+    wire.lie("result", lambda told: {**told, "images": told["images"][:1]}, times=times)
+    (outcome,) = Run(store, wire)(planned(store, 1, num_images=4))
+    assert type(outcome) is Generated
+    assert len(outcome.entry.last.settled.images) == (4 if times < 3 else 1)
+    assert wire.lied["result"] == min(times, 3)
+
+
 def test_a_missing_seed_costs_no_picture(store, sandbox, wire):
     wire.lie("result", lambda body: {"images": body["images"]})
     assert kinds(Run(store, wire)(planned(store, 3))) == {Generated: 3}
@@ -361,6 +371,39 @@ def test_a_request_that_fal_does_not_know_is_gone_after_thirty_days_of_its_own_c
     assert type(outcome) is kind
     assert outcome.entry.last.submitted.accepted_at is not None
     assert Run(store, wire, api=NOWHERE)(planned(store, 1))[0].entry.paid_attempts == 1
+    assert sandbox.stats().accepted == 1
+
+
+def test_a_clock_that_is_wrong_by_a_month_makes_no_request_gone(store, sandbox, wire):
+    """An answer that did not tell the time was once measured by the clock of this machine."""
+    wire.lie("result", Lie(404, {"detail": "Request not found"}))
+    (outcome,) = Run(store, wire, api=NOWHERE)(planned(store, 1))
+    [submitted] = (store.folder / "ledger").rglob("1-submitted.json")
+    told = json.loads(submitted.read_text())
+    before = (datetime.now(UTC) - timedelta(days=40)).isoformat()
+    submitted.write_text(json.dumps({**told, "accepted_at": before, "submitted_at": before}))
+    (outcome,) = Run(store, wire, api=NOWHERE)(planned(store, 1))
+    assert type(outcome) is NotReached
+    wire.be_honest()
+    assert kinds(Run(store, wire)(planned(store, 1))) == {Generated: 1}
+    assert sandbox.stats().accepted == 1
+
+
+@pytest.mark.parametrize("name", [name for name in PASSING if "404" not in name])
+def test_a_picture_that_is_lost_is_not_said_to_be_gone_at_fal_where_fal_did_not_say_so(
+    store, sandbox, wire, name
+):
+    """The reason once advised to pay for a new take after any answer that could not be read."""
+    plan = planned(store, 1)
+    (outcome,) = Run(store, wire)(plan)
+    store.delete(outcome.entry.last.settled.images[0].path)
+    wire.lie("result", PASSING[name])
+    (outcome,) = Run(store, wire, api=NOWHERE)(plan)
+    assert (type(outcome), outcome.entry.state) == (Failed, "generated")
+    assert "the next run tries again" in outcome.reason
+    assert "replay" not in outcome.reason
+    wire.be_honest()
+    assert kinds(Run(store, wire)(plan)) == {Reused: 1}
     assert sandbox.stats().accepted == 1
 
 

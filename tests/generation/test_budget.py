@@ -396,8 +396,8 @@ def test_the_nearer_of_both_lines_holds_and_the_message_says_which_and_what_to_d
         asyncio.run(by_run.reserve(Decimal("0.3")))
     assert str(reached.value) == (
         "The budget of this run is $1.00, of which $0.90 is spent or reserved: too little is left for the next "
-        "request. Raise IDEOGRAM_BUDGET_USD or the run's own line (--max-spend, max_spend_usd), whichever is lower, or "
-        "run again: what is there is not paid for again. A run that was to --regenerate is continued with "
+        "request. Raise IDEOGRAM_BUDGET_USD or the run's own limit (--max-spend, max_spend_usd), whichever is lower, "
+        "or run again: what is there is not paid for again. A run that was to --regenerate is continued with "
         "--only-failed beside it."
     )
     asyncio.run(by_run.close())

@@ -167,6 +167,14 @@ def test_a_name_that_nothing_has_is_refused(worked):
         descent(worked.store, "nobody")
 
 
+def test_what_was_erased_is_known_by_its_digest_alone_and_its_id_says_so(worked):
+    digest = next(iter(descent(worked.store, "ada").digests))
+    erase(worked.settings, descent(worked.store, "ada"))
+    with pytest.raises(ConfigurationError, match="of what was erased nothing else is kept"):
+        descent(worked.store, "ada")
+    assert descent(worked.store, digest).traces == ()
+
+
 def test_nothing_of_it_remains_in_an_object_store_either(project, s3, tmp_path):
     def downloaded(name):
         for one in store.objects(""):

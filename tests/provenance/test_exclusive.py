@@ -2,19 +2,22 @@
 
 import csv
 import hashlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
 
-from ideogram_pipeline.generation import files, ledger
+from ideogram_pipeline.generation import files, ledger, lost_ledgers
 from ideogram_pipeline.generation.runs import AtWork, BeingErased, beating, erasing, holders, working
+from ideogram_pipeline.provenance import traces
 from ideogram_pipeline.provenance.erasing import descent, remains
-from ideogram_pipeline.provenance.traces import NOT_LOOKED_THROUGH, READ
+from ideogram_pipeline.provenance.traces import NOT_LOOKED_THROUGH, READ, Gone
 from ideogram_pipeline.repair import erase
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.control import Change
@@ -25,6 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 COMMAND = [sys.executable, "-c", "from ideogram_pipeline.cli import main; main()"]
 HOLD = """
 import sys
+import time
 from ideogram_pipeline.generation.runs import erasing
 from ideogram_pipeline.storage import Store
 with erasing(Store.open(sys.argv[1]), sys.argv[2:]):
@@ -267,6 +271,7 @@ def worked(make_project, certificate):
     fingerprint, digest = sorted(descent(store, "ada").fingerprints)[0], ada(project)
     store.put(f"uploads/{digest}.json", b"{}")
     store.put(f"inbox/batch=one/{fingerprint}-1-{'0' * 16}.json", b"{}")
+    lost_ledgers.keep_gaps(store, "one", [fingerprint])
     store.put(f"ledger/batch=one/{fingerprint}/.DS_Store", b"a foreign file in a folder of ours")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "NOT_COPIED", 0)
@@ -313,7 +318,37 @@ def test_half_written_files_of_killed_processes_go_too(worked):
     picture = next(path for path in (worked.folder / "backup" / "images").rglob("p1-*.png"))
     folder = worked.folder / "store" / "images" / "batch=one"
     shutil.copy(picture, folder / f"{picture.name}#1")
-    assert [trace.path for trace in remains(store)] == [f"images/batch=one/{picture.name}#1"]
+    (catalog,) = (worked.folder / "backup" / "catalog").glob("*.parquet")
+    aside = f"catalog/.{'0' * 32}.new"
+    shutil.copy(catalog, worked.folder / "store" / aside)
+    half = [f"{aside}#1", f"catalog/{catalog.name}#1"]
+    for path in half:
+        (worked.folder / "store" / path).write_bytes(catalog.read_bytes()[:-8])
+        os.utime(worked.folder / "store" / path, (time.time() - 86_400,) * 2)
+    assert [trace.path for trace in remains(store)] == [aside, f"images/batch=one/{picture.name}#1"]
     erase(worked.settings, descent(store, digest))
     assert remains(store) == []
-    assert not (folder / f"{picture.name}#1").exists()
+    assert store.leftovers("") == []
+
+
+@pytest.mark.parametrize("path", ["images/batch=one/notes.parquet", f"catalog/.{'0' * 32}.new"])
+def test_a_file_that_is_no_table_keeps_nobody_from_looking_at_the_others(store, path):
+    store.put(path, b"something else")
+    store.put(f"uploads/{'a' * 64}.json", b"{}")
+    gone = Gone(frozenset({"a" * 64}), frozenset())
+    assert [trace.path for trace in traces.traces(store, gone)] == [f"uploads/{'a' * 64}.json"]
+
+
+def test_a_reading_of_a_table_that_another_one_has_replaced_names_the_reference_no_longer(project):
+    """Readings are kept for some days, and each said which batches name which references."""
+    other = ("p2", "one", "quiet harbour", "bob")
+    project.write(("p1", "one", "zanzibar lighthouse", "zelda-of-old"), other)
+    (project.folder / "references.csv").write_text("reference_id,uri\nzelda-of-old,ada.png\nbob,bob.png\n")
+    assert project("run")[0] == 0
+    project.write(other)
+    assert project("run")[0] == 0
+    assert project("erase", "--reference", "zelda-of-old", "--yes")[0] == 0
+    told = [path for path in (project.folder / "store" / "tables").rglob("*") if path.is_file()]
+    readings = [json.loads(path.read_text()) for path in told if path.match("readings/prompts/*.json")]
+    assert [reading["batches"]["one"]["named"] for reading in readings] == [["bob"], ["bob"]]
+    assert [path.name for path in told if b"zelda" in path.read_bytes()] == []

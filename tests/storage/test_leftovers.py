@@ -38,6 +38,16 @@ def test_half_written_files_of_a_killed_process_are_swept_by_the_next(store):
     assert store.get("images/batch=a/p1.png") == b"whole"
 
 
+def test_half_written_files_are_swept_wherever_they_lie(store):
+    """Those beside the folders of the batches once stayed for ever: catalog.json#1, gallery/index.json#1, claims/."""
+    places = ("", "gallery/", "gallery/static/", "claims/", "ledger_gaps/", "gallery/batch=a/thumbnails/")
+    left_by(store, *(f"{place}index.json#1" for place in places))
+    others = ["dagster/history.db#1", "gallery/batch=b/index.html#1", "sandbox/state.sqlite#1"]
+    left_by(store, *others)
+    assert files.sweep(store, "a") == len(places)
+    assert sorted(store.leftovers("")) == others
+
+
 def test_what_people_call_so_is_not_swept(store):
     left_by(store, "images/batch=a/take #1.png", "images/batch=a/#", "images/batch=a/.hidden.new")
     assert files.sweep(store, "a") == 0

@@ -35,7 +35,7 @@ _PICTURE = re.compile(
 )
 
 
-class Trace(NamedTuple):
+class PaidRequest(NamedTuple):
     """A request that something in the store names as paid for."""
 
     fingerprint: str
@@ -80,17 +80,17 @@ class _Edge(NamedTuple):
 View = TypeVar("View", bound=NamedTuple)
 
 
-def lacking(store: Store, batch: str, known: Collection[str] = ()) -> dict[str, Trace]:
+def lacking(store: Store, batch: str, known: Collection[str] = ()) -> dict[str, PaidRequest]:
     """Return what names requests of a batch that its ledger lacks, by fingerprint; erased ones excepted.
 
     `known` is what the ledger was found to hold. It is listed anew only where that doesn't explain everything.
     """
-    named = _without(dict(_traces(store, batch)), known)
+    named = _without(dict(_named(store, batch)), known)
     if named:
         named = _without(named, ledger.names(store, batch))
     if named:
-        stones = (one for stone in erased.tombstones(store) for one in stone.fingerprints)
-        named = _without(named, {*stones, *gaps(store, batch)})
+        gone = erased.fingerprints(erased.tombstones(store))
+        named = _without(named, gone.union(gaps(store, batch)))
     return named
 
 
@@ -102,6 +102,25 @@ def check(store: Store, batch: str, known: Collection[str] = ()) -> None:
     """
     if says := missing(store, batch, known):
         raise ConfigurationError(f"{says} {LOST_LEDGER} Nothing was submitted.")
+
+
+def check_asked(store: Store, batch: str, asked: Collection[str]) -> None:
+    """Refuse to pay for requests that were paid for, of which nothing told more when they were looked for.
+
+    A row may ask for one since: the table of that time was another one.
+
+    Raises:
+        ConfigurationError: one of the fingerprints that are `asked` for is such a request's.
+    """
+    known = set(gaps(store, batch))
+    again = [one for one in asked if one in known or one[:PREFIX] in known]
+    if again:
+        raise ConfigurationError(
+            f"{len(again)} requests of the batch {batch!r} that are to be paid for, such as {again[0][:PREFIX]}, were "
+            "paid for before their ledger was lost, and no row asked for them when `ideogram-pipeline reconcile "
+            "--adopt` looked. Have it look again, with the tables as they are now; then run again. Nothing was "
+            "submitted."
+        )
 
 
 def missing_of(store: Store, batches: Collection[str]) -> list[str]:
@@ -145,10 +164,10 @@ def picture_paths(store: Store, batch: str, fingerprint: str) -> list[str]:
     )
 
 
-def _traces(store: Store, batch: str) -> Iterator[tuple[str, Trace]]:
+def _named(store: Store, batch: str) -> Iterator[tuple[str, PaidRequest]]:
     """Yield what names requests as paid: the weakest first, so that who says most has the last word."""
     pictures = {
-        name["fingerprint"]: Trace(name["fingerprint"], name["prompt_id"], None, path)
+        name["fingerprint"]: PaidRequest(name["fingerprint"], name["prompt_id"], None, path)
         for path, name in _picture_names(store, batch)
     }
     told = [*_edges(store, batch), *_outcomes(store, batch), *_metadata(store, batch)]
@@ -158,12 +177,12 @@ def _traces(store: Store, batch: str) -> Iterator[tuple[str, Trace]]:
     yield from ((one.fingerprint, one) for one in told)
 
 
-def _without(named: Mapping[str, Trace], known: Collection[str]) -> dict[str, Trace]:
-    """Return the traces of what isn't known; a picture's is explained by any fingerprint that begins like it."""
+def _without(named: Mapping[str, PaidRequest], known: Collection[str]) -> dict[str, PaidRequest]:
+    """Return what isn't known; a picture's is explained by any fingerprint that begins like it."""
     begins = {one[:PREFIX] for one in known}
     return {
-        one: trace
-        for one, trace in named.items()
+        one: paid
+        for one, paid in named.items()
         if one not in known and (len(one) > PREFIX or one not in begins)
     }
 
@@ -175,26 +194,26 @@ def _picture_names(store: Store, batch: str) -> Iterator[tuple[str, re.Match[str
             yield found.path, name
 
 
-def _metadata(store: Store, batch: str) -> Iterator[Trace]:
+def _metadata(store: Store, batch: str) -> Iterator[PaidRequest]:
     path = files.metadata_path(batch)
     for row in _view(store, path, _Pictured):
-        yield Trace(row.fingerprint, row.prompt_id, row.request_id, path)
+        yield PaidRequest(row.fingerprint, row.prompt_id, row.request_id, path)
 
 
-def _outcomes(store: Store, batch: str) -> Iterator[Trace]:
+def _outcomes(store: Store, batch: str) -> Iterator[PaidRequest]:
     path = files.outcomes_path(batch)
     for row in _view(store, path, _Ended):
         if row.fingerprint and (row.attempts or row.request_id):
-            yield Trace(row.fingerprint, row.prompt_id, row.request_id, path)
+            yield PaidRequest(row.fingerprint, row.prompt_id, row.request_id, path)
 
 
-def _edges(store: Store, batch: str) -> Iterator[Trace]:
+def _edges(store: Store, batch: str) -> Iterator[PaidRequest]:
     path = files.edges_path(batch)
     edges = _view(store, path, _Edge)
     asked_by = {edge.to_id: edge.from_id for edge in edges if edge.kind == "asks"}
     for edge in edges:
         if edge.kind == "sent_as" and "#" not in edge.to_id:
-            yield Trace(edge.from_id, asked_by.get(edge.from_id, ""), edge.to_id, path)
+            yield PaidRequest(edge.from_id, asked_by.get(edge.from_id, ""), edge.to_id, path)
 
 
 def _view(store: Store, path: str, kind: type[View]) -> list[View]:
