@@ -255,9 +255,12 @@ def reconcile(
     give_up_after = _duration(older_than or "0s") if give_up else None
     resubmit_after = _duration(resubmit_unknown_after) if resubmit_unknown_after else give_up_after
     settings = Settings.from_environment()
-    left_open = _adopt(settings, batch or []) if adopt else 0
     from ideogram_pipeline.repair import reconcile as look
+    from ideogram_pipeline.repair import refuse_unknown
 
+    if not adopt:
+        refuse_unknown(settings, batch or [])
+    left_open = _adopt(settings, batch or []) if adopt else 0
     with _err.status("asking fal"):
         reconciled = look(settings, batch or [], resubmit_after=resubmit_after, give_up_after=give_up_after)
     for asked in reconciled.given_up:
@@ -323,8 +326,9 @@ def cancel(
     """
     settings = Settings.from_environment()
     age = _duration(older_than or "0s")
-    from ideogram_pipeline.repair import stuck
+    from ideogram_pipeline.repair import refuse_unknown, stuck
 
+    refuse_unknown(settings, batch or [])
     with stuck(settings) as requests:
         with _counted("asking fal") as told:
             found = requests.look(batch or [], age, told)

@@ -32,7 +32,7 @@ from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
 from ideogram_pipeline.generation.runs import beating, erasing, wait_for_overviews, working
 from ideogram_pipeline.launch import instance_of
-from ideogram_pipeline.preview import first_takes
+from ideogram_pipeline.preview import first_takes, store_as_it_is
 from ideogram_pipeline.provenance.erasing import (
     Descent,
     descent,
@@ -60,6 +60,21 @@ class Reconciled:
     """What became of the requests with fal that were to be given up."""
     damaged: tuple[str, ...]
     """What can't be read of the ledgers, and what to do: a line for each request that it is about."""
+
+
+def refuse_unknown(settings: Settings, batches: Sequence[str]) -> None:
+    """Refuse batches that have no ledger: their names are likely to be misspelt, and not to have nothing open.
+
+    Raises:
+        ConfigurationError: there is one.
+        StoreError: the store can't be read.
+    """
+    known = batches_with_ledger(store_as_it_is(settings)) if batches else []
+    for batch in batches:
+        if batch not in known:
+            raise ConfigurationError(
+                f"No request of the batch {batch!r} is in the ledger; it has those of {', '.join(known) or 'none'}."
+            )
 
 
 def reconcile(

@@ -295,6 +295,15 @@ def test_a_request_that_never_ends_can_be_cancelled(project):
     assert project.sandbox.stats().accepted == 10
 
 
+@pytest.mark.parametrize("command", ["cancel", "reconcile"])
+def test_a_batch_that_the_ledger_lacks_is_named_and_not_taken_for_one_where_nothing_is_open(project, command):
+    project.run()
+    ended = project.start(command, "--batch", "defualt")
+    _, err = ended.communicate()
+    assert ended.returncode == 2
+    assert "No request of the batch 'defualt' is in the ledger; it has those of default." in err
+
+
 def test_a_run_says_how_long_the_oldest_request_has_waited_and_what_can_be_done(project):
     project.sandbox.change(Change(faults=(Fault("stuck", match="scene 3"),)))
     project.environment["IDEOGRAM_MAX_WAIT_S"] = "3"
