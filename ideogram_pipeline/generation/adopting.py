@@ -12,6 +12,7 @@ by itself.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections import defaultdict
@@ -25,8 +26,10 @@ from typing import Any, cast, get_args
 from ideogram_pipeline import marks
 from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.fal import FalClient, FalError
+from ideogram_pipeline.fal.errors import RequestEnded
 from ideogram_pipeline.generation import files, lost_ledgers
-from ideogram_pipeline.generation.books import RunFacts
+from ideogram_pipeline.generation.answers import Answers
+from ideogram_pipeline.generation.books import RunFacts, settlement_of
 from ideogram_pipeline.generation.ledger import (
     AlreadyWritten,
     CostSource,
@@ -46,7 +49,7 @@ from ideogram_pipeline.generation.matching import Listed, Matcher, Past, takes_o
 from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, fingerprint
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
-from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.generation.runs import holders, is_alive
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, RenderingSpeed
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.pictures import BadPicture, inspect
@@ -134,6 +137,7 @@ class _Adopter:
         self._taken = {one for stone in stones for one in stone.request_ids}
         self._ledgers: dict[str, Ledger] = {}
         self._living: dict[str, bool] = {}
+        self._with_fal: list[GenerationRequest] = []
 
     async def adopted(self, tables: Mapping[str, Sequence[GenerationRequest]]) -> Adoption:
         restored = {batch: restore_from_copy(self._store, batch, but=self._erased) for batch in tables}
@@ -259,6 +263,9 @@ class _Adopter:
         not_found = 0
         for first in firsts:
             not_found += not await self._take_by_take(first, listed)
+        for request in self._with_fal:
+            if listed.holds(request):
+                await self._enter_retry(request, listed)
         for request in exactly:
             if self._may_be_entered(request) and not await self._listed(request, listed):
                 reason = "it was paid for, and neither its batch's files nor fal's list tell more of it"
@@ -277,6 +284,8 @@ class _Adopter:
         for request in takes_of(first):
             if self._may_be_entered(request) and not await self._listed(request, listed):
                 break
+            if self._entry(request).state == "submitted":
+                self._with_fal.append(request)
             known = True
         return known or self._entry(first).state in ("reserved", "damaged")
 
@@ -292,6 +301,34 @@ class _Adopter:
             )
             await self._enter_as_unknown(request, reason)
         return False
+
+    async def _enter_retry(self, request: GenerationRequest, listed: Listed) -> None:
+        """Enter what was sent after a request had ended that the ledger, an older one, still holds as with fal.
+
+        That it ended has to be proven first: until then it may bring its picture, and the other request is somebody's.
+        """
+        ledger, last = self._ledgers[request.batch], self._entry(request).last
+        assert last.submitted is not None
+        row = f"{request.batch}, {request.prompt_id}"
+        others = set(await asyncio.to_thread(holders, self._store, request.batch)) - {self._run.run_id}
+        if others:
+            told = f"{row}: run {min(others)} works on the batch at this moment; adopt again later"
+            self._open.setdefault(request.fingerprint, told)
+            return
+        queued = self._fal.attach(request.endpoint_id, last.submitted.request_id)
+        try:
+            await Answers(self._fal, None).output(last.reserved, queued)
+        except RequestEnded as error:
+            with suppress(AlreadyWritten):
+                await ledger.settle(request.fingerprint, settlement_of(error), attempt=last.reserved.attempt)
+            if self._may_be_entered(request):
+                await self._listed(request, listed)
+        except FalError as error:
+            told = (
+                f"{row}: fal was sent the same as {queued.request_id} once more, and how that one ended can't be read "
+                f"yet; adopt again before the next run: {error}"
+            )
+            self._open.setdefault(request.fingerprint, told)
 
     def _entry(self, request: GenerationRequest) -> Entry:
         return self._ledgers[request.batch].entries.get(request.fingerprint, Entry())
@@ -372,7 +409,7 @@ class _Adopter:
         reserved = Reserved(
             request=request,
             sent_sha256=past.sent_sha256 if past else digest(request.arguments),
-            attempt=len(self._entry(request).attempts) + 1,
+            attempt=self._entry(request).next_attempt,
             owner=made_by.dagster_run_id if made_by else self._run.run_id,
             reserved_at=at,
             backend=made_by.backend if made_by else self._run.backend,

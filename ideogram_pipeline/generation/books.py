@@ -141,19 +141,7 @@ class Books:
         self, request: GenerationRequest, error: RequestEnded, *, again: bool, attempt: int
     ) -> None:
         """Record a request that ended without a result; `again` says that a new one may succeed all the same."""
-        cost, source = _cost_of_failure(error)
-        await self._settle(
-            request,
-            Settled(
-                state="refused" if isinstance(error, ModelRefused) else "failed",
-                reason=str(error),
-                retryable=again or error.may_resubmit or isinstance(error, Cancelled),
-                completed_at=datetime.now(UTC),
-                cost_usd=cost,
-                cost_source=source,
-            ),
-            attempt,
-        )
+        await self._settle(request, settlement_of(error, again=again), attempt)
 
     async def lost(self, request: GenerationRequest, reason: str, *, attempt: int) -> None:
         """Record an end with nothing to fetch and an unknown bill; it is never sent again by itself."""
@@ -204,6 +192,19 @@ class Books:
         reservation = self._reservations.pop(request.fingerprint, None)
         if reservation:
             await self._budget.settle(reservation, cost)
+
+
+def settlement_of(error: RequestEnded, *, again: bool = False) -> Settled:
+    """Return what the ledger is to say of a request that ended in this error; `again`: a new one may succeed."""
+    cost, source = _cost_of_failure(error)
+    return Settled(
+        state="refused" if isinstance(error, ModelRefused) else "failed",
+        reason=str(error),
+        retryable=again or error.may_resubmit or isinstance(error, Cancelled),
+        completed_at=datetime.now(UTC),
+        cost_usd=cost,
+        cost_source=source,
+    )
 
 
 def _cost_of_failure(error: RequestEnded) -> tuple[Decimal | None, CostSource]:

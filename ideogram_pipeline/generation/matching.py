@@ -71,6 +71,10 @@ class Listed:
         found = self._alike.get(_key(request.endpoint_id, request.arguments))
         return found.pop(0) if found else None
 
+    def holds(self, request: GenerationRequest) -> bool:
+        """Say whether one that was sent exactly so is left."""
+        return bool(self._alike.get(_key(request.endpoint_id, request.arguments)))
+
     def take_unreadable(self, request: GenerationRequest) -> Past | None:
         """Return a request that was sent so but for its pictures, of which one can't be read any more; likewise."""
         found = self._but_for_pictures.get(_key(request.endpoint_id, _without_pictures(request.arguments)))

@@ -4,13 +4,14 @@ import asyncio
 import json
 import shutil
 import threading
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
 
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.fal import FalClient, FalHosts, no_waiting
+from ideogram_pipeline.fal import Completed, FalClient, FalHosts, no_waiting
 from ideogram_pipeline.generation import catalog, files, ledger, lost_ledgers
 from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
@@ -21,6 +22,7 @@ from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
 from ideogram_pipeline.generation.rebuild import rebuild_batch
+from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.rows import EdgeRow
 from ideogram_pipeline.generation.runs import beating
 from ideogram_pipeline.provenance.erasing import descent, entomb, remove
@@ -266,6 +268,65 @@ def test_yesterdays_backup_stands_in_place_of_the_store(project, tmp_path):
     assert (adoption.left_open, adoption.not_found) == ((), 0)
     assert project.run() == 5
     assert project.accepted == 5
+
+
+@pytest.mark.parametrize("fault", ["stuck", "runner_503"])
+def test_a_backup_was_made_while_requests_were_with_fal_that_ended_afterwards(project, tmp_path, fault):
+    """The retry of each was paid for again: the older ledger held its first request as with fal."""
+    project.sandbox.change(Change(faults=(Fault(fault),)))
+    first = [plan_row(row, project.references) for row in project.table]
+    asyncio.run(submit_and_leave(project, first))
+    shutil.copytree(project.folder / "store", tmp_path / "backup")
+    if fault == "stuck":
+        asyncio.run(cancel_all(project))
+    project.sandbox.change(Change(faults=()))
+    assert project.run() == 3
+    paid = project.accepted
+    shutil.rmtree(project.folder / "store")
+    shutil.copytree(tmp_path / "backup", project.folder / "store")
+    adoption = project.adopt()
+    assert told(adoption).keys() == {("p0", 0), ("p1", 0), ("p2", 0)}
+    assert adoption.left_open == ()
+    assert project.run() == 3
+    assert (project.accepted, project.adopt().adopted) == (paid, ())
+
+
+async def submit_and_leave(project, requests):
+    """Submit requests as a run does that dies before anything ends."""
+    ledger = Ledger(project.store, BATCH)
+    async with project.client() as fal:
+        for number, request in enumerate(requests):
+            uploaded = await fal.upload(
+                project.store.get(request.pictures[0].path), file_name=f"{number}.png"
+            )
+            urls = {use.token: uploaded.url for use in request.pictures}
+            arguments = {
+                name: [urls[one] for one in value] if name == "reference_image_urls" else value
+                for name, value in request.arguments.items()
+            }
+            await ledger.reserve(
+                Reserved(
+                    request=request,
+                    sent_sha256=digest(arguments),
+                    attempt=1,
+                    owner="a-dead-run",
+                    reserved_at=datetime.now(UTC),
+                    backend="sandbox",
+                    code_version="test",
+                )
+            )
+            queued = await fal.submit(request.endpoint_id, arguments)
+            await ledger.submitted(request.fingerprint, Submitted.of(queued, datetime.now(UTC)))
+
+
+async def cancel_all(project):
+    """Cancel at fal what is with it, as its dashboard can, and wait until that has taken effect."""
+    async with project.client() as fal:
+        for entry in Ledger(project.store, BATCH).entries.values():
+            queued = fal.attach("fal-ai/ideogram/character", entry.last.submitted.request_id)
+            await fal.cancel(queued)
+            while not isinstance(await fal.status(queued), Completed):
+                pass
 
 
 def test_a_copied_store_works_beside_the_original(project, tmp_path):
