@@ -28,7 +28,7 @@ test: $(READY) ## Run the tests
 oracles-install: ## Install fal's JavaScript client, for the tests that hold the sandbox against it
 	npm ci --prefix tests/oracles/javascript --no-fund --no-audit
 
-slow: $(READY) ## Run the tests that start the command again and again
+slow: $(READY) ## Run the tests of whole runs, and those that start the command again and again
 	$(BIN)/pytest -n 2 -m slow tests
 
 chaos: $(READY) ## Kill and race real runs, fail their disks and clocks; KILLS=200 and HISTORIES=20000 do more of it

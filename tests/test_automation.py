@@ -16,6 +16,8 @@ from ideogram_pipeline.generation.runs import BeingErased, erasing
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 
+pytestmark = pytest.mark.slow
+
 DIGESTS = st.dictionaries(st.text("abc", min_size=1, max_size=2), st.sampled_from("xyz"))
 
 

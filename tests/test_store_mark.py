@@ -10,6 +10,8 @@ from ideogram_pipeline.errors import ConfigurationError, StoreError
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.store_mark import STORE_MARK, open_for_work
 
+pytestmark = pytest.mark.slow
+
 ALWAYS = float("inf")
 
 

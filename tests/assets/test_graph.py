@@ -14,6 +14,8 @@ from ideogram_pipeline.resources import FalResource, StoreResource
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 BATCHES = dg.DynamicPartitionsDefinition(name="ideogram_batches")
 
 

@@ -13,6 +13,8 @@ from ideogram_pipeline.sandbox.control import Change
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 
+pytestmark = pytest.mark.slow
+
 IMAGES = dg.AssetKey("generated_images")
 
 
@@ -213,7 +215,7 @@ def test_a_downstream_of_a_failed_batch_sees_its_pictures(launch, strict, instan
 
 def test_a_run_whose_tables_are_no_longer_kept_is_refused_before_it_plans(launch, sandbox):
     gone = {READINGS_TAG: "0123456789ab-1 0123456789ab-1"}
-    with pytest.raises(Unmendable, match=r"no longer in the store.*Start a new run"):
+    with pytest.raises(Unmendable, match=r"no longer whole in the store.*Start a new run"):
         launch("two", raise_on_error=True, tags=gone)
     assert sandbox.stats().accepted == 0
 

@@ -22,6 +22,8 @@ from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.sandbox.http import trust
 from ideogram_pipeline.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 KEY = "planted-id:planted-secret"
 SIGNATURE = "planted-signature"
 

@@ -10,6 +10,8 @@ from ideogram_pipeline.generation import files
 from ideogram_pipeline.ideogram.prices import PRICES
 from ideogram_pipeline.resources import LogProgress
 
+pytestmark = pytest.mark.slow
+
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 TURBO = {"prompt": "a lighthouse", "rendering_speed": "TURBO"}
 ADA = {**TURBO, "reference_id": "ada"}

@@ -10,6 +10,8 @@ from ideogram_pipeline.provenance.erasing import descent
 from ideogram_pipeline.repair import erase
 from ideogram_pipeline.storage import parquet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def published(project):

@@ -16,6 +16,8 @@ from ideogram_pipeline.pictures import inspect
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
 from ideogram_pipeline.storage import parquet
 
+pytestmark = pytest.mark.slow
+
 ASTRONAUT = Path(__file__).parents[2] / "data" / "astronaut.png"
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 ROWS = ({"prompt": "a lighthouse"}, {"prompt": "a harbour", "image_size": "1000x500"})

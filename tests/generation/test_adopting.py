@@ -33,6 +33,8 @@ from ideogram_pipeline.tables.erased import refused
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.tables.rows import PromptRow
 
+pytestmark = pytest.mark.slow
+
 BATCH = "drop"
 DERIVED = ("images", "outcomes", "lineage", "plans")
 

@@ -220,7 +220,7 @@ PASSING = {
 }
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lie", PASSING.values(), ids=PASSING)
 def test_a_wrong_answer_to_the_question_for_a_result_passes(store, sandbox, wire, lie, times):
     """One 500 with a request id on the first GET of a finished result: 3 rows were paid 9 times, 0 pictures arrived."""
@@ -244,6 +244,7 @@ def test_an_end_that_two_asks_of_three_tell_is_none(store, sandbox, wire):
     assert (sandbox.stats().accepted, sandbox.stats().usd) == (3, Decimal("0.18"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSING)
 def test_a_wrong_answer_to_the_question_for_a_status_passes(store, sandbox, wire, name):
     wire.lie("status", PASSING[name], times=1)
@@ -251,6 +252,7 @@ def test_a_wrong_answer_to_the_question_for_a_status_passes(store, sandbox, wire
     assert wire.lied["status"] == sandbox.stats().accepted == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PASSING if "typed" not in name and "still" not in name])
 def test_a_result_that_can_not_be_read_leaves_its_row_open_and_its_money_reserved(store, sandbox, wire, name):
     wire.lie("result", PASSING[name])
@@ -268,6 +270,7 @@ def test_a_result_that_can_not_be_read_leaves_its_row_open_and_its_money_reserve
     assert sandbox.stats().accepted == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "told",
     [
@@ -325,6 +328,7 @@ def test_a_missing_seed_costs_no_picture(store, sandbox, wire):
     assert {one.seed_returned for one in files.read_images(store, BATCH)} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1e300, -1e12, "1e15", "nan", None, {}, 10**400])
 def test_an_odd_inference_time_costs_no_picture(store, sandbox, wire, seconds):
     """A time of 1e300 once stood in the ledger for good: a traceback on every later run, and no rebuild."""
@@ -335,6 +339,7 @@ def test_an_odd_inference_time_costs_no_picture(store, sandbox, wire, seconds):
     assert {one.inference_s for one in files.read_images(store, BATCH)} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"), [("seed", 10**30), ("seed", 2**63), ("inference_s", 1e300), ("inference_s", -1e12)]
 )
@@ -458,6 +463,7 @@ def test_the_answer_of_another_row_is_not_taken_for_ones_own(store, sandbox, wir
     assert all(row.seed_returned == row.seed for row in rows)
 
 
+@pytest.mark.slow
 def test_a_cancellation_that_is_answered_by_nonsense_proves_nothing(store, sandbox, wire):
     sandbox.change(Change(faults=(Fault("policy_refusal"),), concurrency=1, latency_scale=0.01))
     wire.lie("cancel", Lie(200, b"<html>"))

@@ -22,6 +22,8 @@ from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
 from ideogram_pipeline.tables.rows import PromptRow, Rejection
 
+pytestmark = pytest.mark.slow
+
 BATCH = "drop"
 
 
