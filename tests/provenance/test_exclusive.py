@@ -68,12 +68,14 @@ class Project:
             csv.writer(file).writerows([("prompt_id", "batch", "prompt", "reference_id"), *rows])
 
     def start(self, *arguments):
+        """Start the command as a terminal does: Ctrl-C reaches it, also where these tests run in the background."""
         return subprocess.Popen(
             [*COMMAND, *arguments],
             env=self.environment,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it takes no lock
         )
 
     def __call__(self, *arguments):
