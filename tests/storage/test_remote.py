@@ -182,8 +182,6 @@ def test_without_an_endpoint_it_is_the_regions_own(s3, monkeypatch, region, endp
 RENEWING = """
 import json, sys
 from pathlib import Path
-
-pytestmark = pytest.mark.slow
 count = Path(sys.argv[1])
 count.write_text(str(int(count.read_text()) + 1))
 print(json.dumps({
