@@ -156,8 +156,8 @@ async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Itera
 async def _is_ours(fal: FalClient, reserved: Reserved, letter: Letter) -> bool:
     """Say whether a letter is about the request of an unanswered submit, and not about another one of the account.
 
-    fal is asked with our key; the seed of what the request brought, or else what was asked in it, must be ours. Where fal
-    can't say, the request is nobody's yet.
+    fal is asked with our key; the seed of what the request brought, or else what was asked in it, must be ours. Where
+    fal can't say, the request is nobody's yet.
     """
     endpoint_id = reserved.request.endpoint_id
     try:
@@ -173,7 +173,7 @@ async def _is_ours(fal: FalClient, reserved: Reserved, letter: Letter) -> bool:
         return True  # most keys can't read the list, and fal delivers to the address that it was given
     if past is None:
         return False
-    return past.json_input is None or digest(past.json_input) == reserved.sent_sha256
+    return not isinstance(past.json_input, dict) or digest(past.json_input) == reserved.sent_sha256
 
 
 def _held(store: Store, own: Ledger) -> set[str]:
