@@ -871,8 +871,6 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
     from ideogram_pipeline.storage import Store
 
     store = Store.open(settings.store)
-    for hint in summary.hints:
-        _out.print(f"look: {hint}", highlight=False, soft_wrap=True, markup=False)
     if not summary.rows:
         _out.print("The prompts table has no rows.")
     elif summary.spent_usd == 0 and summary.generated == 0 and summary.complete:

@@ -205,9 +205,13 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
 
 
 def _read_tables(settings: Settings, store: Store, batches: Sequence[str]) -> tuple[PromptsTable, References]:
-    table = read_prompts(settings.prompts, settings.defaults)
+    table = read_prompts(settings.prompts, settings.defaults, extra_columns=settings.extra_columns)
     pictures = read_references(
-        settings.references, store=None, erased=refused(store), private_hosts=settings.private_hosts
+        settings.references,
+        store=None,
+        erased=refused(store),
+        private_hosts=settings.private_hosts,
+        extra_columns=settings.extra_columns,
     )
     for batch in batches:
         if batch not in table.batches:
@@ -271,7 +275,7 @@ def _but_seed(request: GenerationRequest) -> dict[str, JsonValue]:
 def _reviews(settings: Settings) -> Sequence[Review]:
     if settings.reviews is None:
         raise ConfigurationError(NO_REVIEWS)
-    return read_reviews(settings.reviews).reviews
+    return read_reviews(settings.reviews, extra_columns=settings.extra_columns).reviews
 
 
 def budget_left(settings: Settings) -> float | None:
