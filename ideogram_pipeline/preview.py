@@ -184,6 +184,9 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     reviews = _reviews(settings) if choice and choice.regenerate_rejected else ()
     rows: dict[str, list[PromptRow]] = defaultdict(list)
     rejections: dict[str, list[Rejection]] = defaultdict(list)
+    by_batch: dict[str, list[Review]] = defaultdict(list)
+    for review in reviews:
+        by_batch[review.batch].append(review)
     for row in table.rows:
         rows[row.batch].append(row)
     for rejection in table.rejections:
@@ -197,7 +200,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
             Ledger(store, batch).entries,
             choice=choice,
             left_without=left_without_picture(store, batch),
-            rejected=rejected_requests(store, batch, reviews),
+            rejected=rejected_requests(store, batch, by_batch[batch]),
             pass_urls=settings.pass_urls,
         )
         for batch in batches or table.batches
@@ -213,11 +216,11 @@ def _read_tables(settings: Settings, store: Store, batches: Sequence[str]) -> tu
         private_hosts=settings.private_hosts,
         extra_columns=settings.extra_columns,
     )
-    for batch in batches:
-        if batch not in table.batches:
-            raise ConfigurationError(
-                f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(table.batches) or 'none'}."
-            )
+    known = table.batches if batches else []
+    for batch in sorted(set(batches) - set(known)):
+        raise ConfigurationError(
+            f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(known) or 'none'}."
+        )
     return table, References.of(pictures.references, pictures.rejections)
 
 

@@ -316,6 +316,6 @@ def test_a_file_that_says_it_is_small_and_goes_on_is_not_read_on(monkeypatch):
 )
 def test_this_machine_is_refused_by_each_of_its_names(web, name):
     asked = len(Web.agents)
-    with pytest.raises(OSError, match="IDEOGRAM_PRIVATE_HOSTS|InvalidUrl"):
+    with pytest.raises(OSError, match=r"IDEOGRAM_PRIVATE_HOSTS|InvalidUrl"):
         Sources("r.csv").reference(web.replace("127.0.0.1", name) + "/a.png")
     assert len(Web.agents) == asked
