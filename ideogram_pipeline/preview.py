@@ -11,13 +11,22 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from ideogram_pipeline.counting import counted
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.files import NO_REVIEWS, left_without_picture, rejected_requests
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.lost_ledgers import missing_of
-from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch, plan_row
+from ideogram_pipeline.generation.planner import (
+    PERHAPS_PAID,
+    TO_PAY,
+    Plan,
+    References,
+    plan_batch,
+    plan_row,
+)
 from ideogram_pipeline.generation.requests import GenerationRequest
+from ideogram_pipeline.generation.rows import PlannedRow
 from ideogram_pipeline.resources import BudgetResource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
@@ -116,6 +125,13 @@ class PlanSummary(BaseModel):
         description="Dollars that the budgets of run and day leave a run now; null without any. Beyond them it stops."
     )
     decisions: tuple[RowSummary, ...] = Field(description="Each row, by batch, in the order of the table.")
+    workable: int = Field(
+        description="Rows without pictures that a run would send, fetch or look for, as limits and ledgers are now."
+    )
+    blocked: tuple[str, ...] = Field(
+        default=(),
+        description="Why a run would pay for nothing in a batch: too many of its rows are rejected.",
+    )
     lost_ledgers: tuple[str, ...] = Field(
         default=(), description="Why a run would refuse: batches whose ledger lacks what was paid for."
     )
@@ -125,9 +141,17 @@ class PlanSummary(BaseModel):
 
     @classmethod
     def of(
-        cls, plans: Sequence[Plan], budget_left_usd: float | None, lost_ledgers: Sequence[str] = ()
+        cls,
+        plans: Sequence[Plan],
+        budget_left_usd: float | None,
+        lost_ledgers: Sequence[str] = (),
+        *,
+        max_rejected_fraction: float = 1.0,
+        allow_unknown_prices: bool = False,
     ) -> PlanSummary:
-        """Count plans."""
+        """Count plans, under the limits of a run."""
+        blocked = [plan for plan in plans if plan.rejected_fraction > max_rejected_fraction]
+        at_work = [] if lost_ledgers else [plan for plan in plans if plan not in blocked]
         batches = tuple(BatchPlanSummary.of(plan) for plan in plans)
         return cls(
             batches=batches,
@@ -150,6 +174,18 @@ class PlanSummary(BaseModel):
                 for plan in plans
                 for row in plan.rows
             ),
+            workable=sum(
+                _is_worked(row, budget_left_usd, allow_unknown_prices)
+                for plan in at_work
+                if plan.rejected_fraction <= max_rejected_fraction
+                for row in plan.rows
+            ),
+            blocked=tuple(
+                f"{plan.batch}: {plan.count('rejected')} of {counted(len(plan.rows), 'row')} can't be sent, more than "
+                f"the fraction of {max_rejected_fraction:g} that IDEOGRAM_MAX_REJECTED_FRACTION allows. Mend them, or "
+                "raise it."
+                for plan in blocked
+            ),
             lost_ledgers=tuple(lost_ledgers),
             advice=_advice(plans),
         )
@@ -158,6 +194,21 @@ class PlanSummary(BaseModel):
     def is_stopped_by_budget(self) -> bool:
         """Whether the budgets don't leave what a run would cost."""
         return self.budget_left_usd is not None and self.estimated_usd > self.budget_left_usd
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether rows lack their pictures, and a run could bring none of them."""
+        missing = self.rows - sum(batch.reused + batch.left_out for batch in self.batches)
+        return missing > 0 and self.workable == 0
+
+
+def _is_worked(row: PlannedRow, left_usd: float | None, allow_unknown_prices: bool) -> bool:
+    """Say whether a run would send a row, fetch it, or look for it, if it were the first."""
+    if row.decision in PERHAPS_PAID:
+        return True
+    if row.decision not in TO_PAY or (row.price_usd is None and not allow_unknown_prices):
+        return False
+    return left_usd is None or (left_usd > 0 and (row.price_usd or 0) <= left_usd)
 
 
 def _advice(plans: Sequence[Plan]) -> tuple[AdviceSummary, ...]:

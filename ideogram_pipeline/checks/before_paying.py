@@ -14,6 +14,7 @@ import dagster as dg
 from ideogram_pipeline.assets.bridge import run_in_thread
 from ideogram_pipeline.assets.images import spending_run
 from ideogram_pipeline.checks.findings import Verdict, digests, sampled
+from ideogram_pipeline.counting import counted
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import BudgetResource, LimitsResource, StoreResource
 
@@ -97,7 +98,7 @@ def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verd
         if left_usd is not None and total > left_usd:
             beyond.append((row.prompt_id, f"${row.price_usd} is beyond what is left"))
     found = [*withheld, *beyond]
-    advice = [f"{to_pay - len(found)} of {to_pay} rows to pay for fit."]
+    advice = [f"{to_pay - len(found)} of {counted(to_pay, 'row')} to pay for fit."]
     if beyond:
         advice.append(
             f"They cost ${plan.cost_usd:.2f} in all, and ${left_usd:.2f} is left: raise IDEOGRAM_BUDGET_USD or "
@@ -105,7 +106,8 @@ def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verd
         )
     if withheld:
         advice.append(
-            f"{len(withheld)} rows have no known price: set IDEOGRAM_ALLOW_UNKNOWN_PRICES=true to send them."
+            f"{counted(len(withheld), 'row')} without a known price: set IDEOGRAM_ALLOW_UNKNOWN_PRICES=true to send "
+            "what has none."
         )
     return Verdict(
         "plan_fits_the_budget",
@@ -131,12 +133,13 @@ def rejected(plan: "Plan", allowed: float) -> Verdict:
         for row in plan.rows
         if row.decision == "rejected"
     ]
-    fraction = len(found) / len(plan.rows) if plan.rows else 0.0
+    fraction = plan.rejected_fraction
     return Verdict(
         "rejected_rows_allowed",
         found,
-        f"{len(found)} of {len(plan.rows)} rows can't be sent; mend them in the prompts table and run "
-        f"`refresh_tables` again. The run ends beyond a fraction of {allowed} (IDEOGRAM_MAX_REJECTED_FRACTION).",
+        f"{len(found)} of {counted(len(plan.rows), 'row')} can't be sent; mend them in the prompts table and run again "
+        f"(in Dagster `refresh_tables` first). The run ends beyond a fraction of {allowed} "
+        "(IDEOGRAM_MAX_REJECTED_FRACTION).",
         _severity(blocks=fraction > allowed),
         {"rejected": len(found), "fraction": fraction, "allowed_fraction": allowed},
     )
@@ -166,8 +169,8 @@ def references(plan: "Plan", store: "Store") -> Verdict:
     return Verdict(
         "references_readable",
         found,
-        f"{len(without)} rows are not sent for want of them. Delete the damaged files from the store and materialize "
-        "`references` again.",
+        f"{counted(len(without), 'row')} not sent for want of them. Delete the damaged files from the store and "
+        "materialize `references` again.",
         _severity(blocks=len(without) == to_pay and _nothing_else_to_do(plan)),
         {"references": len(expected), "hashed": len(hashed), "rows_without_references": len(without)},
     )

@@ -123,6 +123,11 @@ class Plan:
         return self.tally.decisions.get(decision, 0)
 
     @property
+    def rejected_fraction(self) -> float:
+        """Share of the rows that can't be sent."""
+        return self.count("rejected") / len(self.rows) if self.rows else 0.0
+
+    @property
     def has_work(self) -> bool:
         """Whether a run would send, fetch or look for anything."""
         return any(self.count(decision) for decision in (*TO_PAY, *PERHAPS_PAID))
