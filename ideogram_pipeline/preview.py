@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from ideogram_pipeline.counting import counted
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.files import NO_REVIEWS, left_without_picture, rejected_requests
@@ -181,7 +180,7 @@ class PlanSummary(BaseModel):
                 for row in plan.rows
             ),
             blocked=tuple(
-                f"{plan.batch}: {plan.count('rejected')} of {counted(len(plan.rows), 'row')} can't be sent, more than "
+                f"{plan.batch}: {plan.count('rejected')} of {len(plan.rows)} rows can't be sent, more than "
                 f"the fraction of {max_rejected_fraction:g} that IDEOGRAM_MAX_REJECTED_FRACTION allows. Mend them, or "
                 "raise it."
                 for plan in blocked

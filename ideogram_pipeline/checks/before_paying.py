@@ -14,7 +14,6 @@ import dagster as dg
 from ideogram_pipeline.assets.bridge import run_in_thread
 from ideogram_pipeline.assets.images import spending_run
 from ideogram_pipeline.checks.findings import Verdict, digests, sampled
-from ideogram_pipeline.counting import counted
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import BudgetResource, LimitsResource, StoreResource
 
@@ -98,7 +97,7 @@ def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verd
         if left_usd is not None and total > left_usd:
             beyond.append((row.prompt_id, f"${row.price_usd} is beyond what is left"))
     found = [*withheld, *beyond]
-    advice = [f"{to_pay - len(found)} of {counted(to_pay, 'row')} to pay for fit."]
+    advice = [f"{to_pay - len(found)} of {to_pay} rows to pay for fit."]
     if beyond:
         advice.append(
             f"They cost ${plan.cost_usd:.2f} in all, and ${left_usd:.2f} is left: raise IDEOGRAM_BUDGET_USD or "
@@ -106,8 +105,7 @@ def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verd
         )
     if withheld:
         advice.append(
-            f"{counted(len(withheld), 'row')} without a known price: set IDEOGRAM_ALLOW_UNKNOWN_PRICES=true to send "
-            "what has none."
+            f"No price is known of {len(withheld)} of them: set IDEOGRAM_ALLOW_UNKNOWN_PRICES=true to send them."
         )
     return Verdict(
         "plan_fits_the_budget",
@@ -137,7 +135,7 @@ def rejected(plan: "Plan", allowed: float) -> Verdict:
     return Verdict(
         "rejected_rows_allowed",
         found,
-        f"{len(found)} of {counted(len(plan.rows), 'row')} can't be sent; mend them in the prompts table and run again "
+        f"{len(found)} of {len(plan.rows)} rows can't be sent; mend them in the prompts table and run again "
         f"(in Dagster `refresh_tables` first). The run ends beyond a fraction of {allowed} "
         "(IDEOGRAM_MAX_REJECTED_FRACTION).",
         _severity(blocks=fraction > allowed),
@@ -169,8 +167,8 @@ def references(plan: "Plan", store: "Store") -> Verdict:
     return Verdict(
         "references_readable",
         found,
-        f"{counted(len(without), 'row')} not sent for want of them. Delete the damaged files from the store and "
-        "materialize `references` again.",
+        f"{len(without)} of {to_pay} rows to pay for are not sent for want of them. Delete the damaged files from "
+        "the store and materialize `references` again.",
         _severity(blocks=len(without) == to_pay and _nothing_else_to_do(plan)),
         {"references": len(expected), "hashed": len(hashed), "rows_without_references": len(without)},
     )
