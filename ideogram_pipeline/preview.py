@@ -23,6 +23,7 @@ from ideogram_pipeline.generation.planner import (
     References,
     plan_batch,
     plan_row,
+    with_its_references,
 )
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.rows import PlannedRow
@@ -240,7 +241,10 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     for row in table.rows:
         rows[row.batch].append(row)
     for rejection in table.rejections:
-        rejections[rejection.batch].append(rejection)
+        rest = table.rest.get(rejection.row_number)
+        rejections[rejection.batch].append(
+            with_its_references(rejection, rest, references) if rest else rejection
+        )
     return [
         plan_batch(
             batch,

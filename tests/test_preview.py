@@ -207,3 +207,18 @@ def test_many_batches_cost_no_more_each_than_few(tables, monkeypatch, store):
     assert [path for path in read if path.startswith("erased/")] == [
         erased.path(one.sha256) for one in stones
     ]
+
+
+def test_what_is_wrong_with_a_row_its_cells_rules_and_references_comes_in_one_round(tables):
+    tables(
+        [BAD | {"num_images": "many", "prompt": "", "seed": "-1", "style": "FANCY", "reference_id": "nobody"}]
+    )
+    [rejected] = [line for line in plan(code=3).splitlines() if line.startswith("rejected: ")]
+    told = rejected.removeprefix("rejected: default, row 2, bad: ")
+    assert [part.partition(":")[0] for part in told.split("; ")] == [
+        "num_images",
+        "style",
+        "prompt",
+        "seed",
+        "reference_id",
+    ]

@@ -27,7 +27,7 @@ from ideogram_pipeline.generation.requests import (
     take_seed,
 )
 from ideogram_pipeline.generation.rows import Decision, PlannedRow
-from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, IdeogramInput, wire
+from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, wire
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.ideogram.rules import Known, PictureFacts, Pictures, check
 from ideogram_pipeline.storage.parquet import Rows
@@ -495,16 +495,18 @@ def plan_row(row: PromptRow, references: References, *, pass_urls: bool = False)
         RowProblem: the row can't be sent; names the column at fault and the way to mend it.
     """
     uses, problems = _uses(row, references, pass_urls)
-    model: IdeogramInput | None = None
-    advice: tuple[str, ...] = ()
     try:
         endpoint = endpoint_of(row)
-        model = input_of(row, endpoint, _tokens(row, uses), derived_seed(row.prompt_id))
-        advice = _checked(model, references, row)
     except RowProblem as problem:
-        problems = [*problems, *problem.problems]
+        raise RowProblem(*problems, *problem.problems) from None
+    model, found = input_of(row, endpoint, _tokens(row, uses), derived_seed(row.prompt_id))
+    findings = check(model, _pictures(row, references)) if model else []
+    problems += found + violations(findings, found)
     if problems or model is None:
         raise RowProblem(*problems)
+    advice = [str(finding) for finding in findings]
+    if row.prompt and "prompt" not in type(model).model_fields:
+        advice.append("prompt: the endpoint has no prompt; it is not sent")
     arguments = wire(model)
     return GenerationRequest(
         prompt_id=row.prompt_id,
@@ -518,6 +520,15 @@ def plan_row(row: PromptRow, references: References, *, pass_urls: bool = False)
         advice=(*advice, *_passed_on(uses)),
         extra=row.extra,
     )
+
+
+def with_its_references(rejection: Rejection, rest: PromptRow, references: References) -> Rejection:
+    """Return the rejection of a row with what is wrong with its references; `rest` is the row without its bad cells."""
+    _, problems = _uses(rest, references, pass_urls=False)
+    reason = "; ".join(
+        [rejection.reason, *(f"{one.column}: {one.reason}" for one in dict.fromkeys(problems))]
+    )
+    return rejection.model_copy(update={"reason": reason})
 
 
 def _uses(
@@ -570,13 +581,8 @@ def _passed_on(uses: Iterable[PictureUse]) -> tuple[str, ...]:
     )
 
 
-def _checked(model: IdeogramInput, references: References, row: PromptRow) -> tuple[str, ...]:
-    """Return the advice of the endpoint's rules.
-
-    Raises:
-        RowProblem: the rules forbid the input; names every violation.
-    """
-
+def _pictures(row: PromptRow, references: References) -> Pictures:
+    """Return what is known of the pictures that a row names."""
     asked = named_pictures(row)
 
     def facts(field: str) -> Known:
@@ -586,17 +592,10 @@ def _checked(model: IdeogramInput, references: References, row: PromptRow) -> tu
             for entry in found
         )
 
-    pictures = Pictures(
+    return Pictures(
         references=facts("reference_image_urls"),
         reference_masks=facts("reference_mask_urls"),
         style_references=facts("image_urls"),
         image=next(iter(facts("image_url")), None),
         mask=next(iter(facts("mask_url")), None),
     )
-    findings = check(model, pictures)
-    if problems := violations(findings):
-        raise RowProblem(*problems)
-    advice = [str(finding) for finding in findings]
-    if row.prompt and "prompt" not in type(model).model_fields:
-        advice.append("prompt: the endpoint has no prompt; it is not sent")
-    return tuple(advice)

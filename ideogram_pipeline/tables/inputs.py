@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, Endpoint, IdeogramInput
-from ideogram_pipeline.ideogram.rules import Violation, check
+from ideogram_pipeline.ideogram.rules import Finding, Violation, check
 from ideogram_pipeline.ideogram.sizes import ASPECT_RATIOS, PRESET_SIZES
 from ideogram_pipeline.tables.rows import Problem, PromptRow, RowProblem, problems_of
 
@@ -58,11 +58,11 @@ def endpoint_of(row: PromptRow) -> Endpoint:
 
 def input_of(
     row: PromptRow, endpoint: Endpoint, tokens: Mapping[str, Sequence[str]], seed: int
-) -> IdeogramInput:
-    """Return a row's input for an endpoint, with `tokens` in the place of pictures, by field; `seed` where it has none.
+) -> tuple[IdeogramInput | None, list[Problem]]:
+    """Return a row's input for an endpoint, and the cells that can't be part of it, which it is without.
 
-    Raises:
-        RowProblem: cells can't be that; names each.
+    In the place of pictures it has `tokens`, by field; and `seed` where the row has none. There is no input where the
+    endpoint takes none without these cells.
     """
     values, problems = _given(row)
     known = endpoint.input_model.model_fields
@@ -86,17 +86,24 @@ def input_of(
         if field in known:
             values.setdefault(field, default)
     try:
-        model = endpoint.input_model.model_validate(values)
+        return endpoint.input_model.model_validate(values), problems
     except ValidationError as error:
-        problems += [_in_the_table(problem, endpoint) for problem in problems_of(error)]
-    if problems:
-        raise RowProblem(*problems)
-    return model
+        found = problems_of(error)
+    at_fault = {problem.column for problem in problems}
+    in_the_table = [_in_the_table(problem, endpoint) for problem in found]
+    problems += [problem for problem in in_the_table if problem.column not in at_fault]
+    bad = {problem.column for problem in found}
+    try:
+        rest = {field: value for field, value in values.items() if field not in bad}
+        return endpoint.input_model.model_validate(rest), problems
+    except ValidationError:  # it needs one of these cells
+        return None, problems
 
 
-def violations(findings: Sequence[object]) -> list[Problem]:
-    """Return what an endpoint's rules forbid, by the table's columns."""
-    return [
+def violations(findings: Sequence[Finding], but: Sequence[Problem] = ()) -> list[Problem]:
+    """Return what an endpoint's rules forbid, by the table's columns; `but` not of those that are at fault already."""
+    at_fault = {problem.column for problem in but}
+    found = [
         Problem(
             PICTURE_COLUMNS.get(finding.field, finding.field),
             f"{finding.message} {finding.fix} (rule {finding.rule})",
@@ -104,17 +111,17 @@ def violations(findings: Sequence[object]) -> list[Problem]:
         for finding in findings
         if isinstance(finding, Violation)
     ]
+    return [problem for problem in found if problem.column not in at_fault]
 
 
-def problems_of_cells(row: PromptRow) -> Iterator[Problem]:
-    """Yield what is wrong with a row's cells, whatever its references are."""
+def problems_of_cells(row: PromptRow) -> list[Problem]:
+    """Return what is wrong with a row's cells, whatever its references are."""
     try:
         endpoint = endpoint_of(row)
-        model = input_of(row, endpoint, named_pictures(row), 0)
     except RowProblem as problem:
-        yield from problem.problems
-    else:
-        yield from violations(check(model))
+        return list(problem.problems)
+    model, problems = input_of(row, endpoint, named_pictures(row), 0)
+    return problems + (violations(check(model), problems) if model else [])
 
 
 def _in_the_table(problem: Problem, endpoint: Endpoint) -> Problem:

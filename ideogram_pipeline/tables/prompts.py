@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,7 @@ from ideogram_pipeline.tables.reader import RawRow, read_rows
 from ideogram_pipeline.tables.rows import (
     DEFAULT_BATCH,
     REJECTED_BATCH,
+    Problem,
     PromptRow,
     Rejection,
     RowProblem,
@@ -48,6 +49,8 @@ class PromptsTable:
     """The others, in table order, each in the batch it is shown in."""
     url: str = ""
     """Where it was read from."""
+    rest: Mapping[int, PromptRow] = field(default_factory=dict, compare=False)
+    """What is left of rejected rows without their bad cells, by row number; of some nothing is."""
 
     @property
     def batches(self) -> list[str]:
@@ -79,13 +82,19 @@ def read_prompts(
     refuse_repeated_ids(url, "prompt_id", records)
     rows: list[PromptRow] = []
     rejections: list[Rejection] = []
+    rest: dict[int, PromptRow] = {}
+
+    def also_wrong(row: PromptRow) -> list[Problem]:
+        rest[row.row_number] = row
+        return problems_of_cells(row)
+
     for written in records:
         record = replace(written, cells={**defaults, **written.cells})
         try:
-            rows.append(parse_row(PromptRow, record, extra_columns, problems_of_cells))
+            rows.append(parse_row(PromptRow, record, extra_columns, also_wrong))
         except RowProblem as problem:
             rejections.append(_rejection(url, record, problem))
-    return PromptsTable(tuple(rows), tuple(rejections), url)
+    return PromptsTable(tuple(rows), tuple(rejections), url, rest)
 
 
 def check_defaults(defaults: Mapping[str, Any], extra_columns: Collection[str] = ()) -> None:

@@ -376,6 +376,8 @@ def test_all_problems_of_a_row_come_at_once():
         "image_size",
         "rendering_speed",
         "num_images",
+        "prompt",
+        "seed",
     ]
     assert found.reason.startswith(
         "there is no reference 'nobody' in the references table; reference_id: the refer"
