@@ -105,7 +105,7 @@ def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verd
         )
     if withheld:
         advice.append(
-            f"No price is known of {len(withheld)} of them: set IDEOGRAM_ALLOW_UNKNOWN_PRICES=true to send them."
+            f"{len(withheld)} rows have no known price: set IDEOGRAM_ALLOW_UNKNOWN_PRICES=true to send them."
         )
     return Verdict(
         "plan_fits_the_budget",
@@ -167,8 +167,8 @@ def references(plan: "Plan", store: "Store") -> Verdict:
     return Verdict(
         "references_readable",
         found,
-        f"{len(without)} of {to_pay} rows to pay for are not sent for want of them. Delete the damaged files from "
-        "the store and materialize `references` again.",
+        f"{len(without)} rows are not sent for want of them. Delete the damaged files from the store and materialize "
+        "`references` again.",
         _severity(blocks=len(without) == to_pay and _nothing_else_to_do(plan)),
         {"references": len(expected), "hashed": len(hashed), "rows_without_references": len(without)},
     )
