@@ -188,8 +188,8 @@ def plan(
 ) -> None:
     """Say what a run would do with every row and what it would cost. Sends and writes nothing.
 
-    Exit codes: 0 every picture is there, or a run would bring some; 3 rows lack their pictures, and a run could bring
-    none of them; 2 bad usage or configuration.
+    Exit codes: 0 every picture is there, or a run would bring some if there is money for it; 3 rows lack their
+    pictures, and a run could bring none of them; 2 bad usage or configuration.
     """
     settings = Settings.from_environment()
     from ideogram_pipeline.generation.choice import Choice
@@ -202,7 +202,6 @@ def plan(
         budget_left(settings),
         lost,
         max_rejected_fraction=settings.max_rejected_fraction,
-        allow_unknown_prices=settings.allow_unknown_prices,
     )
     if json:
         typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))

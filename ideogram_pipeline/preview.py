@@ -26,7 +26,6 @@ from ideogram_pipeline.generation.planner import (
     with_its_references,
 )
 from ideogram_pipeline.generation.requests import GenerationRequest
-from ideogram_pipeline.generation.rows import PlannedRow
 from ideogram_pipeline.resources import BudgetResource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
@@ -126,7 +125,7 @@ class PlanSummary(BaseModel):
     )
     decisions: tuple[RowSummary, ...] = Field(description="Each row, by batch, in the order of the table.")
     workable: int = Field(
-        description="Rows without pictures that a run would send, fetch or look for, as limits and ledgers are now."
+        description="Rows without pictures that a run would send, fetch or look for, if there is money for it."
     )
     blocked: tuple[str, ...] = Field(
         default=(),
@@ -147,9 +146,8 @@ class PlanSummary(BaseModel):
         lost_ledgers: Sequence[str] = (),
         *,
         max_rejected_fraction: float = 1.0,
-        allow_unknown_prices: bool = False,
     ) -> PlanSummary:
-        """Count plans, under the limits of a run."""
+        """Count plans."""
         blocked = [plan for plan in plans if plan.rejected_fraction > max_rejected_fraction]
         at_work = [] if lost_ledgers else [plan for plan in plans if plan not in blocked]
         batches = tuple(BatchPlanSummary.of(plan) for plan in plans)
@@ -175,10 +173,10 @@ class PlanSummary(BaseModel):
                 for row in plan.rows
             ),
             workable=sum(
-                _is_worked(row, budget_left_usd, allow_unknown_prices)
+                plan.count(decision)
                 for plan in at_work
                 if plan.rejected_fraction <= max_rejected_fraction
-                for row in plan.rows
+                for decision in (*TO_PAY, *PERHAPS_PAID)
             ),
             blocked=tuple(
                 f"{plan.batch}: {plan.count('rejected')} of {len(plan.rows)} rows can't be sent, more than "
@@ -200,15 +198,6 @@ class PlanSummary(BaseModel):
         """Whether rows lack their pictures, and a run could bring none of them."""
         missing = self.rows - sum(batch.reused + batch.left_out for batch in self.batches)
         return missing > 0 and self.workable == 0
-
-
-def _is_worked(row: PlannedRow, left_usd: float | None, allow_unknown_prices: bool) -> bool:
-    """Say whether a run would send a row, fetch it, or look for it, if it were the first."""
-    if row.decision in PERHAPS_PAID:
-        return True
-    if row.decision not in TO_PAY or (row.price_usd is None and not allow_unknown_prices):
-        return False
-    return left_usd is None or (left_usd > 0 and (row.price_usd or 0) <= left_usd)
 
 
 def _advice(plans: Sequence[Plan]) -> tuple[AdviceSummary, ...]:
