@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import dagster as dg
 
 from ideogram_pipeline.assets.metadata import table
-from ideogram_pipeline.logs import shown
+from ideogram_pipeline.texts import shown
 
 if TYPE_CHECKING:
     from ideogram_pipeline.storage import Store
