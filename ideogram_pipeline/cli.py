@@ -200,11 +200,12 @@ def plan(
     """Say what a run would do with every row and what it would cost. Sends and writes nothing."""
     settings = Settings.from_environment()
     from ideogram_pipeline.generation.choice import Choice
-    from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview
+    from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, picked_to_replace, preview
 
     plans = preview(settings, batch or [], Choice(regenerate, only_failed, limit, regenerate_rejected))
     lost = lost_ledgers(settings, [plan.batch for plan in plans])
-    summary = PlanSummary.of(plans, budget_left(settings), lost)
+    picked = picked_to_replace(settings, plans)
+    summary = PlanSummary.of(plans, budget_left(settings), lost, picked)
     if json:
         _say_json(summary, exclude=None if verbose else {"decisions", "advice"})
     else:
@@ -917,6 +918,11 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
     for advice in summary.advice:
         rows = f"{advice.rows} rows, such as" if advice.rows > 1 else "1 row,"
         _say(f"advice: {rows} {advice.example}: {advice.text}")
+    for pick in summary.replaces_picked:
+        _say(
+            f"replaces a picked picture: {pick.batch}, row {pick.row_number}, {pick.prompt_id}: {pick.file_name} stays "
+            "in the store as an older take"
+        )
     for lost in summary.lost_ledgers:
         _say(f"a run would refuse: {lost}")
     if summary.lost_ledgers:

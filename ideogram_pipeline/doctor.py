@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from ideogram_pipeline.storage.claims import prove_claims
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.texts import counted
+from ideogram_pipeline.threads import result_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -229,7 +229,7 @@ def _fal(settings: Settings, make_client: Callable[[], FalClient]) -> str:
             except RequestNotFound:
                 return
 
-    asyncio.run(ask())
+    result_of(ask())
     return f"the {settings.backend} backend answers" + (
         " and accepts the key" if settings.backend == "fal" else ""
     )

@@ -18,6 +18,7 @@ import dagster as dg
 from ideogram_pipeline.texts import shown
 
 if TYPE_CHECKING:
+    from ideogram_pipeline.generation.files import PickedPicture
     from ideogram_pipeline.generation.planner import Plan
     from ideogram_pipeline.generation.reasons import Reason
     from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow
@@ -70,6 +71,18 @@ def reasons(found: Sequence[Reason]) -> dict[str, dg.TableMetadataValue]:
     """Return why rows have no picture, a line for each reason."""
     columns = {"rows": "int", "names": "string", "state": "string", "reason": "string"}
     return table("reasons", columns, [one._asdict() | {"names": ", ".join(one.names)} for one in found])
+
+
+def replaced(picked: Sequence[PickedPicture]) -> dict[str, dg.TableMetadataValue]:
+    """Return the pictures that people have picked and that a run would replace."""
+    return table(
+        "replaces_picked",
+        {"prompt_id": "string", "row_number": "int", "picture": "string"},
+        [
+            {"prompt_id": one.prompt_id, "row_number": one.row_number, "picture": one.file_name}
+            for one in picked[:MAX_ROWS]
+        ],
+    )
 
 
 def hints(found: Iterable[str]) -> dict[str, dg.TableMetadataValue]:
