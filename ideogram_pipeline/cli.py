@@ -980,4 +980,5 @@ def _say_json(value: BaseModel, **chosen: Any) -> None:
 
 def _hand_out(text: str) -> None:
     """Print code, a table or a drawing: as it is where a program reads it, and as a terminal may have it on one."""
-    typer.echo(lines_shown(text) if sys.stdout.isatty() else text)
+    # Without `color` it would take out, for whatever is no terminal, what looks like an escape sequence.
+    typer.echo(lines_shown(text) if sys.stdout.isatty() else text, color=True)

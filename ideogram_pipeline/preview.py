@@ -31,6 +31,7 @@ from ideogram_pipeline.tables.prompts import PromptsTable, read_prompts
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.tables.reviews import read_reviews
 from ideogram_pipeline.tables.rows import PromptRow, Rejection, Review, RowProblem
+from ideogram_pipeline.texts import without_access
 from ideogram_pipeline.threads import result_of
 
 
@@ -169,7 +170,7 @@ class PlanSummary(BaseModel):
                     row_number=row.row_number,
                     prompt_id=row.prompt_id,
                     decision=row.decision,
-                    reason=f"{row.column}: {row.reason}" if row.column else row.reason,
+                    reason=without_access(f"{row.column}: {row.reason}" if row.column else row.reason),
                     price_usd=row.price_usd,
                 )
                 for plan in plans

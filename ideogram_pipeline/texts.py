@@ -21,6 +21,8 @@ _OBEYED = re.compile(
 """Control characters, line separators, bidirectional overrides and isolates, invisible spaces, halves of characters.
 The joiners of Hindi, Persian and emoji, and the plain marks of direction, are none of them."""
 
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]()<>#!|~&]")
+
 
 def shown(text: object) -> str:
     """Return a text in one line that nothing obeys: without control characters, without what opens a URL, not too long.
@@ -34,9 +36,10 @@ def cut(text: str) -> str:
     """Return a text of at most about `MOST` characters, with its beginning and its end."""
     if len(text) <= MOST:
         return text
-    # What follows the first space is not the end of a URL, which could no longer be told from other words.
+    # A URL that was cut could no longer be told from other words: what may be the half of one is left out.
+    beginning = re.sub(r"\S*://\S*$", "", text[:_HEAD])
     end = re.split(r"\s", text[-_TAIL:], maxsplit=1)[1:]
-    return f"{text[:_HEAD]} … ({len(text):,} characters) … {''.join(end)}".rstrip()
+    return f"{beginning} … ({len(text):,} characters) … {''.join(end)}".rstrip()
 
 
 def without_access(text: str) -> str:
@@ -47,6 +50,11 @@ def without_access(text: str) -> str:
 def escaped(text: str) -> str:
     """Return a text with an escape in the place of every character that a terminal or a reader of lines would obey."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def markdown(text: str) -> str:
+    """Return a text that Markdown shows as it is: it makes no link, picture, heading or markup of it."""
+    return _MARKDOWN.sub(r"\\\g<0>", text)
 
 
 def json_shown(json: str) -> str:
