@@ -29,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ideogram_pipeline.errors import ConfigurationError, PipelineError
+from ideogram_pipeline.logs import Lines
 from ideogram_pipeline.memory import lasting
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.texts import counted, json_shown, lines_shown, shown
@@ -464,7 +465,9 @@ def webhooks(
 
     It needs IDEOGRAM_BACKEND and IDEOGRAM_STORE as the runs have them, and no key. /health and /ready say how it is.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines(as_json=False))
+    logging.basicConfig(handlers=[handler])
     from ideogram_pipeline.receiver import serve
 
     try:
