@@ -6,7 +6,8 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -32,7 +33,7 @@ from ideogram_pipeline.errors import ConfigurationError, PipelineError
 from ideogram_pipeline.logs import Lines
 from ideogram_pipeline.memory import lasting
 from ideogram_pipeline.settings import Settings
-from ideogram_pipeline.texts import counted, json_shown, lines_shown, shown
+from ideogram_pipeline.texts import counted, json_shown, lines_shown, shown, without_access
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
     from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.launch import RunSummary
-    from ideogram_pipeline.preview import BatchPlanSummary, PlanSummary
+    from ideogram_pipeline.preview import BatchPlanSummary, PlanSummary, RowSummary
     from ideogram_pipeline.provenance.verifying import Verified
 
+EXIT_CRASH = 1
 EXIT_INCOMPLETE = 3
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -115,6 +117,9 @@ def main() -> None:
     except PipelineError as error:
         _say(str(error), mark="error:", style="bold red", to=_err)
         sys.exit(EXIT_USAGE)
+    except Exception:
+        typer.echo(lines_shown(without_access(traceback.format_exc())), err=True)
+        sys.exit(EXIT_CRASH)
 
 
 @app.command()
@@ -913,11 +918,11 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
         counts = [str(getattr(batch, kind)) for kind in shown]
         table.add_row(batch.batch, str(batch.rows), *counts, _cost(batch))
     _out.print(table)
-    for row in summary.decisions:
-        if verbose or row.decision == "rejected":
-            price = "" if row.price_usd is None else f" (${row.price_usd:.2f})"
-            line = f"{row.decision}: {row.batch}, row {row.row_number}, {row.prompt_id}{price}: {row.reason}"
-            _say(line)
+    for rows in _alike(summary.decisions, verbose=verbose):
+        row, more = rows[0], f" and {len(rows) - 1} more (--verbose names them)" if len(rows) > 1 else ""
+        price = "" if row.price_usd is None else f" (${row.price_usd:.2f})"
+        which = f"{row.batch}, row {row.row_number}, {row.prompt_id}{price}{more}"
+        _say(f"{row.decision}: {which}: {row.reason}")
     for advice in summary.advice:
         rows = f"{advice.rows} rows, such as" if advice.rows > 1 else "1 row,"
         _say(f"advice: {rows} {advice.example}: {advice.text}")
@@ -951,6 +956,17 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
             f"The price of {counted(summary.unpriced, 'row')} is not known. They are not sent unless "
             "IDEOGRAM_ALLOW_UNKNOWN_PRICES=true."
         )
+
+
+def _alike(rows: Sequence[RowSummary], *, verbose: bool) -> Iterable[Sequence[RowSummary]]:
+    """Return the rows that a plan tells of: each by itself, or those that are rejected, together if for one reason."""
+    if verbose:
+        return [[row] for row in rows]
+    groups: dict[str, list[RowSummary]] = {}
+    for row in rows:
+        if row.decision == "rejected":
+            groups.setdefault(row.reason, []).append(row)
+    return groups.values()
 
 
 def _cost(summary: BatchPlanSummary | PlanSummary) -> str:

@@ -122,3 +122,10 @@ def test_where_nothing_is_in_doubt_the_cost_is_one_number(tables):
     assert "A run would cost $0.06 of sandbox money." in shown
     assert "paid already" not in shown
     assert "advice" not in shown
+
+
+def test_rows_that_are_rejected_for_one_reason_are_told_together(tables):
+    tables([{"prompt_id": f"p{number}", "prompt": "x", "num_images": "9"} for number in range(30)])
+    [line] = [line for line in plan().splitlines() if line.startswith("rejected: ")]
+    assert line.startswith("rejected: default, row 2, p0 and 29 more (--verbose names them): num_images: ")
+    assert plan("--verbose").count("rejected: default, row ") == 30

@@ -142,6 +142,28 @@ def test_a_variable_of_any_text_is_told_in_one_line(folder, command, monkeypatch
     assert len((command.out + command.err).splitlines()) >= 1
 
 
+CRASH = """
+import sys
+from ideogram_pipeline import cli
+
+@cli.app.command()
+def crash(text: str) -> None:
+    raise RuntimeError(text)
+
+cli.main()
+"""
+
+
+def test_a_crash_is_told_as_a_terminal_may_have_it():
+    ended = subprocess.run([sys.executable, "-c", CRASH, "crash", LONG], capture_output=True, check=False)
+    told = ended.stderr.decode()
+    assert ended.returncode == 1
+    assert told.startswith("Traceback (most recent call last):\n")
+    assert "RuntimeError: [bold]x[/]" in told
+    assert not OBEYED.findall(told)
+    assert "secret" not in told
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nothing_that_others_wrote_reaches_a_terminal_a_log_or_dagsters_markdown(
@@ -161,7 +183,7 @@ def test_nothing_that_others_wrote_reaches_a_terminal_a_log_or_dagsters_markdown
     assert len(line) < 2000
 
     instance = dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"])
-    told = 0
+    told, checked = 0, []
     for run in instance.get_runs():
         for record in instance.all_logs(run.run_id):
             event = record.dagster_event
@@ -174,9 +196,12 @@ def test_nothing_that_others_wrote_reaches_a_terminal_a_log_or_dagsters_markdown
                     assert not (markdown and "bold" in str(entry.value))
                     assert not OBEYED.findall(repr(entry.value)), entry
                 description = getattr(data, "description", None) or ""
+                checked += [data] if description else []
                 assert "![i](" not in description
                 assert not OBEYED.findall(description)
     assert told > 20
+    (whole,) = [one for one in checked if one.check_name == "batch_is_whole"]
+    assert r"\!\[i\]\(https://evil" in whole.description, "Dagster takes a description for Markdown"
 
     for again in (
         ["reconcile"],
