@@ -918,8 +918,9 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
         counts = [str(getattr(batch, kind)) for kind in shown]
         table.add_row(batch.batch, str(batch.rows), *counts, _cost(batch))
     _out.print(table)
-    for rows in _alike(summary.decisions, verbose=verbose):
-        row, more = rows[0], f" and {len(rows) - 1} more (--verbose names them)" if len(rows) > 1 else ""
+    for together in _alike(summary.decisions, verbose=verbose):
+        row, others = together[0], len(together) - 1
+        more = f" and {others} more (--verbose names them)" if others else ""
         price = "" if row.price_usd is None else f" (${row.price_usd:.2f})"
         which = f"{row.batch}, row {row.row_number}, {row.prompt_id}{price}{more}"
         _say(f"{row.decision}: {which}: {row.reason}")

@@ -21,7 +21,7 @@ _OBEYED = re.compile(
 """Control characters, line separators, bidirectional overrides and isolates, invisible spaces, halves of characters.
 The joiners of Hindi, Persian and emoji, and the plain marks of direction, are none of them."""
 
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]()<>#!|~&]")
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]()<>#!|~&@]|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def shown(text: object) -> str:

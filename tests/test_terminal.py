@@ -201,7 +201,7 @@ def test_nothing_that_others_wrote_reaches_a_terminal_a_log_or_dagsters_markdown
                 assert not OBEYED.findall(description)
     assert told > 20
     (whole,) = [one for one in checked if one.check_name == "batch_is_whole"]
-    assert r"\!\[i\]\(https://evil" in whole.description, "Dagster takes a description for Markdown"
+    assert r"\!\[i\]\(https\://evil" in whole.description, "Dagster takes a description for Markdown"
 
     for again in (
         ["reconcile"],

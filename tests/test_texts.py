@@ -54,7 +54,8 @@ def test_a_table_or_code_keeps_its_lines():
 
 
 def test_markdown_makes_nothing_of_it():
-    assert markdown("![i](http://e/x.png) <b> `c` *d*") == r"\!\[i\]\(http://e/x.png\) \<b\> \`c\` \*d\*"
+    assert markdown("![i](http://e/x.png) <b> `c` *d*") == r"\!\[i\]\(http\://e/x.png\) \<b\> \`c\` \*d\*"
+    assert markdown("www.e.example me@e.example") == r"www\.e.example me\@e.example", "nor of addresses"
 
 
 def test_one_is_not_many():

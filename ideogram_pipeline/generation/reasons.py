@@ -43,7 +43,7 @@ def without_pictures(rows: Iterable[OutcomeRow]) -> list[Reason]:
 
 def is_left_out(row: OutcomeRow) -> bool:
     """Say whether a person left a row out of the run that has recorded it."""
-    return row.reason.startswith("left out: ")
+    return row.state == "not_reached" and row.reason.startswith("left out: ")
 
 
 def grouped(found: Iterable[Reason]) -> list[Reason]:
