@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,24 +27,30 @@ from rich.progress import (
 )
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from ideogram_pipeline.errors import ConfigurationError, PipelineError
+from ideogram_pipeline.logs import Lines
 from ideogram_pipeline.memory import lasting
 from ideogram_pipeline.settings import Settings
+from ideogram_pipeline.texts import counted, json_shown, lines_shown, shown, without_access
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from ideogram_pipeline.generation.billing import Bill
     from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.generation.outcomes import Outcome
     from ideogram_pipeline.launch import RunSummary
-    from ideogram_pipeline.preview import BatchPlanSummary, PlanSummary
+    from ideogram_pipeline.preview import BatchPlanSummary, PlanSummary, RowSummary
     from ideogram_pipeline.provenance.verifying import Verified
 
+EXIT_CRASH = 1
 EXIT_INCOMPLETE = 3
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 REASONS_SHOWN = 10
-"""Rows without a picture that a run's summary names."""
+"""So many reasons for which rows have no picture a run's summary names."""
 
 app = typer.Typer(
     name="ideogram-pipeline",
@@ -52,8 +60,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
 )
-_out = Console()
-_err = Console(stderr=True)
+_out = Console(markup=False, emoji=False, highlight=False)
+_err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 Batches = Annotated[
     list[str] | None, typer.Option("--batch", help="Only this batch; repeat for more. Default: every batch.")
@@ -98,13 +106,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 
 def main() -> None:
     """Run the command; a mistake that a person can mend ends in one line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a terminal may lack a character, and get its escape
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except PipelineError as error:
-        _err.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        _say(str(error), mark="error:", style="bold red", to=_err)
         sys.exit(EXIT_USAGE)
+    except Exception:
+        typer.echo(lines_shown(without_access(traceback.format_exc())), err=True)
+        sys.exit(EXIT_CRASH)
 
 
 @app.command()
@@ -125,7 +140,8 @@ def run(
 ) -> None:
     """Make every picture that the prompts table asks for and that isn't there yet.
 
-    Exit codes: 0 every row has its pictures; 3 finished, some rows don't; 2 bad usage or configuration; 1 crash.
+    Exit codes: 0 every row that was asked for has its pictures; 3 finished, some of them don't; 2 bad usage or
+    configuration; 1 crash.
     """
     from ideogram_pipeline.generation.choice import Choice
 
@@ -162,12 +178,13 @@ def _launch(
                 max_spend_usd=max_spend_usd,
             )
     except KeyboardInterrupt:
-        _err.print(
-            "Interrupted. What was submitted is in the ledger: the next run fetches it and pays nothing twice."
+        _say(
+            "Interrupted. What was submitted is in the ledger: the next run fetches it and pays nothing twice.",
+            to=_err,
         )
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if json:
-        typer.echo(summary.model_dump_json())
+        _say_json(summary)
     else:
         _print_summary(settings, summary)
     raise typer.Exit(0 if summary.complete else EXIT_INCOMPLETE)
@@ -193,18 +210,20 @@ def plan(
     """
     settings = Settings.from_environment()
     from ideogram_pipeline.generation.choice import Choice
-    from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview
+    from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, picked_to_replace, preview
 
     plans = preview(settings, batch or [], Choice(regenerate, only_failed, limit, regenerate_rejected))
     lost = lost_ledgers(settings, [plan.batch for plan in plans])
+    picked = picked_to_replace(settings, plans)
     summary = PlanSummary.of(
         plans,
         budget_left(settings),
         lost,
+        picked,
         max_rejected_fraction=settings.max_rejected_fraction,
     )
     if json:
-        typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))
+        _say_json(summary, exclude=None if verbose else {"decisions", "advice"})
     else:
         _print_plan(settings, summary, verbose=verbose)
     raise typer.Exit(EXIT_INCOMPLETE if summary.is_stuck else 0)
@@ -274,9 +293,9 @@ def reconcile(
     with _err.status("asking fal"):
         reconciled = look(settings, batch or [], resubmit_after=resubmit_after, give_up_after=give_up_after)
     for asked in reconciled.given_up:
-        _out.print(f"{asked.request.told}: {asked.says}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"{asked.request.told}: {asked.says}")
     for line in reconciled.damaged:
-        _out.print(f"unknown: {line}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"unknown: {line}")
     for one in reconciled.unanswered:
         price = "an unknown price" if one.price_usd is None else f"${one.price_usd:.2f}"
         if one.found:
@@ -286,18 +305,18 @@ def reconcile(
         else:
             says = f"still unknown: {one.reason}; it may have cost {price}"
         where = f"{one.batch}, {one.prompt_id}, sent {one.reserved_at:%Y-%m-%d %H:%M:%S} UTC"
-        _out.print(f"{where}: {says}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"{where}: {says}")
     for bill in reconciled.bills:
         if bill.billed or not reconciled.bills_unread:
-            _out.print(_billed(settings, bill), highlight=False, markup=False, soft_wrap=True)
+            _say(_billed(settings, bill))
     if reconciled.bills_unread:
         says = f"fal's bills could not be read, costs stay as they were: {reconciled.bills_unread}"
-        _out.print(says, highlight=False, markup=False, soft_wrap=True)
+        _say(says)
     unknown = sum(not one.found and not one.given_up for one in reconciled.unanswered)
     is_open = unknown or reconciled.damaged or not all(one.is_decided for one in reconciled.given_up)
-    _out.print(
-        f"{len(reconciled.unanswered)} submits were never answered; {unknown} of them are still unknown.",
-        soft_wrap=True,
+    _say(
+        f"{counted(len(reconciled.unanswered), 'submit was', 'submits were')} never answered; "
+        f"{counted(unknown, 'is', 'are')} still unknown."
     )
     raise typer.Exit(EXIT_INCOMPLETE if is_open or left_open else 0)
 
@@ -307,7 +326,7 @@ def _adopt(settings: Settings, batches: list[str]) -> int:
     from ideogram_pipeline.repair import adopt
 
     with _err.status("reading the store") as status:
-        adoption = adopt(settings, batches, told=lambda doing: status.update(_plain(doing)))
+        adoption = adopt(settings, batches, told=lambda doing: status.update(Text(shown(doing))))
     lines = [f"{one.batch}, {one.prompt_id}, take {one.take}: {one.says}" for one in adoption.adopted]
     lines += [f"open: {one}" for one in adoption.left_open]
     lines += [f"paid for once, and no row asks for it: {one}" for one in adoption.lost]
@@ -315,9 +334,14 @@ def _adopt(settings: Settings, batches: list[str]) -> int:
         why = "they are new, or fal no longer lists them"
         if adoption.left_open:
             why = "they are new, fal no longer lists them, or what is open hides them"
-        lines.append(f"{adoption.not_found} rows were not found: {why}. The next run pays for them.")
-    for line in (*lines, f"{len(adoption.adopted)} requests were entered into the ledger."):
-        _out.print(line, highlight=False, markup=False, soft_wrap=True)
+        lines.append(
+            f"{counted(adoption.not_found, 'row was', 'rows were')} not found: {why}. The next run pays for them."
+        )
+    for line in (
+        *lines,
+        f"{counted(len(adoption.adopted), 'request was', 'requests were')} entered into the ledger.",
+    ):
+        _say(line)
     return len(adoption.left_open)
 
 
@@ -345,7 +369,7 @@ def cancel(
         for stands in found:
             left = f"; left alone: the run {stands.worked_by} works on it" if stands.worked_by else ""
             says = f"{stands.request.told}: {stands.status}{left}"
-            _out.print(says, highlight=False, markup=False, soft_wrap=True)
+            _say(says)
         idle = [stands.request for stands in found if not stands.worked_by]
         if not found:
             _out.print(
@@ -354,16 +378,15 @@ def cancel(
             return
         if not idle:
             raise typer.Exit(EXIT_INCOMPLETE)
-        _ask(yes, f"Cancel {len(idle)} requests?")
+        _ask(yes, f"Cancel {counted(len(idle), 'request')}?")
         with _counted("cancelling") as told:
             cancelled = requests.cancel(idle, told)
     open_still = [one for one in cancelled if one.left]
     for one in open_still:
-        _out.print(f"{one.request.told}: {one.left}", highlight=False, markup=False, soft_wrap=True)
-    _out.print(
-        f"{len(cancelled) - len(open_still)} requests were cancelled, at no cost; {len(open_still)} are still open.",
-        highlight=False,
-        soft_wrap=True,
+        _say(f"{one.request.told}: {one.left}")
+    _say(
+        f"{counted(len(cancelled) - len(open_still), 'request was', 'requests were')} cancelled, at no cost; "
+        f"{counted(len(open_still), 'is', 'are')} still open."
     )
     raise typer.Exit(EXIT_INCOMPLETE if open_still or len(idle) < len(found) else 0)
 
@@ -384,10 +407,10 @@ def _counted(what: str) -> Iterator[Callable[[], None]]:
 
 def _billed(settings: Settings, bill: Bill) -> str:
     if not bill.billed:
-        return f"{bill.batch}: fal lists no charge for any of {bill.requests} requests yet"
+        return f"{bill.batch}: fal lists no charge for any of {counted(bill.requests, 'request')} yet"
     says = (
         f"{bill.batch}: fal charged ${bill.billed_usd:.2f}{_money_note(settings)} for {bill.billed} of "
-        f"{bill.requests} requests; ${bill.expected_usd:.2f} was expected"
+        f"{counted(bill.requests, 'request')}; ${bill.expected_usd:.2f} was expected"
     )
     if bill.unforeseen:
         says += f", and ${bill.unforeseen_usd:.2f} is for {bill.unforeseen} whose cost was not known"
@@ -408,11 +431,11 @@ def rebuild() -> None:
 
     rebuilt = make_anew(settings)
     for one in rebuilt:
-        _out.print(f"{one.batch}: {one.rows} rows, {one.images} pictures", highlight=False, markup=False)
+        _say(f"{one.batch}: {counted(one.rows, 'row')}, {counted(one.images, 'picture')}")
         for path in one.damaged:
-            _out.print(f"  missing or damaged: {path}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"  missing or damaged: {path}")
         for line in one.unreadable:
-            _out.print(f"  unknown: {line}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"  unknown: {line}")
     raise typer.Exit(EXIT_INCOMPLETE if any(one.damaged or one.unreadable for one in rebuilt) else 0)
 
 
@@ -458,7 +481,9 @@ def webhooks(
 
     It needs IDEOGRAM_BACKEND and IDEOGRAM_STORE as the runs have them, and no key. /health and /ready say how it is.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines(as_json=False))
+    logging.basicConfig(handlers=[handler])
     from ideogram_pipeline.receiver import serve
 
     try:
@@ -512,17 +537,17 @@ def lineage(
             Store.open(settings.store), key, upstream=both or upstream, downstream=both or downstream
         )
     except UnknownKey as unknown:
-        _err.print(str(unknown), highlight=False, markup=False, soft_wrap=True)
+        _say(str(unknown), to=_err)
         raise typer.Exit(EXIT_INCOMPLETE) from None
     match Drawing.JSON if json else drawing:
         case Drawing.TREE:
-            Console(width=draw.WIDTH).print(draw.tree(found), highlight=False)
+            Console(width=draw.WIDTH, emoji=False, highlight=False).print(draw.tree(found))
         case Drawing.JSON:
-            typer.echo(found.model_dump_json())
+            _say_json(found)
         case Drawing.DOT:
-            typer.echo(draw.dot(found))
+            _hand_out(draw.dot(found))
         case Drawing.MERMAID:
-            typer.echo(draw.mermaid(found))
+            _hand_out(draw.mermaid(found))
 
 
 class ReplayForm(StrEnum):
@@ -570,22 +595,19 @@ def replay(
     try:
         request = request_of(store, key)
     except UnknownKey as unknown:
-        _err.print(str(unknown), highlight=False, markup=False, soft_wrap=True)
+        _say(str(unknown), to=_err)
         raise typer.Exit(EXIT_INCOMPLETE) from None
     if not send:
-        typer.echo(written(request, form.value, store))
+        _hand_out(written(request, form.value, store))
         return
     from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.preview import new_take
 
     take = new_take(settings, request)
     price = "an unknown price" if take.price_usd is None else f"${take.price_usd:.2f}{_money_note(settings)}"
-    _out.print(
+    _say(
         f"take {take.take} of {take.prompt_id} in the batch {take.batch}: "
-        f"{take.num_images} picture{'s' if take.num_images > 1 else ''} for {price}, with the seed {take.seed}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"{counted(take.num_images, 'picture')} for {price}, with the seed {take.seed}"
     )
     _ask(yes, "Pay for it?")
     _launch(settings, [take.batch], Choice(regenerate=True, prompt_ids=(take.prompt_id,)))
@@ -631,13 +653,9 @@ def export(
             all_takes=all_takes,
             told=lambda images: bar.update(task, completed=images),
         )
-    _out.print(
-        f"{exported.images} pictures in {len(exported.parts)} files in {folder}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(f"{counted(exported.images, 'picture')} in {counted(len(exported.parts), 'file')} in {folder}")
     for path in exported.missing:
-        _out.print(f"not in the store: {path}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"not in the store: {path}")
     raise typer.Exit(EXIT_INCOMPLETE if exported.missing else 0)
 
 
@@ -672,13 +690,11 @@ def erase(
 
     found = descent(Store.open(settings.store), reference)
     for path in found.images:
-        _out.print(path, highlight=False, markup=False, soft_wrap=True)
-    _out.print(
-        f"{len(found.images)} pictures of {len(found.fingerprints)} requests in {len(found.batches)} batches came from "
-        f"{reference}; with them go {len(found.digests)} references, their rows, and Dagster's records of the runs "
-        "of these batches.",
-        highlight=False,
-        soft_wrap=True,
+        _say(path)
+    _say(
+        f"{counted(len(found.images), 'picture')} of {counted(len(found.fingerprints), 'request')} in "
+        f"{counted(len(found.batches), 'batch', 'batches')} came from {reference}; with them go "
+        f"{counted(len(found.digests), 'reference')}, their rows, and Dagster's records of the runs of these batches."
     )
     if dry_run:
         return
@@ -687,22 +703,16 @@ def erase(
         with _err.status("erasing") as status:
             erased = take_back(settings, found, wait=wait, told=_told(status))
     except AtWork as held:
-        _err.print(str(held), highlight=False, markup=False, soft_wrap=True)
+        _say(str(held), to=_err)
         raise typer.Exit(EXIT_INCOMPLETE) from None
-    _out.print(
-        f"erased; fal has deleted what it had of {erased.payloads} requests, and uploads end by themselves in 7 days",
-        highlight=False,
-        soft_wrap=True,
+    _say(
+        f"erased; fal has deleted what it had of {counted(erased.payloads, 'request')}, and uploads end by themselves "
+        "in 7 days"
     )
     if erased.payloads_left:
-        _out.print(
-            f"fal still has what it stores of some requests, for 30 days: {erased.payloads_left}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        _say(f"fal still has what it stores of some requests, for 30 days: {erased.payloads_left}")
     for line in erased.left:
-        _out.print(f"still there: {line}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"still there: {line}")
     raise typer.Exit(EXIT_INCOMPLETE if erased.left or erased.payloads_left else 0)
 
 
@@ -712,9 +722,9 @@ def _told(status: Status) -> Callable[[str], None]:
 
     def tell(line: str) -> None:
         nonlocal last
-        status.update(_plain(line))
+        status.update(Text(shown(line)))
         if line != last and not _err.is_terminal and line.endswith("."):
-            _err.print(f"waiting: {line}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"waiting: {line}", to=_err)
         last = line
 
     return tell
@@ -746,12 +756,12 @@ def verify(
         looked_at += 1
         wrong += not file.is_sound
         if json:
-            typer.echo(file.model_dump_json())
+            _say_json(file)
         else:
             _print_verified(file)
-    _err.print(
-        f"{looked_at} pictures, {wrong} of them damaged, without marks, or changed since they were signed.",
-        highlight=False,
+    _say(
+        f"{counted(looked_at, 'picture')}, {wrong} of them damaged, without marks, or changed since they were signed.",
+        to=_err,
     )
     raise typer.Exit(EXIT_INCOMPLETE if wrong else 0)
 
@@ -769,14 +779,10 @@ def _print_verified(file: Verified) -> None:
         lines |= {f"from {number}": one for number, one in enumerate(found.ingredients, 1)}
     elif file.has_credentials:
         lines["credentials"] = f"C2PA, not validated: {INSTALL}"
-    _out.print(
-        f"{file.path}: {file.problem or silent or 'whole'}", highlight=False, markup=False, soft_wrap=True
-    )
+    _say(f"{file.path}: {file.problem or silent or 'whole'}")
     for name, value in lines.items():
         if value not in ("", None):
-            _out.print(
-                f"  {name.replace('_', ' '):>14}  {value}", highlight=False, markup=False, soft_wrap=True
-            )
+            _say(f"  {name.replace('_', ' '):>14}  {value}")
 
 
 @app.command()
@@ -801,14 +807,14 @@ def certificate(
             "authority on the C2PA trust list."
         )
     authority, chain, key = write_development_certificate(Path(folder))
-    _out.print(
-        f"Valid for {DEVELOPMENT_DAYS} days, for development only. Sign with\n"
-        f"  export IDEOGRAM_C2PA_CERTIFICATE={chain}\n  export IDEOGRAM_C2PA_KEY={key}\n"
-        f"and validate with\n  ideogram-pipeline verify --anchors {authority} PATH...",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    for line in (
+        f"Valid for {DEVELOPMENT_DAYS} days, for development only. Sign with",
+        f"  export IDEOGRAM_C2PA_CERTIFICATE={chain}",
+        f"  export IDEOGRAM_C2PA_KEY={key}",
+        "and validate with",
+        f"  ideogram-pipeline verify --anchors {authority} PATH...",
+    ):
+        _say(line)
 
 
 @app.command()
@@ -820,8 +826,8 @@ def doctor() -> None:
     healthy = True
     for finding in examine(settings):
         healthy &= finding.ok
-        mark = "[green]ok[/]  " if finding.ok else "[red]bad[/] "
-        _out.print(f"{mark} {finding.what}: {_plain(finding.says)}", highlight=False, soft_wrap=True)
+        mark, style = ("ok ", "green") if finding.ok else ("bad", "red")
+        _say(f" {finding.what}: {finding.says}", mark=mark, style=style)
     raise typer.Exit(0 if healthy else EXIT_USAGE)
 
 
@@ -835,7 +841,7 @@ class Bar:
         self._expected: dict[str, int] = {}
         self._batch = Decimal(0)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("pictures"),
@@ -882,11 +888,12 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
 
     store = Store.open(settings.store)
     if not summary.rows:
-        _out.print("The prompts table has no rows.")
-    elif summary.spent_usd == 0 and summary.generated == 0 and summary.complete:
-        _out.print("Everything was there already: nothing was submitted, nothing was paid.")
-    states = ("generated", "reused", "rejected", "refused", "failed", "unknown", "not_reached")
+        _say("The prompts table has no rows.")
+    elif summary.spent_usd == 0 and summary.generated == 0 and summary.complete and not summary.left_out:
+        _say("Everything was there already: nothing was submitted, nothing was paid.")
+    states = ("generated", "reused", "rejected", "refused", "failed", "unknown")
     counts = {state: getattr(summary, state) for state in states}
+    counts |= {"not_reached": summary.not_reached - summary.left_out, "left_out": summary.left_out}
     rows = (
         ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in counts.items() if count) or "none"
     )
@@ -900,15 +907,15 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
         "gallery": store.where("gallery/index.html"),
     }
     for name, value in lines.items():
-        _out.print(f"{name:>9}  {value}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"{name:>9}  {value}")
     for reason in summary.reasons[:REASONS_SHOWN]:
-        _out.print(f"no picture: {reason}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"no picture: {reason}")
+    if (more := len(summary.reasons) - REASONS_SHOWN) > 0:
+        _say(f"and {counted(more, 'other reason')}")
     for waiting in summary.waiting[:REASONS_SHOWN]:
-        _out.print(f"waiting: {waiting}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"waiting: {waiting}")
     if not summary.complete:
-        _out.print(
-            f"Why each row has no picture stands in {store.where('outcomes')}, column reason.", soft_wrap=True
-        )
+        _say(f"Why each row has no picture stands in {store.where('outcomes')}, column reason.")
 
 
 def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> None:
@@ -920,49 +927,60 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
         counts = [str(getattr(batch, kind)) for kind in shown]
         table.add_row(batch.batch, str(batch.rows), *counts, _cost(batch))
     _out.print(table)
-    for row in summary.decisions:
-        if verbose or row.decision == "rejected":
-            price = "" if row.price_usd is None else f" (${row.price_usd:.2f})"
-            line = f"{row.decision}: {row.batch}, row {row.row_number}, {row.prompt_id}{price}: {row.reason}"
-            _out.print(line, highlight=False, soft_wrap=True, markup=False)
+    for together in _alike(summary.decisions, verbose=verbose):
+        row, others = together[0], len(together) - 1
+        more = f" and {others} more (--verbose names them)" if others else ""
+        price = "" if row.price_usd is None else f" (${row.price_usd:.2f})"
+        which = f"{row.batch}, row {row.row_number}, {row.prompt_id}{price}{more}"
+        _say(f"{row.decision}: {which}: {row.reason}")
     for advice in summary.advice:
         rows = f"{advice.rows} rows, such as" if advice.rows > 1 else "1 row,"
-        _out.print(
-            f"advice: {rows} {advice.example}: {advice.text}", highlight=False, soft_wrap=True, markup=False
+        _say(f"advice: {rows} {advice.example}: {advice.text}")
+    for pick in summary.replaces_picked:
+        _say(
+            f"replaces a picked picture: {pick.batch}, row {pick.row_number}, {pick.prompt_id}: {pick.file_name} stays "
+            "in the store as an older take"
         )
     for blocked in summary.blocked:
-        _out.print(f"a run would pay for nothing in {blocked}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"a run would pay for nothing in {blocked}")
     for lost in summary.lost_ledgers:
-        _out.print(f"a run would refuse: {lost}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"a run would refuse: {lost}")
     if summary.lost_ledgers:
         from ideogram_pipeline.generation.lost_ledgers import LOST_LEDGER
 
-        _out.print(LOST_LEDGER, highlight=False, soft_wrap=True, markup=False)
+        _say(LOST_LEDGER)
     cost = (
         "The costs above count what may be paid for already:" if summary.lost_ledgers else "A run would cost"
     )
-    _out.print(f"{cost} {_cost(summary)}{_money_note(settings)}.", highlight=False, soft_wrap=True)
+    _say(f"{cost} {_cost(summary)}{_money_note(settings)}.")
     if summary.is_stopped_by_budget:
-        _out.print(
+        _say(
             f"It would stop before that: the budgets leave ${summary.budget_left_usd:.2f}, and what is beyond ends "
-            "not_reached. Raise IDEOGRAM_BUDGET_USD or IDEOGRAM_BUDGET_USD_PER_DAY, or run again later.",
-            highlight=False,
-            soft_wrap=True,
+            "not_reached. Raise IDEOGRAM_BUDGET_USD or IDEOGRAM_BUDGET_USD_PER_DAY, or run again later."
         )
     if summary.estimated_usd_max > summary.estimated_usd:
-        _out.print(
+        _say(
             "The upper end counts the rows that an earlier run submitted or may have: they are not paid for again, "
-            "and may be paid already.",
-            soft_wrap=True,
+            "and may be paid already."
         )
     if summary.unpriced:
-        _out.print(
-            f"The price of {summary.unpriced} rows is not known. They are not sent unless "
-            "IDEOGRAM_ALLOW_UNKNOWN_PRICES=true.",
-            soft_wrap=True,
+        _say(
+            f"The price of {counted(summary.unpriced, 'row')} is not known. They are not sent unless "
+            "IDEOGRAM_ALLOW_UNKNOWN_PRICES=true."
         )
     if summary.is_stuck:
-        _out.print("Rows lack their pictures, and a run could bring none of them.", soft_wrap=True)
+        _say("Rows lack their pictures, and a run could bring none of them.")
+
+
+def _alike(rows: Sequence[RowSummary], *, verbose: bool) -> Iterable[Sequence[RowSummary]]:
+    """Return the rows that a plan tells of: each by itself, or those that are rejected, together if for one reason."""
+    if verbose:
+        return [[row] for row in rows]
+    groups: dict[str, list[RowSummary]] = {}
+    for row in rows:
+        if row.decision == "rejected":
+            groups.setdefault(row.reason, []).append(row)
+    return groups.values()
 
 
 def _cost(summary: BatchPlanSummary | PlanSummary) -> str:
@@ -984,5 +1002,16 @@ def _ask(yes: bool, question: str) -> None:
     typer.confirm(question, abort=True)
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def _say(line: str, *, mark: str = "", style: str = "", to: Console = _out) -> None:
+    """Print a line as a terminal may have it, whoever wrote what stands in it; before it a mark in a style of ours."""
+    to.print(Text.assemble((f"{mark} " if mark else "", style), shown(line)), soft_wrap=True)
+
+
+def _say_json(value: BaseModel, **chosen: Any) -> None:
+    typer.echo(json_shown(value.model_dump_json(**chosen)))
+
+
+def _hand_out(text: str) -> None:
+    """Print code, a table or a drawing: as it is where a program reads it, and as a terminal may have it on one."""
+    # Without `color` it would take out, for whatever is no terminal, what looks like an escape sequence.
+    typer.echo(lines_shown(text) if sys.stdout.isatty() else text, color=True)

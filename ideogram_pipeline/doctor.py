@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,8 @@ from ideogram_pipeline.storage import Store
 from ideogram_pipeline.storage.claims import prove_claims
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
+from ideogram_pipeline.texts import counted
+from ideogram_pipeline.threads import result_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -101,14 +102,16 @@ def _settings(settings: Settings) -> str:
 def _prompts(settings: Settings) -> str:
     table = read_prompts(settings.prompts, settings.defaults, extra_columns=settings.extra_columns)
     if table.rejections:
-        raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
+        raise PipelineError(
+            f"{counted(len(table.rejections), 'row')} can't be used; the first: {table.rejections[0]}"
+        )
     rows, batches = len(table.rows), len(table.batches)
     others = [
         read.table or "one of an earlier version"
         for read in newest_prompts(store_as_it_is(settings))
         if read.batches and table_key(read.table) != table_key(settings.prompts)
     ]
-    found = f"{settings.prompts}: {rows} rows in {batches} batches, {len(table.rejections)} rejected"
+    found = f"{settings.prompts}: {counted(rows, 'row')} in {counted(batches, 'batch', 'batches')}"
     if not others:
         return found
     return (
@@ -125,8 +128,10 @@ def _references(settings: Settings) -> str:
         extra_columns=settings.extra_columns,
     )
     if table.rejections:
-        raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
-    return f"{settings.references}: {len(table.references)} pictures, {len(table.rejections)} rejected"
+        raise PipelineError(
+            f"{counted(len(table.rejections), 'row')} can't be used; the first: {table.rejections[0]}"
+        )
+    return f"{settings.references}: {counted(len(table.references), 'picture')}"
 
 
 def _store(settings: Settings) -> str:
@@ -143,7 +148,7 @@ def _ledger(settings: Settings) -> str:
     store = store_as_it_is(settings)
     entries = (entry for batch in batches for entry in Ledger(store, batch).entries.values())
     if damaged := [entry.damage for entry in entries if entry.damage]:
-        raise PipelineError(f"{len(damaged)} rows are unknown. The first: {damaged[0]}")
+        raise PipelineError(f"{counted(len(damaged), 'row is', 'rows are')} unknown. The first: {damaged[0]}")
     return "it knows every request that pictures, metadata and outcomes name"
 
 
@@ -206,7 +211,7 @@ def _rows(settings: Settings) -> str:
             f"{len(rejected)} of {rows} rows can't be sent, and a run makes the others. The first: {batch}, row "
             f"{row.row_number}, {row.prompt_id}: {row.column}: {row.reason}. `ideogram-pipeline plan` lists them."
         )
-    return f"all of {rows} rows can be sent"
+    return f"{counted(rows, 'row')} can be sent"
 
 
 def _budget(settings: Settings) -> str:
@@ -229,7 +234,7 @@ def _fal(settings: Settings, make_client: Callable[[], FalClient]) -> str:
             except RequestNotFound:
                 return
 
-    asyncio.run(ask())
+    result_of(ask())
     return f"the {settings.backend} backend answers" + (
         " and accepts the key" if settings.backend == "fal" else ""
     )

@@ -1,12 +1,13 @@
 """The jobs of a pipeline: what is run together, in the order of a working day."""
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import FalResource, StoreResource
+from ideogram_pipeline.texts import shown
+from ideogram_pipeline.threads import result_of
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -65,9 +66,9 @@ def _reconcile_unknown(pipeline: Pipeline, executor: dg.ExecutorDefinition) -> d
                             found += await reconcile_batch(client, opened, Ledger(opened, batch))
                 return found
 
-            results = asyncio.run(work())
+            results = result_of(work())
         for one in results:
-            context.log.info(f"{one.batch} {one.prompt_id}: {one.found or one.reason}")
+            context.log.info(shown(f"{one.batch} {one.prompt_id}: {one.found or one.reason}"))
         found = sum(one.found is not None for one in results)
         context.add_output_metadata({"found": found, "unknown": len(results) - found})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -18,6 +18,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.assets.images import RUN_TAG
+from ideogram_pipeline.assets.metadata import NOTHING
 from ideogram_pipeline.assets.retries import Interrupted, Unmendable
 from ideogram_pipeline.assets.tables import READING, READINGS_TAG
 from ideogram_pipeline.definitions import build_definitions
@@ -26,10 +27,12 @@ from ideogram_pipeline.generation import files as stored
 from ideogram_pipeline.generation import lost_ledgers, readings
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.planner import Plan
+from ideogram_pipeline.generation.reasons import Reason, grouped
 from ideogram_pipeline.memory import lasting
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import Progress, build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
+from ideogram_pipeline.storage import Store
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -46,23 +49,22 @@ class RunSummary(BaseModel):
     refused: int = Field(description="Rows that the model refused.")
     failed: int = Field(description="Rows without a picture for another reason.")
     unknown: int = Field(description="Rows whose submit was never answered.")
-    not_reached: int = Field(description="Rows the run stopped before.")
+    not_reached: int = Field(description="Rows the run stopped before, or was asked to leave out.")
+    left_out: int = Field(description="Those of them that it was asked to leave out, which have no picture.")
     images: int = Field(description="Pictures in the store for these rows.")
     spent_usd: float = Field(description="Dollars settled in this run.")
     estimated_usd: float = Field(description="Dollars that the plan expected.")
     seconds: float = Field(description="Wall time.")
     store: str = Field(description="Where everything lies.")
-    reasons: tuple[str, ...] = Field(
-        default=(), exclude=True, description="Why the first rows have no picture."
-    )
+    reasons: tuple[Reason, ...] = Field(default=(), exclude=True, description="Why rows have no picture.")
     waiting: tuple[str, ...] = Field(
         default=(), exclude=True, description="The request of each batch that has been with fal the longest."
     )
 
     @property
     def complete(self) -> bool:
-        """Whether every row has its pictures."""
-        return self.generated + self.reused == self.rows
+        """Whether every row has its pictures that the run was not asked to leave out."""
+        return self.generated + self.reused + self.left_out == self.rows
 
 
 def run(
@@ -123,16 +125,10 @@ def run(
     in_table = readings.tables_named(store, read).prompts.batches
     images = {batch: short.images for batch, short in in_table.items()}
     chosen = list(dict.fromkeys(batches)) or list(images)
-    for batch in chosen:
-        if batch not in images:
-            raise ConfigurationError(
-                f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(images) or 'none'}."
-            )
-    if lost := lost_ledgers.missing_of(store, chosen):
-        raise ConfigurationError(f"{lost[0]} {lost_ledgers.LOST_LEDGER} Nothing was submitted.")
+    _check_batches(settings, store, chosen, images)
     expect({batch: images[batch] for batch in chosen})
     totals: dict[str, float] = {}
-    reasons: list[str] = []
+    reasons: list[Reason] = []
     waiting: list[str] = []
     config = _config(definitions, pipeline, choice or Choice(), max_spend_usd)
     for batch in chosen:
@@ -141,10 +137,12 @@ def run(
             plan = stored.read_plan(store, batch, root_run_id=result.run_id)
             for name, count in _stopped(plan).items():
                 totals[name] = totals.get(name, 0) + count
-            reasons += [f"{batch}: {verdict}" for verdict in _failed_checks(instance, result.run_id)]
+            verdicts = _failed_checks(instance, result.run_id)
+            reasons += [Reason("not_reached", verdict, 1, (f"the batch {batch}",)) for verdict in verdicts]
             continue
-        reasons += _lines(result, pipeline.key("generated_images"), "reasons")
-        waiting += _lines(result, pipeline.key("generated_images"), "waiting")
+        why, longest = _told(result.materialized[pipeline.key("generated_images")].metadata)
+        reasons += why
+        waiting += longest
         for asset in ("generation_requests", "generated_images"):
             for name, value in _numbers(result, pipeline.key(asset)).items():
                 if asset == "generated_images" or name == "estimated_usd":
@@ -160,10 +158,21 @@ def run(
             **counts,
             "seconds": round(time.monotonic() - started, 3),
             "store": settings.store,
-            "reasons": reasons,
+            "reasons": grouped(reasons),
             "waiting": waiting,
         }
     )
+
+
+def _check_batches(settings: Settings, store: Store, chosen: Sequence[str], known: Collection[str]) -> None:
+    """Refuse batches that the table doesn't have, or whose ledger lacks what was paid for."""
+    for batch in chosen:
+        if batch not in known:
+            raise ConfigurationError(
+                f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(known) or 'none'}."
+            )
+    if lost := lost_ledgers.missing_of(store, chosen):
+        raise ConfigurationError(f"{lost[0]} {lost_ledgers.LOST_LEDGER} Nothing was submitted.")
 
 
 def _stopped(plan: Plan) -> dict[str, float]:
@@ -174,6 +183,7 @@ def _stopped(plan: Plan) -> dict[str, float]:
         "reused": there,
         "rejected": rejected,
         "not_reached": len(plan.rows) - there - rejected,
+        "left_out": plan.count("left out"),
         "images": plan.tally.images_reused,
         "estimated_usd": plan.cost_usd,
     }
@@ -226,10 +236,19 @@ def _numbers(result: _Recorded, asset: dg.AssetKey) -> dict[str, float]:
     }
 
 
-def _lines(result: _Recorded, asset: dg.AssetKey, name: str) -> list[str]:
-    """Return the lines of a list in an asset's metadata."""
-    text = str(result.materialized[asset].metadata[name].value)
-    return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
+def _told(metadata: Mapping[str, dg.MetadataValue[Any]]) -> tuple[list[Reason], list[str]]:
+    """Return why rows of a batch have no picture, and its request that has been with fal the longest, if any is."""
+    reasons = [
+        Reason(**{**row, "names": tuple(row["names"].split(", "))}) for row in _table(metadata, "reasons")
+    ]
+    waiting = str(metadata["waiting"].value)
+    return reasons, [] if waiting == NOTHING else [waiting]
+
+
+def _table(metadata: Mapping[str, dg.MetadataValue[Any]], name: str) -> list[dict[str, Any]]:
+    """Return the rows of a table in an asset's metadata; none where there is no such table."""
+    told = metadata.get(name)
+    return [dict(record.data) for record in told.records] if isinstance(told, dg.TableMetadataValue) else []
 
 
 def instance_of(settings: Settings) -> dg.DagsterInstance:

@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
+from ideogram_pipeline.texts import cut, escaped, json_shown, shown, without_access
+
 LogFormat = Literal["off", "text", "json"]
 LOGGER = "ideogram_pipeline"
 FIELDS = ("run_id", "batch", "prompt_id", "fingerprint", "request_id", "endpoint", "state", "cost_usd")
 """What a line may say of a row or run beside its message."""
 
-_ACCESS = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/?#@'\"]+@")
-_QUERY = re.compile(r"(?P<address>\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#'\"<>]+)[?#][^\s'\"<>]+")
 _run_id: ContextVar[str | None] = ContextVar("run_id", default=None)
-
-
-def shown(text: str) -> str:
-    """Return a text without the parts of its URLs that may grant access: user, password and query."""
-    return _QUERY.sub(r"\g<address>?…", _ACCESS.sub(r"\g<scheme>…@", text))
 
 
 @contextmanager
@@ -40,24 +34,30 @@ def of_run(run_id: str) -> Iterator[None]:
         _run_id.reset(token)
 
 
-class _Lines(logging.Formatter):
+class Lines(logging.Formatter):
+    """A line a record, of what others wrote too: nothing in it begins another line, and no terminal obeys it."""
+
     def __init__(self, *, as_json: bool) -> None:
+        """Write text, or JSON."""
         super().__init__()
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line; in text, those of a traceback follow it, each set in."""
         facts: dict[str, object] = {"run_id": _run_id.get()} | {
             name: value for name in FIELDS if (value := getattr(record, name, None)) is not None
         }
         facts = {name: value for name, value in facts.items() if value is not None}
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        message = shown(record.getMessage())
-        failure = shown(self.formatException(record.exc_info)) if record.exc_info else ""
+        failure = without_access(self.formatException(record.exc_info)) if record.exc_info else ""
         if not self._as_json:
-            ids = "".join(f" {name}={value}" for name, value in facts.items())
-            return f"{at} {record.levelname} {message}{ids}" + (f"\n{failure}" if failure else "")
+            ids = "".join(f" {name}={shown(value)}" for name, value in facts.items())
+            traceback = "".join(f"\n  {escaped(line)}" for line in failure.splitlines())
+            return f"{at} {record.levelname} {shown(record.getMessage())}{ids}{traceback}"
+        message = without_access(cut(record.getMessage()))
         line = {"time": at, "level": record.levelname, "logger": record.name, "message": message, **facts}
-        return json.dumps(line | ({"exception": failure} if failure else {}), ensure_ascii=False, default=str)
+        line |= {"exception": failure} if failure else {}
+        return json_shown(json.dumps(line, ensure_ascii=False, default=str))
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # of whatever stderr is
@@ -72,6 +72,6 @@ def configure(log_format: LogFormat) -> None:
     if log_format == "off":
         return
     handler = _Handler()
-    handler.setFormatter(_Lines(as_json=log_format == "json"))
+    handler.setFormatter(Lines(as_json=log_format == "json"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,8 +11,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.choice import Choice
-from ideogram_pipeline.generation.files import NO_REVIEWS, left_without_picture, rejected_requests
+from ideogram_pipeline.generation.files import (
+    NO_REVIEWS,
+    PickedPicture,
+    left_without_picture,
+    rejected_requests,
+)
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.lost_ledgers import missing_of
 from ideogram_pipeline.generation.planner import (
@@ -34,6 +39,8 @@ from ideogram_pipeline.tables.prompts import PromptsTable, read_prompts
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.tables.reviews import read_reviews
 from ideogram_pipeline.tables.rows import PromptRow, Rejection, Review, RowProblem
+from ideogram_pipeline.texts import without_access
+from ideogram_pipeline.threads import result_of
 
 
 class BatchPlanSummary(BaseModel):
@@ -104,6 +111,17 @@ class AdviceSummary(BaseModel):
     example: str = Field(description="The prompt id of the first of them.")
 
 
+class PickSummary(BaseModel):
+    """A picture that a person has picked, and that a run would replace."""
+
+    model_config = ConfigDict(frozen=True)
+
+    batch: str = Field(description="The partition.")
+    row_number: int = Field(description="Where its row stands in the table.")
+    prompt_id: str = Field(description="Its row.")
+    file_name: str = Field(description="The picture, in its batch's folder.")
+
+
 class PlanSummary(BaseModel):
     """All batches in numbers."""
 
@@ -134,6 +152,10 @@ class PlanSummary(BaseModel):
     lost_ledgers: tuple[str, ...] = Field(
         default=(), description="Why a run would refuse: batches whose ledger lacks what was paid for."
     )
+    replaces_picked: tuple[PickSummary, ...] = Field(
+        default=(),
+        description="Picked pictures that are no longer current after a run: their rows get others.",
+    )
     advice: tuple[AdviceSummary, ...] = Field(
         description="Each advice for new and stale rows, the commonest first."
     )
@@ -144,6 +166,7 @@ class PlanSummary(BaseModel):
         plans: Sequence[Plan],
         budget_left_usd: float | None,
         lost_ledgers: Sequence[str] = (),
+        picked: Sequence[PickedPicture] = (),
         *,
         max_rejected_fraction: float = 1.0,
     ) -> PlanSummary:
@@ -166,7 +189,7 @@ class PlanSummary(BaseModel):
                     row_number=row.row_number,
                     prompt_id=row.prompt_id,
                     decision=row.decision,
-                    reason=f"{row.column}: {row.reason}" if row.column else row.reason,
+                    reason=without_access(f"{row.column}: {row.reason}" if row.column else row.reason),
                     price_usd=row.price_usd,
                 )
                 for plan in plans
@@ -185,6 +208,7 @@ class PlanSummary(BaseModel):
                 for plan in blocked
             ),
             lost_ledgers=tuple(lost_ledgers),
+            replaces_picked=tuple(PickSummary(**one._asdict()) for one in picked),
             advice=_advice(plans),
         )
 
@@ -267,6 +291,18 @@ def _read_tables(settings: Settings, store: Store, batches: Sequence[str]) -> tu
     return table, References.of(pictures.references, pictures.rejections)
 
 
+def picked_to_replace(settings: Settings, plans: Sequence[Plan]) -> list[PickedPicture]:
+    """Return the pictures that are picked in the reviews table, where there is one, and that a run would replace.
+
+    Raises:
+        TableError: the reviews table can't be used.
+    """
+    if settings.reviews is None or not any(plan.count(decision) for plan in plans for decision in TO_PAY):
+        return []
+    store, reviews = store_as_it_is(settings), _reviews(settings)
+    return [one for plan in plans for one in files.picked_to_replace(store, plan, reviews)]
+
+
 def first_takes(settings: Settings, batches: Sequence[str]) -> dict[str, list[GenerationRequest]]:
     """Return what the rows of each batch (all of them if none is named) ask for, take 0, in the order of the table.
 
@@ -333,7 +369,7 @@ def budget_left(settings: Settings) -> float | None:
     budget = BudgetResource(
         per_run_usd=_number(settings.budget_usd), per_day_usd=_number(settings.budget_usd_per_day)
     )
-    left = asyncio.run(budget.open(store_as_it_is(settings), "not begun").look())
+    left = result_of(budget.open(store_as_it_is(settings), "not begun").look())
     return _number(left)
 
 

@@ -44,6 +44,7 @@ from ideogram_pipeline.fal import FalClient, FalError, FalHosts, UnsafeUrl, Webh
 from ideogram_pipeline.generation.inbox import Address, Letter, Secret, put_letter
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.texts import shown
 
 MAX_BODY_BYTES = 64 * 2**20
 """No delivery is read beyond this. Eight pictures that travel inside an answer (`sync_mode`) are about 25 MB."""
@@ -208,8 +209,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
     app = build_app(settings)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family, backlog=2048) as listener:
-        shown = f"[{host}]" if ":" in host else host
-        print(f"Receiver at http://{shown}:{listener.getsockname()[1]}, for {settings.store}", flush=True)  # noqa: T201
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        print(shown(f"Receiver at {address}, for {settings.store}"), flush=True)  # noqa: T201
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from ideogram_pipeline.generation.cancelling import Cancelled, Stuck, WithFal, c
 from ideogram_pipeline.generation.giving_up import GivenUp, give_up_batch
 from ideogram_pipeline.generation.ledger import Ledger, damages
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
-from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_costs
+from ideogram_pipeline.generation.rebuild import Rebuilt, rebuild_batch, refresh_results
 from ideogram_pipeline.generation.reconcile import Unanswered, reconcile_batch
 from ideogram_pipeline.generation.runs import beating, erasing, wait_for_overviews, working
 from ideogram_pipeline.launch import instance_of
@@ -44,6 +43,7 @@ from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.sandbox import forget_uploads
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.threads import result_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def reconcile(
                         lost += await reconcile_batch(client, store, ledger, resubmit_after=resubmit_after)
                         bills_unread = bills_unread or await _look_for_bills(client, ledger)
                         bills.append(bill(batch, ledger.entries))
-                        changed |= refresh_costs(store, ledger, batch)
+                        changed |= refresh_results(store, ledger, batch)
             if changed:
                 with beating(store, own_id):
                     _refresh_overviews(store, settings)
@@ -130,7 +130,7 @@ def reconcile(
                 tuple(damaged),
             )
 
-        return asyncio.run(look())
+        return result_of(look())
 
 
 async def _look_for_bills(client: FalClient, ledger: Ledger) -> str:
@@ -164,7 +164,7 @@ def adopt(settings: Settings, batches: Sequence[str], *, told: Callable[[str], N
             async with make_client() as client:
                 return await enter_what_was_paid(client, store, asked, run=facts, told=told)
 
-        return asyncio.run(work())
+        return result_of(work())
 
 
 @contextmanager
@@ -176,15 +176,16 @@ def stuck(settings: Settings) -> Iterator[StuckRequests]:
     """
     store = build_resources(settings)["store"].open()
     with fal_resource(settings).connect(store) as make_client:
-        yield StuckRequests(store, make_client)
+        yield StuckRequests(store, make_client, settings)
 
 
 class StuckRequests:
     """The requests of a store that fal has accepted and whose end nobody has seen."""
 
-    def __init__(self, store: Store, make_client: Callable[[], FalClient]) -> None:
+    def __init__(self, store: Store, make_client: Callable[[], FalClient], settings: Settings) -> None:
         self._store = store
         self._make_client = make_client
+        self._settings = settings
 
     def look(self, batches: Sequence[str], older_than: timedelta, told: Callable[[], None]) -> list[Stuck]:
         """Return those that have been with fal for so long, the oldest of each batch first; `told` after each."""
@@ -198,10 +199,10 @@ class StuckRequests:
             async with self._make_client() as client:
                 return await look(client, self._store, found, told)
 
-        return asyncio.run(work()) if found else []
+        return result_of(work()) if found else []
 
     def cancel(self, requests: Sequence[WithFal], told: Callable[[], None]) -> list[Cancelled]:
-        """Cancel requests, and record those that fal has dropped; `told` is called after each."""
+        """Cancel requests, and record those that fal has dropped, in outcomes and gallery too; `told` after each."""
         by_batch: dict[str, list[WithFal]] = defaultdict(list)
         for one in requests:
             by_batch[one.request.batch].append(one)
@@ -215,9 +216,12 @@ class StuckRequests:
                     with working(self._store, own_id, batch):
                         ledger = Ledger(self._store, batch)
                         ended += await cancel(client, self._store, ledger, members, told=told, own_id=own_id)
+                        refresh_results(self._store, ledger, batch)
+            with beating(self._store, own_id):
+                _refresh_overviews(self._store, self._settings)
             return ended
 
-        return asyncio.run(work())
+        return result_of(work())
 
 
 def rebuild(settings: Settings) -> list[Rebuilt]:
@@ -312,7 +316,7 @@ def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int
                         done += 1
                 return done, why
 
-            deleted, left = asyncio.run(work())
+            deleted, left = result_of(work())
     memory = store.folder / "sandbox" / "state.sqlite" if store.folder else None
     if memory and memory.exists():
         forget_uploads(memory, found.digests)

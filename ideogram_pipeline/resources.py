@@ -18,6 +18,7 @@ from ideogram_pipeline.settings import (
     check_signing,
     check_webhook_url,
 )
+from ideogram_pipeline.texts import counted
 
 if TYPE_CHECKING:
     from ideogram_pipeline.faces import Faces
@@ -300,14 +301,14 @@ class LogProgress:
     def begin(self, batch: str, images: int) -> None:
         """Start counting a batch."""
         self._batch, self._ended = batch, 0
-        dg.get_dagster_logger().info(f"batch {batch}: {images} pictures asked for")
+        dg.get_dagster_logger().info(f"batch {batch}: {counted(images, 'picture')} asked for")
 
     def ended(self, outcome: Outcome, spent_usd: Decimal) -> None:  # noqa: ARG002 - as the protocol has it
         """Count a row."""
         self._ended += 1
         if self._ended % self._every == 0:
             dg.get_dagster_logger().info(
-                f"batch {self._batch}: {self._ended} rows ended, ${spent_usd:.2f} spent"
+                f"batch {self._batch}: {counted(self._ended, 'row')} ended, ${spent_usd:.2f} spent"
             )
 
 

@@ -21,7 +21,7 @@ from ideogram_pipeline.cli import app
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-c", "from ideogram_pipeline.cli import main; main()"]
 KEYS = [
-    "rows", "generated", "reused", "rejected", "refused", "failed", "unknown", "not_reached",
+    "rows", "generated", "reused", "rejected", "refused", "failed", "unknown", "not_reached", "left_out",
     "images", "spent_usd", "estimated_usd", "seconds", "store",
 ]  # fmt: skip
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -287,7 +289,7 @@ def test_a_request_that_never_ends_can_be_cancelled(project):
     assert project("cancel", "--older-than", "1h") == (0, "Nothing has been with fal for that long.\n")
     code, out = project("cancel", "--yes")
     assert code == 3
-    assert "4 requests were cancelled, at no cost; 1 are still open.\n" in out
+    assert "4 requests were cancelled, at no cost; 1 is still open.\n" in out
     project.sandbox.change(Change(faults=()))
     code, summary = project.run()
     assert (code, summary["generated"]) == (0, 5)
@@ -312,6 +314,29 @@ def test_a_run_says_how_long_the_oldest_request_has_waited_and_what_can_be_done(
     assert code == 3
     assert "the oldest request with fal is default, p3: " in line
     assert "`ideogram-pipeline cancel`" in line
+
+
+def test_outcomes_and_gallery_say_at_once_what_was_cancelled_and_given_up(project):
+    """Incident: they went on saying "still with fal" until the next run."""
+    project.sandbox.change(Change(faults=(Fault("stuck"),), concurrency=1))
+    project.environment["IDEOGRAM_MAX_WAIT_S"] = "3"
+    assert project("run")[0] == 3
+
+    def reasons():
+        rows = pd.read_parquet(project.store / "outcomes" / "batch=default" / "outcomes.parquet")
+        return Counter(re.sub(r"^[0-9a-f-]{36}", "id", reason) for reason in rows["reason"])
+
+    assert reasons() == {"id is still with fal; the next run fetches it": 5}
+    _, out = project("cancel", "--yes")
+    assert "4 requests were cancelled, at no cost; 1 is still open.\n" in out
+    cancelled = {"cancelled by hand before it started": 4}
+    assert reasons() == {"id is still with fal; the next run fetches it": 1, **cancelled}
+    page = (project.store / "gallery" / "batch=default" / "index.html").read_text()
+    assert page.count("cancelled by hand before it started") == 4
+    assert page.count("is still with fal") == 1
+    assert project("reconcile", "--give-up")[0] == 0
+    project.sandbox.change(Change(faults=()))
+    assert project.run()[1]["generated"] == 5
 
 
 def test_what_hangs_at_fal_is_given_up_by_a_persons_word(project):

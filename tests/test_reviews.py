@@ -10,7 +10,7 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.launch import run
-from ideogram_pipeline.preview import PlanSummary, preview
+from ideogram_pipeline.preview import PlanSummary, picked_to_replace, preview
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 
@@ -79,6 +79,12 @@ def test_exactly_the_rejected_rows_get_a_new_take_once(project):
     project.review((first, "rejected"), (one, "picked"), (other, "rejected"), (picked, "picked"))
     priced = PlanSummary.of(preview(project.settings, [], Choice(regenerate_rejected=True)), None)
     assert (priced.batches[0].new, priced.batches[0].reused) == (2, 2)
+    plans = preview(project.settings, [], Choice(regenerate_rejected=True))
+    (pick,) = picked_to_replace(project.settings, plans)
+    assert (pick.prompt_id, pick.row_number, pick.file_name) == ("b", 3, one.file_name), (
+        "a plan says so before"
+    )
+    assert picked_to_replace(project.settings, preview(project.settings, [])) == []
     summary = project.run(regenerate_rejected=True)
     assert (summary.generated, summary.reused) == (2, 2)
     assert summary.spent_usd == pytest.approx(priced.estimated_usd)
@@ -97,7 +103,8 @@ def test_rows_that_were_added_meanwhile_are_not_paid_for(project):
     (first,) = project.pictures("a")
     project.review((first, "rejected"))
     summary = project.run(regenerate_rejected=True)
-    assert (summary.generated, summary.reused, summary.not_reached) == (1, 3, 1)
+    assert (summary.generated, summary.reused, summary.left_out) == (1, 3, 1)
+    assert summary.complete, "nobody asked for the new row"
     assert project.submits() == 5
 
 

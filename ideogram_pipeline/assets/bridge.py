@@ -10,13 +10,13 @@ thread waits and can be interrupted. Two kinds of interruption are told apart by
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from ideogram_pipeline.assets.retries import Interrupted
+from ideogram_pipeline.threads import OwnLoop
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ def run_in_thread(
     run was terminated, as it came otherwise.
     """
     interruption = Interruption()
-    loop = _Loop(work(interruption))
+    loop = OwnLoop(work(interruption))
     try:
         loop.start()
         looked_at = time.monotonic()
@@ -70,27 +70,3 @@ def run_in_thread(
             raise Interrupted("The run was terminated.", allow_retries=False) from None
         raise
     return loop.result()
-
-
-class _Loop(Generic[Result]):
-    """One coroutine in an event loop in a daemon thread."""
-
-    def __init__(self, work: Coroutine[Any, Any, Result]) -> None:
-        self.done = threading.Event()
-        self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(work)
-
-    def start(self) -> None:
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(asyncio.wait([self._task]))
-        self.done.set()
-
-    def cancel(self) -> None:
-        if not self.done.is_set():
-            self._loop.call_soon_threadsafe(self._task.cancel)
-
-    def result(self) -> Result:
-        return self._task.result()

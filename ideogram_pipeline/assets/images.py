@@ -1,11 +1,9 @@
 """The pictures of a batch: the one stage that pays."""
 
-from itertools import islice
-
 import dagster as dg
 from pydantic import Field
 
-from ideogram_pipeline import __version__, logs
+from ideogram_pipeline import __version__
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.bridge import Interruption, run_in_thread
 from ideogram_pipeline.assets.columns import described, image_sources
@@ -19,9 +17,10 @@ from ideogram_pipeline.resources import (
     Progress,
     StoreResource,
 )
+from ideogram_pipeline.texts import shown
 
 REASONS = 20
-"""Rows without a picture whose reason the log and the metadata name."""
+"""So many reasons for which rows have no picture stand in the log and the metadata."""
 RUN_TAG = "ideogram_pipeline/run"
 """Names the command that several Dagster runs belong to, so that they share one budget."""
 CODE_VERSION = "4"
@@ -73,6 +72,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.generation import files
         from ideogram_pipeline.generation.batch import WorkedBatch, WorkOptions, work
         from ideogram_pipeline.generation.books import RunFacts
+        from ideogram_pipeline.generation.reasons import without_pictures
 
         opened = store.open()
         marking, faces = marks.open(), likeness.open()
@@ -101,23 +101,16 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
 
             worked = run_in_thread(pay, is_terminated=lambda: terminated(context))
         own = worked.own
-        without = (row for row in own.outcomes if row.state != "generated")
-        reasons = [
-            logs.shown(f"{row.prompt_id}: {row.state}: {row.reason}") for row in islice(without, REASONS)
-        ]
-        for reason in reasons:
-            context.log.warning(reason)
+        why = without_pictures(own.outcomes)
+        for reason in why[:REASONS]:
+            context.log.warning(shown(reason))
         preview = metadata.preview(opened, own.images, thumbnails=store.thumbnails)
         context.log.info(f"requests to the store: {metadata.requests(opened)}")
         return dg.MaterializeResult(
             metadata={
                 "preview": preview,
-                "reasons": dg.MetadataValue.md(
-                    "\n".join(f"- {reason}" for reason in reasons) or "every row is there"
-                ),
-                "waiting": dg.MetadataValue.md(
-                    f"- {logs.shown(worked.waiting.advice)}" if worked.waiting else "nothing"
-                ),
+                **metadata.reasons(why[:REASONS]),
+                "waiting": shown(worked.waiting.advice) if worked.waiting else metadata.NOTHING,
                 **metadata.of_pictures(own.outcomes, own.images, reused=worked.reused),
                 "spent_usd": worked.spent_usd,
                 "store_requests": opened.requests.total(),

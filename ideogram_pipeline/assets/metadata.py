@@ -1,6 +1,7 @@
 """What a materialization tells: numbers that plot, the rows that went wrong, a picture to look at.
 
 Everybody who may see Dagster may see it, and it is kept for ever: no key is in it, and no URL that opens something.
+What others wrote stands in tables and texts, and never in Markdown, of which Dagster makes links and pictures.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from ideogram_pipeline.logs import shown
+from ideogram_pipeline.texts import shown
 
 if TYPE_CHECKING:
+    from ideogram_pipeline.generation.files import PickedPicture
     from ideogram_pipeline.generation.planner import Plan
+    from ideogram_pipeline.generation.reasons import Reason
     from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow
     from ideogram_pipeline.storage import Store
     from ideogram_pipeline.tables.rows import Rejection
@@ -27,6 +30,8 @@ Value = int | float | dg.TableMetadataValue
 
 MAX_ROWS = 50
 """A table shows so many rows; all of them are in the store."""
+NOTHING = "nothing"
+"""What an asset tells where there is nothing to tell."""
 PREVIEWS = 12
 """Pictures on the contact sheet."""
 
@@ -58,6 +63,24 @@ def rejections(rejected: Sequence[Rejection]) -> dict[str, dg.TableMetadataValue
                 "reason": row.reason,
             }
             for row in rejected[:MAX_ROWS]
+        ],
+    )
+
+
+def reasons(found: Sequence[Reason]) -> dict[str, dg.TableMetadataValue]:
+    """Return why rows have no picture, a line for each reason."""
+    columns = {"rows": "int", "names": "string", "state": "string", "reason": "string"}
+    return table("reasons", columns, [one._asdict() | {"names": ", ".join(one.names)} for one in found])
+
+
+def replaced(picked: Sequence[PickedPicture]) -> dict[str, dg.TableMetadataValue]:
+    """Return the pictures that people have picked and that a run would replace."""
+    return table(
+        "replaces_picked",
+        {"prompt_id": "string", "row_number": "int", "picture": "string"},
+        [
+            {"prompt_id": one.prompt_id, "row_number": one.row_number, "picture": one.file_name}
+            for one in picked[:MAX_ROWS]
         ],
     )
 
@@ -101,19 +124,23 @@ def of_pictures(
 ) -> dict[str, Value]:
     """Return what a batch's pictures tell.
 
-    Counts are of rows, `images` and `bytes` of the pictures they ask for now, `dagster/partition_row_count` of all
-    pictures ever made for the batch. `cost_usd` is what the rows cost over all runs, as far as that is known;
-    `retries` counts submits beyond a row's first. Seconds are of the requests whose pictures are shown: of fal's work,
-    and from the submit to the moment this project saw the end, which is late where a run had to take it up again.
+    Counts are of rows, those that a person left out of the run among the `not_reached`; `images` and `bytes` of the
+    pictures they ask for now, `dagster/partition_row_count` of all pictures ever made for the batch. `cost_usd` is what
+    the rows cost over all runs, as far as that is known; `retries` counts submits beyond a row's first. Seconds are of
+    the requests whose pictures are shown: of fal's work, and from the submit to the moment this project saw the end,
+    which is late where a run had to take it up again.
     """
+    from ideogram_pipeline.generation.reasons import is_left_out
+
     states: Counter[str] = Counter()
     missing: list[OutcomeRow] = []
-    cost, unknown, retries = 0.0, 0, 0
+    cost, unknown, retries, left_out = 0.0, 0, 0, 0
     for row in rows:
         states[row.state] += 1
         cost += row.cost_usd or 0.0
         unknown += row.cost_usd is None
         retries += max(row.attempts - 1, 0)
+        left_out += is_left_out(row)
         if row.state != "generated" and len(missing) < MAX_ROWS:
             missing.append(row)
     images, size = 0, 0
@@ -137,6 +164,7 @@ def of_pictures(
         "failed": states["failed"],
         "unknown": states["unknown"],
         "not_reached": states["not_reached"],
+        "left_out": left_out,
         "images": images,
         "bytes": size,
         "cost_usd": round(cost, 6),

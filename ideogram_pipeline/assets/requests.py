@@ -1,5 +1,6 @@
 """The plan of a batch: what will be asked of fal, what it will cost, and what needs no asking."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ideogram_pipeline.assets.columns import described, request_sources
 from ideogram_pipeline.assets.holding import holding
 from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.assets.tables import READINGS_TAG
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource, TablesResource
 
@@ -80,7 +82,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.generation import files
         from ideogram_pipeline.generation.choice import Choice, Decisions
         from ideogram_pipeline.generation.ledger import Ledger
-        from ideogram_pipeline.generation.planner import plan_batch
+        from ideogram_pipeline.generation.planner import TO_PAY, plan_batch
         from ideogram_pipeline.telemetry import span
 
         memory.give_back()
@@ -111,10 +113,16 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
             )
         plan = replace(plan, reading=read.prompts_reading)
         files.write_plan(opened, plan, root_run_id=root_run_id)
+        picked = []
+        if any(map(plan.count, TO_PAY)):
+            with suppress(ConfigurationError, DamagedFile):  # there are no reviews
+                reviews = files.read_reviews(opened, tables.reviews, batch).values()
+                picked = files.picked_to_replace(opened, plan, reviews)
         memory.give_back()
         return dg.MaterializeResult(
             metadata={
                 **metadata.of_plan(plan),
+                **metadata.replaced(picked),
                 "path": dg.MetadataValue.path(opened.where(files.plan_path(batch, plan.reading))),
             },
             data_version=_identity(plan),

@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 import dagster as dg
 
 from ideogram_pipeline.errors import PipelineError, StoreError
+from ideogram_pipeline.texts import shown
 
 CRASHES = dg.RetryPolicy(max_retries=2, delay=3, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """The policy of every asset: again after about 3 and 9 seconds."""
@@ -55,7 +56,7 @@ def retried_after_crashes(asset: Callable[Arguments, Result]) -> Callable[Argume
             retries = dg.AssetExecutionContext.get().retry_number
             if isinstance(error, StoreError) and retries < CRASHES.max_retries:
                 raise
-            raise Unmendable(str(error), allow_retries=False) from error
+            raise Unmendable(shown(error), allow_retries=False) from error
 
     return guarded
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import dagster as dg
 from pydantic import BaseModel
 
-from ideogram_pipeline import digests, logs
+from ideogram_pipeline import digests
 from ideogram_pipeline.assets import metadata
 from ideogram_pipeline.assets.columns import described
 from ideogram_pipeline.assets.holding import holding
@@ -14,6 +14,7 @@ from ideogram_pipeline.assets.retries import CRASHES, retried_after_crashes
 from ideogram_pipeline.partitions import register
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource, TablesResource
+from ideogram_pipeline.texts import shown
 
 PROMPTS_VERSION = "1"
 """Changes with the columns of the prompts table or what they mean."""
@@ -62,7 +63,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         reading = readings.write_prompts(opened, table)
         register(context.instance, pipeline.batches, table.batches)
         for rejection in table.rejections[:20]:
-            context.log.warning(logs.shown(str(rejection)))
+            context.log.warning(shown(rejection))
         return dg.MaterializeResult(
             metadata={
                 "rows": len(table.rows),
@@ -110,7 +111,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         )
         reading = readings.write_references(opened, table)
         for rejection in table.rejections[:20]:
-            context.log.warning(logs.shown(str(rejection)))
+            context.log.warning(shown(rejection))
         return dg.MaterializeResult(
             metadata={
                 "rows": len(table.references),
@@ -149,7 +150,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         table = read_reviews(tables.reviews, extra_columns=tables.extra_columns)
         files.write_reviews(store.open(), table)
         for rejection in table.rejections[:20]:
-            context.log.warning(logs.shown(str(rejection)))
+            context.log.warning(shown(rejection))
         counted = Counter(review.review for review in table.reviews)
         return dg.MaterializeResult(
             metadata={

@@ -16,6 +16,7 @@ from ideogram_pipeline.assets.images import spending_run
 from ideogram_pipeline.checks.findings import Verdict, digests, sampled
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import BudgetResource, LimitsResource, StoreResource
+from ideogram_pipeline.texts import counted
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.planner import Plan
@@ -105,7 +106,8 @@ def fits(plan: "Plan", left_usd: Decimal | None, *, allow_unknown: bool) -> Verd
         )
     if withheld:
         advice.append(
-            f"{len(withheld)} rows have no known price: set IDEOGRAM_ALLOW_UNKNOWN_PRICES=true to send them."
+            f"{counted(len(withheld), 'row has', 'rows have')} no known price: set "
+            "IDEOGRAM_ALLOW_UNKNOWN_PRICES=true to send them."
         )
     return Verdict(
         "plan_fits_the_budget",
@@ -167,8 +169,8 @@ def references(plan: "Plan", store: "Store") -> Verdict:
     return Verdict(
         "references_readable",
         found,
-        f"{len(without)} rows are not sent for want of them. Delete the damaged files from the store and materialize "
-        "`references` again.",
+        f"{counted(len(without), 'row is', 'rows are')} not sent for want of them. Delete the damaged files from the "
+        "store and materialize `references` again.",
         _severity(blocks=len(without) == to_pay and _nothing_else_to_do(plan)),
         {"references": len(expected), "hashed": len(hashed), "rows_without_references": len(without)},
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import dagster as dg
 
 from ideogram_pipeline.assets.metadata import table
-from ideogram_pipeline.logs import shown
+from ideogram_pipeline.texts import escaped, without_access
 
 if TYPE_CHECKING:
     from ideogram_pipeline.storage import Store
@@ -33,7 +33,7 @@ class Verdict:
     findings: Sequence[tuple[str, str]]
     """What is wrong: a row, picture or file, and what about it. Without findings the check has passed."""
     advice: str
-    """What to do about the findings."""
+    """What to do about the findings. Dagster takes it for Markdown: what others wrote is in it as `markdown` has it."""
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN
     """How bad they are; a blocking check with an error ends the run."""
     counts: Mapping[str, int | float] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Verdict:
 
     def __str__(self) -> str:
         """Return what the check says, as an outcome's reason tells it."""
-        return f"the check {self.name} ended the run before it paid: {shown(self.advice)}"
+        return f"the check {self.name} ended the run before it paid: {escaped(without_access(self.advice))}"
 
     def of(self, asset: dg.AssetKey) -> dg.AssetCheckResult:
         """Return the verdict on an asset as Dagster takes it."""
@@ -51,7 +51,7 @@ class Verdict:
             check_name=self.name,
             passed=not self.findings,
             severity=self.severity,
-            description=shown(self.advice) if self.findings else None,
+            description=escaped(without_access(self.advice)) if self.findings else None,
             metadata={
                 "findings": len(self.findings),
                 **self.counts,

@@ -10,6 +10,7 @@ import dagster as dg
 from ideogram_pipeline.checks.findings import Verdict
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import StoreResource
+from ideogram_pipeline.texts import counted
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.rows import CatalogRow
@@ -54,7 +55,7 @@ def erased(store: "Store") -> Verdict:
 
     def why(trace: "Trace") -> str:
         if trace.rows:
-            return f"{trace.rows} rows tell of it"
+            return f"{counted(trace.rows, 'row tells', 'rows tell')} of it"
         if trace.path.startswith(("references/", "gallery/references/")):
             return "it is a copy of what was erased"
         found = (sources[word] for word in re.findall(r"[0-9a-f]{8}", trace.path) if word in sources)

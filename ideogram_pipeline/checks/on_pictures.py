@@ -15,6 +15,7 @@ from ideogram_pipeline.faces import FAR
 from ideogram_pipeline.likeness import NEAR_DUPLICATE
 from ideogram_pipeline.pipeline import Pipeline
 from ideogram_pipeline.resources import LimitsResource, StoreResource
+from ideogram_pipeline.texts import markdown, shown
 
 if TYPE_CHECKING:
     from ideogram_pipeline.generation.files import PictureFacts, RowEnd
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ideogram_pipeline.storage import Store
 
 REASONS = 5
-"""Rows whose reason a failed run names."""
+"""So many reasons for which rows have no picture a failed run names."""
 
 CHECKS = {
     "batch_is_whole": "Every row that was asked of the run has its pictures. Up to IDEOGRAM_MAX_FAILED_FRACTION of the "
@@ -131,11 +132,14 @@ def whole(rows: "Sequence[RowEnd]", allowed: float, waiting: str = "") -> Verdic
 
     `waiting` is what there is to say of the request that has been with fal for the longest time.
     """
+    from ideogram_pipeline.generation.reasons import Reason, grouped
+
     due = [row for row in rows if row.due]
     missing = [row for row in due if row.state != "generated"]
     states = Counter(row.state for row in missing)
     counted = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in states.items())
-    first = "; ".join(f"{row.prompt_id}: {row.reason}" for row in missing[:REASONS])
+    reasons = grouped(Reason(row.state, row.reason, 1, (row.prompt_id,)) for row in missing)
+    first = "; ".join(markdown(shown(reason)) for reason in reasons[:REASONS])
     return Verdict(
         "batch_is_whole",
         [(row.prompt_id, f"{row.state}: {row.reason}") for row in missing],

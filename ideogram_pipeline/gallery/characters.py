@@ -31,6 +31,7 @@ class InBatch(BaseModel):
     entries: int = Field(default=0, description="Pictures, older takes too, and rows without.")
     images: int = Field(default=0, description="Current pictures.")
     cost_usd: float = Field(default=0.0, description="US dollars of them whose amount is known.")
+    replaced_usd: float = Field(default=0.0, description="The same of older takes, on top of that.")
     newest: str = Field(
         default="", description="When the newest picture was completed, ISO 8601; empty without any."
     )
@@ -39,12 +40,14 @@ class InBatch(BaseModel):
     def and_with(self, entry: Entry) -> InBatch:
         """Return what it has with one entry more."""
         is_current = bool(entry.image) and not entry.older
+        cost_usd = entry.facts.get("cost_usd", 0.0) if entry.image else 0.0
         faces = (path for name, path in entry.references if name == self.character)
         return self.model_copy(
             update={
                 "entries": self.entries + 1,
                 "images": self.images + is_current,
-                "cost_usd": self.cost_usd + (entry.facts.get("cost_usd", 0.0) if is_current else 0.0),
+                "cost_usd": self.cost_usd + (cost_usd if is_current else 0.0),
+                "replaced_usd": self.replaced_usd + (0.0 if is_current else cost_usd),
                 "newest": max(self.newest, entry.completed_at),
                 "face": self.face or next(filter(None, faces), ""),
             }

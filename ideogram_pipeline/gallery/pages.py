@@ -31,6 +31,7 @@ from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState
 from ideogram_pipeline.packing import Packer
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.rows import Review
+from ideogram_pipeline.texts import counted
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -56,7 +57,10 @@ class BatchPage(BaseModel):
     href: str = Field(description="Link to the page.")
     states: tuple[tuple[str, int], ...] = Field(description="Rows by state, those that occur.")
     images: int = Field(description="Current pictures.")
-    cost_usd: float = Field(description="US dollars whose amount is known.")
+    cost_usd: float = Field(description="US dollars of its rows as they are now, whose amount is known.")
+    replaced_usd: float = Field(
+        default=0.0, description="Of pictures that later takes or edited rows have replaced, on top of that."
+    )
     sandbox: bool = Field(description="Whether the local stand-in drew any of it.")
     strip: tuple[tuple[str, str], ...] = Field(description="The first pictures: paths and words.")
     characters: tuple[InBatch, ...] = Field(default=(), description="What it has of each character.")
@@ -81,6 +85,7 @@ class Character(BaseModel):
     href: str = Field(description="Link to its page.")
     images: int = Field(description="Current pictures, over all batches.")
     cost_usd: float = Field(description="US dollars of them whose amount is known.")
+    replaced_usd: float = Field(description="Of older takes, on top of that.")
     batches: int = Field(description="Batches that have any.")
     face: str = Field(description="Small picture of the reference; empty if there is none.")
 
@@ -225,6 +230,7 @@ class _Gallery:
             states=tuple((state, counted[state]) for state in get_args(OutcomeState) if counted[state]),
             images=current,
             cost_usd=sum(row.cost_usd or 0.0 for row in rows),
+            replaced_usd=files.replaced_usd(self._store, batch),
             sandbox=sandbox,
             strip=tuple((path, caption.partition("\n")[2][:300]) for path, caption in printed[:STRIP]),
             characters=tuple(known[name] for name in sorted(known)),
@@ -340,7 +346,7 @@ def _templates(static: Mapping[str, str]) -> Environment:
     models = (OutcomeRow, ImageRow)
     columns = {name: field.description for model in models for name, field in model.model_fields.items()}
     templates.globals |= {"static": static, "columns": columns}
-    templates.filters["link"] = quote
+    templates.filters |= {"link": quote, "counted": counted}
     return templates
 
 
@@ -395,6 +401,7 @@ def _character(name: str, pieces: Sequence[Piece]) -> Character:
         href=quote(f"characters/{name}/index.html"),
         images=sum(piece.known.images for piece in pieces),
         cost_usd=sum(piece.known.cost_usd for piece in pieces),
+        replaced_usd=sum(piece.known.replaced_usd for piece in pieces),
         batches=len(pieces),
         face=next((piece.known.face for piece in pieces if piece.known.face), ""),
     )

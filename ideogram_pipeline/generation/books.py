@@ -57,6 +57,7 @@ class Books:
         self._run = run
         self._reservations: dict[str, Reservation] = {}
         self._request_ids = request_ids(ledger.entries.values())
+        self._newly_spent: dict[str, Decimal] = {}
 
     def entry(self, request: GenerationRequest) -> Entry:
         """Return what is known of a request."""
@@ -190,6 +191,16 @@ class Books:
         PICTURES.add(len(settled.images), {"endpoint": request.endpoint})
         SPENT.add(float(settled.cost_usd or 0), {"endpoint": request.endpoint, "source": settled.cost_source})
         self.spent_usd += settled.cost_usd or Decimal(0)
+        if settled.cost_usd is not None:
+            before = self._newly_spent.get(request.fingerprint, Decimal(0))
+            self._newly_spent[request.fingerprint] = before + settled.cost_usd
+
+    def newly_spent_usd(self, request: GenerationRequest) -> Decimal | None:
+        """Return what this run has settled for a request since it was last asked; None where nothing known was.
+
+        So whatever is told of it, row by row, adds up to `spent_usd`.
+        """
+        return self._newly_spent.pop(request.fingerprint, None)
 
     async def _return_money(self, request: GenerationRequest, cost: Decimal | None) -> None:
         """Give back to the budget what this run reserved for a request and the request did not cost."""

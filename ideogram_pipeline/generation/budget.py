@@ -1,15 +1,15 @@
-"""The budget: lines in dollars that parallel runs, processes and hosts keep together through the store.
+"""The budget: spending limits in dollars that parallel runs, processes and hosts keep together through the store.
 
-A line is a log of entries that are each created once and never changed:
+A limit has a log of entries that are each created once and never changed:
 
     budget/day=2026-11-22/000001.json     what all runs on the store reserve in one UTC day
     budget/run=<run id>/000001.json       what one run reserves, over its retries
 
 Each entry holds the total after it, and the next one is created only if it isn't there. So the entries of all runs
-have one order, and the total can't pass the line, whoever races whom.
+have one order, and the total can't pass the limit, whoever races whom.
 
 Not every request costs a write: a run reserves a block and hands out of it in memory. `close` gives back what is left.
-What a crashed run held stays counted that day, two blocks at most, so a line is never passed and may be reached early.
+What a crashed run held stays counted that day, two blocks at most, so a limit is never passed and may be reached early.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ideogram_pipeline.storage import Store
 BLOCK_REQUESTS = 20
 """A block is worth at most so many requests ..."""
 BLOCK_SHARE = Decimal("0.05")
-"""... and at most this share of the line, unless a single request costs more."""
+"""... and at most this share of the limit, unless a single request costs more."""
 
 _LEAST = Decimal("0.01")
-"""Dollars that must be left of a line for a request without a price."""
+"""Dollars that must be left of a limit for a request without a price."""
 _NAME = re.compile(r"/(\d{6,})\.json$")
 
 
@@ -46,7 +46,7 @@ class UnknownPrice(Exception):
 
 
 class BudgetEntry(BaseModel):
-    """One step of a line, as it lies in the store."""
+    """One step of a limit's log, as it lies in the store."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,8 +59,8 @@ class BudgetEntry(BaseModel):
     written_at: datetime = Field(description="UTC.")
 
 
-class _Line:
-    """One line: its log in the store, and what this run holds of it."""
+class _Limit:
+    """One spending limit: its log in the store, and what this run holds of it."""
 
     def __init__(
         self, store: Store, folder: str, run_id: str, limit: Decimal, *, name: str, advice: str
@@ -180,8 +180,8 @@ class Reservation:
 
     usd: Decimal
     """Its price; 0 if that isn't known."""
-    lines: tuple[_Line, ...]
-    """The lines it is counted in."""
+    limits: tuple[_Limit, ...]
+    """The spending limits it is counted in."""
 
 
 class Budget:
@@ -210,8 +210,8 @@ class Budget:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._open: set[Reservation] = set()
-        self._run_line = self._line_of_this_run(per_run_usd) if per_run_usd else None
-        self._day_line = self._line_of_today(per_day_usd) if per_day_usd else None
+        self._run_limit = self._limit_of_this_run(per_run_usd) if per_run_usd else None
+        self._day_limit = self._limit_of_today(per_day_usd) if per_day_usd else None
 
     @property
     def reserved_usd(self) -> Decimal:
@@ -221,14 +221,14 @@ class Budget:
     @property
     def remaining_usd(self) -> Decimal | None:
         """Dollars this run can still have, as far as it knows of other runs; None without a limit."""
-        return min((line.remaining for line in self._lines()), default=None)
+        return min((limit.remaining for limit in self._limits()), default=None)
 
     async def look(self) -> Decimal | None:
-        """Return the dollars that the lines leave this run, as the store has them now; None without a limit."""
+        """Return the dollars that the limits leave this run, as the store has them now; None without a limit."""
         async with self._lock:
             await self._begin_the_day()
-            for line in self._lines():
-                await line.read_to_the_end()
+            for limit in self._limits():
+                await limit.read_to_the_end()
             return self.remaining_usd
 
     async def reserve(self, price_usd: Decimal | None) -> Reservation:
@@ -237,7 +237,7 @@ class Budget:
         An unknown price, where it is allowed, counts nothing until its cost is known; but something must be left.
 
         Raises:
-            OverBudget: a line leaves no room; nothing was set aside.
+            OverBudget: a spending limit leaves no room; nothing was set aside.
             UnknownPrice: the price is None, which isn't allowed.
         """
         if price_usd is None and not self._allow_unknown:
@@ -247,12 +247,12 @@ class Budget:
             )
         async with self._lock:
             await self._begin_the_day()
-            lines = self._lines()
-            for line in lines:
-                await line.cover(_LEAST if price_usd is None else price_usd)
-            reservation = Reservation(price_usd or Decimal(0), lines)
-            for line in lines:
-                line.allowance -= reservation.usd
+            limits = self._limits()
+            for limit in limits:
+                await limit.cover(_LEAST if price_usd is None else price_usd)
+            reservation = Reservation(price_usd or Decimal(0), limits)
+            for limit in limits:
+                limit.allowance -= reservation.usd
             self._open.add(reservation)
             return reservation
 
@@ -267,28 +267,28 @@ class Budget:
         async with self._lock:
             self._open.remove(reservation)
             self.spent_usd += cost_usd
-            for line in reservation.lines:
-                await line.credit(reservation.usd - cost_usd)
+            for limit in reservation.limits:
+                await limit.credit(reservation.usd - cost_usd)
 
     async def close(self) -> None:
         """Give back what no request uses. What is reserved for requests stays counted."""
         async with self._lock:
-            for line in self._lines():
-                await line.leave()
+            for limit in self._limits():
+                await limit.leave()
 
-    def _lines(self) -> tuple[_Line, ...]:
-        return tuple(line for line in (self._run_line, self._day_line) if line)
+    def _limits(self) -> tuple[_Limit, ...]:
+        return tuple(limit for limit in (self._run_limit, self._day_limit) if limit)
 
     async def _begin_the_day(self) -> None:
-        """Turn to the day's own line if midnight has passed."""
-        if self._day_line and self._per_day:
-            today = self._line_of_today(self._per_day)
-            if today.folder != self._day_line.folder:
-                await self._day_line.leave()
-                self._day_line = today
+        """Turn to the day's own limit if midnight has passed."""
+        if self._day_limit and self._per_day:
+            today = self._limit_of_today(self._per_day)
+            if today.folder != self._day_limit.folder:
+                await self._day_limit.leave()
+                self._day_limit = today
 
-    def _line_of_this_run(self, limit: Decimal) -> _Line:
-        return _Line(
+    def _limit_of_this_run(self, limit: Decimal) -> _Limit:
+        return _Limit(
             self._store,
             f"budget/run={self._run_id}",
             self._run_id,
@@ -299,9 +299,9 @@ class Budget:
             "with --only-failed beside it.",
         )
 
-    def _line_of_today(self, limit: Decimal) -> _Line:
+    def _limit_of_today(self, limit: Decimal) -> _Limit:
         day = self._clock().astimezone(UTC).date()
-        return _Line(
+        return _Limit(
             self._store,
             f"budget/day={day}",
             self._run_id,

@@ -48,6 +48,7 @@ from ideogram_pipeline.generation.outcomes import (
     NotReached,
     Outcome,
     Outcomes,
+    Reused,
     Unknown,
     left_to_another_run,
     of_entry,
@@ -62,6 +63,7 @@ from ideogram_pipeline.generation.submitting import StopSubmitting, Submitter
 from ideogram_pipeline.generation.uploads import ReferenceUrls
 from ideogram_pipeline.generation.window import Place, Window
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.texts import counted, shown
 
 RESUBMIT_AFTER_S = 2.0
 """A request that failed, and may succeed, is sent again after so many seconds, and after four times as many then."""
@@ -232,7 +234,8 @@ class Engine:
         )
         if left_s <= 0:
             return False
-        _log.info("%d submits were not answered; fal is asked about them in %.1f s", len(unanswered), left_s)
+        waiting = counted(len(unanswered), "submit was", "submits were")
+        _log.info("%s not answered; fal is asked in %.1f s", waiting, left_s)
         await pause(left_s)
         return True
 
@@ -241,7 +244,7 @@ class Engine:
             async with self._window.place() as place:
                 outcome = await self._outcome(request, place)
             outcomes.add(outcome)
-            _log_end(outcome)
+            _log_end(outcome, self._books.newly_spent_usd(request))
             if not isinstance(outcome, Unknown):
                 self._observer.ended(outcome, self.spent_usd)
         self._fetcher.nothing_left_to_submit()
@@ -391,8 +394,10 @@ class Engine:
             await self.cancel_queued()
 
 
-def _log_end(outcome: Outcome) -> None:
-    state, reason = state_of(outcome), reason_of(outcome)
+def _log_end(outcome: Outcome, spent_usd: Decimal | None) -> None:
+    """Log how a row ended; `spent_usd` is what this run has paid for it and no line has told yet."""
+    state = "reused" if isinstance(outcome, Reused) else state_of(outcome)
+    reason = shown(reason_of(outcome))
     last = outcome.entry.last if outcome.entry and outcome.entry.attempts else None
     _log.info(
         "%s: %s",
@@ -402,6 +407,6 @@ def _log_end(outcome: Outcome) -> None:
             **outcome.request.ids,
             "state": state,
             "request_id": last.submitted.request_id if last and last.submitted else None,
-            "cost_usd": last.cost.usd if last else None,
+            "cost_usd": None if spent_usd is None else float(spent_usd),
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from ideogram_pipeline.generation.planner import (
     NOT_REJECTED,
     NOT_WORKED,
     ONLY_FAILED,
+    TO_PAY,
     Plan,
 )
 from ideogram_pipeline.generation.readings import newest_numbers, table_and_number
@@ -103,16 +104,46 @@ def _reviews_path(url: str) -> str:
 
 def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> set[str]:
     """Return the fingerprints of requests of which a picture, as it lies in the store, is rejected."""
-    verdicts = {one.image: one.sha256 for one in reviews if one.review == "rejected"}
+    return {one.fingerprint for one in _reviewed(store, batch, reviews, "rejected")}
+
+
+class PickedPicture(NamedTuple):
+    """A picture that a person has picked, and that a run would replace."""
+
+    batch: str
+    """The partition."""
+    row_number: int
+    """Where its row stands in the table."""
+    prompt_id: str
+    """Its row."""
+    file_name: str
+    """The picture, in its batch's folder."""
+
+
+def picked_to_replace(store: Store, plan: Plan, reviews: Iterable[Review]) -> list[PickedPicture]:
+    """Return the picked pictures, as they lie in the store, that the rows to be paid for would no longer ask for."""
+    picked: dict[str, list[str]] = defaultdict(list)
+    for one in _reviewed(store, plan.batch, reviews, "picked"):
+        if one.current:
+            picked[one.prompt_id].append(one.file_name)
+    if not picked:
+        return []
+    return [
+        PickedPicture(plan.batch, row.row_number, row.prompt_id, file_name)
+        for row in plan.rows
+        if row.decision in TO_PAY
+        for file_name in picked.get(row.prompt_id, ())
+    ]
+
+
+def _reviewed(store: Store, batch: str, reviews: Iterable[Review], verdict: str) -> list[PictureFacts]:
+    """Return a batch's pictures, as they lie in the store, that have this review."""
+    reviewed = {one.image: one.sha256 for one in reviews if one.review == verdict}
     try:
-        pictures = picture_facts(store, batch)
+        pictures = picture_facts(store, batch) if reviewed else []
     except (FileNotFoundError, DamagedFile):
-        return set()
-    return {
-        one.fingerprint
-        for one in pictures
-        if verdicts.get(f"images/batch={batch}/{one.file_name}") == one.sha256
-    }
+        return []
+    return [one for one in pictures if reviewed.get(f"images/batch={batch}/{one.file_name}") == one.sha256]
 
 
 def sweep(store: Store, batch: str) -> int:
@@ -378,6 +409,19 @@ class RowInShort(NamedTuple):
 def rows_in_short(store: Store, batch: str) -> list[RowInShort]:
     """Return what is counted of a batch's rows."""
     return parquet.view(store, outcomes_path(batch), RowInShort)
+
+
+class TakeCost(NamedTuple):
+    """What a picture cost, likewise of `ImageRow`."""
+
+    current: bool
+    cost_usd: float | None
+
+
+def replaced_usd(store: Store, batch: str) -> float:
+    """Return the dollars of a batch's pictures that its rows no longer ask for, as far as they are known."""
+    pictures = parquet.view(store, metadata_path(batch), TakeCost)
+    return sum(one.cost_usd or 0.0 for one in pictures if not one.current)
 
 
 def picture_facts(store: Store, batch: str) -> list[PictureFacts]:

@@ -22,6 +22,7 @@ from ideogram_pipeline.generation import files, ledger
 from ideogram_pipeline.pictures import EXTENSIONS
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables import erased
+from ideogram_pipeline.texts import counted
 
 PREFIX = 8
 """So many digits of a fingerprint stand in a picture's name."""
@@ -116,10 +117,10 @@ def check_asked(store: Store, batch: str, asked: Collection[str]) -> None:
     again = [one for one in asked if one in known or one[:PREFIX] in known]
     if again:
         raise ConfigurationError(
-            f"{len(again)} requests of the batch {batch!r} that are to be paid for, such as {again[0][:PREFIX]}, were "
-            "paid for before their ledger was lost, and no row asked for them when `ideogram-pipeline reconcile "
-            "--adopt` looked. Have it look again, with the tables as they are now; then run again. Nothing was "
-            "submitted."
+            f"{counted(len(again), 'request')} of the batch {batch!r} that {'is' if len(again) == 1 else 'are'} to be "
+            f"paid for, such as {again[0][:PREFIX]}, {'was' if len(again) == 1 else 'were'} paid for before their "
+            "ledger was lost, and no row asked for them when `ideogram-pipeline reconcile --adopt` looked. Have it "
+            "look again, with the tables as they are now; then run again. Nothing was submitted."
         )
 
 
@@ -136,9 +137,9 @@ def missing(store: Store, batch: str, known: Collection[str] = ()) -> str:
         return ""
     first = next(iter(found.values()))
     return (
-        f"The ledger of the batch {batch!r} lacks {len(found)} requests that were paid for, such as "
-        f"{first.fingerprint[:PREFIX]} of {first.prompt_id}, named by {store.where(first.path)!r}: a run would pay for "
-        "them again."
+        f"The ledger of the batch {batch!r} lacks {counted(len(found), 'request that was', 'requests that were')} "
+        f"paid for, such as {first.fingerprint[:PREFIX]} of {first.prompt_id}, named by {store.where(first.path)!r}: a "
+        f"run would pay for {'it' if len(found) == 1 else 'them'} again."
     )
 
 

@@ -223,6 +223,9 @@ def recalled(request: GenerationRequest, entry: Entry | None, row: OutcomeRow) -
         return of_entry(request, entry)
     if entry and entry.state in _SETTLED and row.state != entry.state and not had_pictures:
         return of_entry(request, entry)
+    was_open = row.state == "unknown" or (row.request_id and row.reason.startswith(row.request_id))
+    if entry and was_open and entry.state not in ("reserved", "submitted", "generated"):
+        return of_entry(request, entry)  # it was cancelled, or given up
     because: Literal["stopped", "elsewhere"] = "stopped" if row.due else "elsewhere"
     return _outcome(request, entry, _End(_KINDS[row.state], row.reason, because, "new"))
 

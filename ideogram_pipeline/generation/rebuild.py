@@ -73,8 +73,9 @@ def _made_anew(store: Store, ledger: Ledger) -> files.Results:
     return record(store, ledger, anew=True)
 
 
-def refresh_costs(store: Store, ledger: Ledger, batch: str) -> bool:
-    """Bring the costs in a batch's metadata and outcomes up to date with fal's bills; say whether any had changed."""
+def refresh_results(store: Store, ledger: Ledger, batch: str) -> bool:
+    """Bring a batch's metadata and outcomes up to date with its ledger: with fal's bills, with what was cancelled or
+    given up; say whether anything had changed."""
     if lost_ledgers.lacking(store, batch, ledger.entries):
         return False  # what tells of a request that the ledger lacks would be lost
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ideogram_pipeline.generation.rows import EdgeRow
 from ideogram_pipeline.provenance.lineage import Lineage, Node, NodeId
+from ideogram_pipeline.texts import shown
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -19,42 +20,45 @@ WIDTH = 400
 TOLD_IN_FULL = 12
 """Of so many things at most everything is told; of more only what stands in a line, and all of what was asked for."""
 
+_MERMAID = {ord(sign): f"#{ord(sign)};" for sign in '#"<>&`'}
+"""What Mermaid, or the HTML that it makes, would not take for text."""
+
 _Near = Mapping[NodeId, list[tuple[str, NodeId]]]
 
 
 def tree(lineage: Lineage) -> Tree:
     """Return the lineage as a tree: for each root what it came from and what came of it."""
-    from rich.markup import escape
+    from rich.text import Text
     from rich.tree import Tree
 
     nodes = {(node.kind, node.id): node for node in lineage.nodes}
     before, after = _neighbours(lineage)
-    top = Tree(escape(lineage.key))
+    top = Tree(Text(shown(lineage.key)))
 
     tells_all = len(nodes) <= TOLD_IN_FULL
 
     def tell(branch: Tree, node: NodeId) -> None:
         for name, value in _told(nodes[node]):
-            branch.add(f"[dim]{name}[/] {escape(value)}")
+            branch.add(Text.assemble((name, "dim"), " ", shown(value)))
 
     def grow(branch: Tree, node: NodeId, near: _Near, seen: set[NodeId]) -> None:
         also = [] if near is before else [one for one in before[node] if one[1][0] in ("reference", "run")]
         for how, other in [*also, *near[node]]:
             if other in seen or other not in nodes:
                 continue
-            leaf = branch.add(f"[dim]{how}[/] {escape(_line(nodes[other]))}")
+            leaf = branch.add(Text.assemble((how, "dim"), " ", _line(nodes[other])))
             if tells_all:
                 tell(leaf, other)
             if (how, other) not in also:
                 grow(leaf, other, near, seen | {other})
 
     for root in lineage.roots:
-        branch = top.add(escape(_line(nodes[root])))
+        branch = top.add(Text(_line(nodes[root])))
         tell(branch, root)
         if lineage.upstream:
-            grow(branch.add("[bold]came from[/]"), root, before, {root})
+            grow(branch.add(Text("came from", "bold")), root, before, {root})
         if lineage.downstream:
-            grow(branch.add("[bold]became[/]"), root, after, {root})
+            grow(branch.add(Text("became", "bold")), root, after, {root})
     return top
 
 
@@ -75,7 +79,7 @@ def mermaid(lineage: Lineage) -> str:
     names = {(node.kind, node.id): f"n{number}" for number, node in enumerate(lineage.nodes)}
     lines = ["flowchart LR"]
     for node in lineage.nodes:
-        label = _line(node).replace('"', "#quot;").replace("\n", " ")
+        label = _line(node).translate(_MERMAID)
         lines.append(f'  {names[node.kind, node.id]}["{label}"]')
     for edge in lineage.edges:
         start, end = names[edge.from_kind, edge.from_id], names[edge.to_kind, edge.to_id]
@@ -107,7 +111,11 @@ def _key(node: Node) -> str:
 
 
 def _line(node: Node) -> str:
-    """Return a node in one line."""
+    """Return a node in one line, whoever wrote what stands in it."""
+    return shown(_words(node))
+
+
+def _words(node: Node) -> str:
     facts = node.facts
     match node.kind:
         case "reference":

@@ -21,8 +21,8 @@ from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.edges import submit_id
 from ideogram_pipeline.generation.ledger import Attempt, Entry, Ledger
 from ideogram_pipeline.generation.rows import EdgeRow, NodeKind
-from ideogram_pipeline.logs import shown
 from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.texts import without_access
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,63}")
@@ -272,7 +272,7 @@ def _facts(entry: Entry) -> Iterator[tuple[NodeId, dict[str, JsonValue]]]:
     for use in request.pictures:
         yield (
             ("reference", use.sha256),
-            {"reference_id": use.reference_id, "uri": shown(use.uri), "path": use.path},
+            {"reference_id": use.reference_id, "uri": without_access(use.uri), "path": use.path},
         )
     for attempt in entry.attempts:
         yield ("submit", submit_id(attempt)), _submit_facts(attempt)
@@ -286,7 +286,7 @@ def _submit_facts(attempt: Attempt) -> dict[str, JsonValue]:
     return {
         "attempt": reserved.attempt,
         "state": _state(attempt),
-        "reason": shown(settled.reason) if settled else None,
+        "reason": without_access(settled.reason) if settled else None,
         "reserved_at": reserved.reserved_at.isoformat(),
         "submitted_at": submitted.submitted_at.isoformat() if submitted else None,
         "completed_at": settled.completed_at.isoformat() if settled else None,

@@ -17,6 +17,7 @@ from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.provenance.lineage import Lineage, trace
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS
+from ideogram_pipeline.texts import json_shown
 
 Form = Literal["row", "curl", "python", "javascript"]
 
@@ -132,7 +133,8 @@ def _curl(request: GenerationRequest, store: Store) -> str:
         use.token: use.uri if use.by_address else f"URL of {store.where(use.path)}"
         for use in request.pictures
     }
-    body = json.dumps(_with_urls(request, urls), ensure_ascii=False, indent=2).replace("'", "'\\''")
+    arguments = json.dumps(_with_urls(request, urls), ensure_ascii=False, indent=2)
+    body = json_shown(arguments).replace("'", "'\\''")
     return (
         f"curl --request POST {FalHosts().queue}/{request.endpoint_id} \\\n"
         '  --header "Authorization: Key $FAL_KEY" --header "Content-Type: application/json" \\\n'

@@ -22,6 +22,7 @@ from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import DIGEST, Tombstone, by_digest, fingerprints
+from ideogram_pipeline.texts import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,7 +123,7 @@ class Trace(NamedTuple):
 
     def __str__(self) -> str:
         """Return it as people read it."""
-        return f"{self.rows} rows of {self.path}" if self.rows else f"the file {self.path}"
+        return f"{counted(self.rows, 'row')} of {self.path}" if self.rows else f"the file {self.path}"
 
 
 def traces(store: Store, gone: Gone) -> Iterator[Trace]:

@@ -186,7 +186,9 @@ def test_the_command_counts_the_rows_of_a_batch_that_was_stopped_and_publishes(p
     summary = launch.run(settings, [], progress=LogProgress(), expect=lambda _: None)
     assert (summary.rows, summary.generated, summary.not_reached) == (1, 0, 1)
     (reason,) = summary.reasons
-    assert reason.startswith("default: plan_fits_the_budget: 0 of 1 rows to pay for fit.")
+    assert str(reason).startswith(
+        "the batch default: not_reached: plan_fits_the_budget: 0 of 1 rows to pay for fit."
+    )
     (row,) = files.read_outcomes(project.store, "default")
     assert row.state == "not_reached"
     assert "0 of 1 rows to pay for fit." in row.reason

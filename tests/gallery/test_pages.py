@@ -249,6 +249,22 @@ def test_pictures_of_before_are_there_and_marked_as_older(store, work_batch):
     }
 
 
+def test_money_is_told_with_and_without_the_takes_that_were_replaced(store, work_batch, face):
+    """Incident: the sum left out what older takes had cost, and fal's bill was higher than the gallery."""
+    references = References({"face": face}, {})
+    work_batch([{"prompt_id": "a", "prompt": "before", "reference_id": "face"}], references=references)
+    write_gallery(store)
+    for path in (BATCH, INDEX, "gallery/characters/face/index.html"):
+        assert "1 picture" in page(store, path).words
+        assert "older takes" not in page(store, path).words.replace("Older takes", ""), path
+    work_batch([{"prompt_id": "a", "prompt": "after", "reference_id": "face"}], references=references)
+    write_gallery(store)
+    for path in (BATCH, INDEX, "gallery/characters/face/index.html"):
+        words = " ".join(page(store, path).words.split())
+        assert "1 picture" in words
+        assert "$0.15 of sandbox money, $0.30 with older takes" in words, path
+
+
 def reviewed(image, sha256, review, note, at):
     return Review(image=image, row_number=2, sha256=sha256, review=review, note=note, reviewed_at=at)
 

@@ -15,7 +15,7 @@ from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger, Reserved, Submitted
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_row
-from ideogram_pipeline.generation.rebuild import rebuild_batch, refresh_costs
+from ideogram_pipeline.generation.rebuild import rebuild_batch, refresh_results
 from ideogram_pipeline.sandbox import Fault, FaultKind, SandboxSettings, running_sandbox
 from ideogram_pipeline.tables.rows import PromptRow
 
@@ -243,10 +243,10 @@ def test_questions_keep_to_fals_limits(store, billing_desk):
 
 def test_the_rows_of_a_batch_take_over_what_was_billed_and_nothing_else_changes(store, worked, billing_desk):
     images, outcomes = files.read_images(store, BATCH), files.read_outcomes(store, BATCH)
-    assert not refresh_costs(store, worked.ledger, BATCH)
+    assert not refresh_results(store, worked.ledger, BATCH)
     billing_desk.book("request-a", cost_total=0.108)
     read(billing_desk.url, worked.ledger)
-    assert refresh_costs(store, worked.ledger, BATCH)
+    assert refresh_results(store, worked.ledger, BATCH)
     billed = {"cost_source": "billing_event"}
     assert files.read_images(store, BATCH) == [
         image.model_copy(update={**billed, "cost_usd": 0.054}) for image in images
@@ -255,7 +255,7 @@ def test_the_rows_of_a_batch_take_over_what_was_billed_and_nothing_else_changes(
         one.model_copy(update={**billed, "cost_usd": 0.108}) if one.prompt_id == "a" else one
         for one in outcomes
     ]
-    assert not refresh_costs(store, worked.ledger, BATCH)
+    assert not refresh_results(store, worked.ledger, BATCH)
 
 
 def test_rebuilt_rows_cost_what_was_billed(store, worked, billing_desk):
@@ -268,5 +268,5 @@ def test_rebuilt_rows_cost_what_was_billed(store, worked, billing_desk):
 
 
 def test_a_batch_without_results_has_no_rows_to_bring_up_to_date(store):
-    assert not refresh_costs(store, Ledger(store, BATCH), BATCH)
+    assert not refresh_results(store, Ledger(store, BATCH), BATCH)
     assert not store.exists(files.outcomes_path(BATCH))
