@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ideogram_pipeline.errors import ConfigurationError, TableError
+from ideogram_pipeline.tables.cells import BadCell
 from ideogram_pipeline.tables.reader import RawRow, read_rows
 from ideogram_pipeline.tables.rows import (
     DEFAULT_BATCH,
@@ -18,7 +19,8 @@ from ideogram_pipeline.tables.rows import (
     PromptRow,
     Rejection,
     RowProblem,
-    as_text,
+    as_id,
+    as_name,
     is_name,
     parse_row,
 )
@@ -51,7 +53,7 @@ class PromptsTable:
 
 
 def read_prompts(url: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> PromptsTable:
-    """Read a prompts table (CSV, JSONL, Parquet or Excel, by its ending); `defaults` fill cells that are empty.
+    """Read a prompts table (CSV, TSV, JSONL, Parquet or Excel, by its ending); `defaults` fill cells that are empty.
 
     Raises:
         ConfigurationError: the defaults can't stand in the table.
@@ -107,10 +109,12 @@ def misspelt_columns(table: PromptsTable) -> list[str]:
 
 def refuse_repeated_ids(url: str, column: str, records: list[RawRow]) -> None:
     """Raise a `TableError` that names the rows where an id stands more than once."""
+    reading = as_id if column == "prompt_id" else as_name
     places: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        if column in record.cells:
-            places[str(as_text(record.cells[column]))].append(str(record.number))
+        cell = record.cells.get(column)
+        if cell is not None and not isinstance(cell, BadCell):
+            places[str(reading(cell))].append(str(record.number))
     for value, rows in places.items():
         if len(rows) > 1:
             raise TableError(
@@ -119,7 +123,7 @@ def refuse_repeated_ids(url: str, column: str, records: list[RawRow]) -> None:
 
 
 def _rejection(url: str, record: RawRow, problem: RowProblem) -> Rejection:
-    batch = str(as_text(record.cells.get("batch", DEFAULT_BATCH)))
+    batch = str(as_name(record.cells.get("batch", DEFAULT_BATCH)))
     return Rejection(
         file=url,
         row_number=record.number,

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
+from ideogram_pipeline.tables.limits import MAX_TABLE_BYTES
+
 if TYPE_CHECKING:
     from ideogram_pipeline.storage import Store
 
 MAX_BYTES = 50 * 1024 * 1024
 """Nothing larger is read for a reference; fal's own download limit is the same (fal SDK, toolkit/image)."""
-MAX_TABLE_BYTES = 1024 * 1024 * 1024
-"""No larger table is read: it is taken apart in memory."""
 
 DEADLINE_S = 120.0
 """Seconds that a file on the web may take, to its last byte."""

@@ -146,3 +146,9 @@ def test_a_default_can_stand_for_the_whole_prompt_column(write):
 def test_defaults_that_no_cell_could_hold_are_refused(write, defaults, says):
     with pytest.raises(ConfigurationError, match=says):
         read_prompts(write("p.csv", "prompt_id,prompt\na,b\n"), defaults)
+
+
+def test_two_spellings_of_one_word_are_one_id(write):
+    path = write("p.csv", "prompt_id,prompt\nëmilie,x\ne\N{COMBINING DIAERESIS}milie,y\n")
+    with pytest.raises(TableError, match="prompt_id 'ëmilie' stands in rows 2, 3"):
+        read_prompts(path)
