@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 _FAILED = re.compile(
-    r"#(N/A|REF!|VALUE!|DIV/0!|NAME\?|NUM!|NULL!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|GETTING_DATA)"
+    r"#(N/A|REF!|VALUE!|DIV/0!|NAME\?|NUM!|NULL!|SPILL!|CALC!|FIELD!|BLOCKED!|CONNECT!|GETTING_DATA|ERROR!)|Err:5\d\d"
 )
 """What spreadsheets show where a formula failed, and leave in what is saved from them."""
 

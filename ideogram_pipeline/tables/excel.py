@@ -28,6 +28,7 @@ from ideogram_pipeline.tables.limits import MAX_TABLE_BYTES, check_size
 if TYPE_CHECKING:
     from openpyxl.worksheet.cell_range import CellRange
 
+_COMPOUND = bytes.fromhex("d0cf11e0a1b11ae1")
 _PICTURES = "xl/media/"
 _WORKBOOK = "xl/workbook.xml"
 _STALE = re.compile(rb"""\bfullCalcOnLoad\s*=\s*["'](1|true)["']""")
@@ -35,9 +36,8 @@ _STALE = re.compile(rb"""\bfullCalcOnLoad\s*=\s*["'](1|true)["']""")
 openpyxl takes it for given."""
 _ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 """How a workbook writes a character that XML can't hold, or a text that looks like this."""
-_LITERAL = r'(?:"([^"]*)"|\\(.)|([-_/ ()]))'
-_ZEROS = re.compile(rf"(?P<before>{_LITERAL}*)(?P<zeros>00+)(?P<after>{_LITERAL}*)")
-"""A number format that shows whole numbers with zeros before them: 7 as 007, or P-007."""
+_FORMAT = re.compile(r'0|"[^"]*"|\\.|_.|[-/ ()]')
+"""A part of a number format: a digit, or what stands between digits as it is written; `_x` is a gap as wide as x."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,10 @@ def first_sheet(url: str, content: bytes) -> Sheet:
     Raises:
         TableError: it is no workbook, is too large, or has merged cells in its header.
     """
+    if content.startswith(_COMPOUND):
+        raise TableError(
+            f"{url}: it is an old .xls workbook, or has a password; save it as .xlsx, without a password."
+        )
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as parts:
             unpacked = sum(
@@ -67,6 +71,10 @@ def first_sheet(url: str, content: bytes) -> Sheet:
                 )
             stale = _WORKBOOK in parts.namelist() and _STALE.search(parts.read(_WORKBOOK)) is not None
         book = load_workbook(io.BytesIO(content), read_only=True, data_only=True, keep_links=False)
+        if not book.worksheets:
+            raise TableError(
+                f"{url}: the workbook has no sheet that can be read; save it as .xlsx once more."
+            )
         first, *others = book.worksheets
         sheet = _Sheet(first, stale)
         rows = sheet.read(url)
@@ -146,30 +154,34 @@ class _Sheet(WorkSheetParser):
             return cell_of(_ESCAPED.sub(_character, value) if "_x" in value else value)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if (
-            isinstance(value, int)
-            and not isinstance(value, bool)
-            and value >= 0
-            and (zeros := self._zeros(style_id))
-        ):
-            before, width, after = zeros
-            return f"{before}{value:0{width}}{after}"
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            parts = self._zeros(style_id)
+            return _shown(value, parts) if parts else value
         return cell_of(value)
 
     def _place(self, row: int, column: int) -> str:
         return f"cell {get_column_letter(column)}{row} of the sheet {self._sheet.title!r}"
 
-    def _zeros_of(self, style_id: int) -> tuple[str, int, str] | None:
-        shown = ReadOnlyCell(self._sheet, 1, 1, None, style_id=style_id).number_format
-        found = _ZEROS.fullmatch(re.sub(r"^\[\$[^\]]*\]", "", shown.split(";")[0]))
-        if found is None:
-            return None
-        return _written(found["before"]), len(found["zeros"]), _written(found["after"])
+    def _zeros_of(self, style_id: int) -> tuple[str, ...]:
+        """Return the parts of a number format that shows zeros before a number: 7 as 007, or P-007; else nothing."""
+        style = ReadOnlyCell(self._sheet, 1, 1, None, style_id=style_id).number_format
+        positive = re.sub(r"^\[\$[^\]]*\]", "", style.split(";")[0])  # without the language
+        parts = tuple(_FORMAT.findall(positive))
+        return parts if "".join(parts) == positive and parts.count("0") > 1 else ()
 
 
-def _written(literals: str) -> str:
-    """Return what the literal part of a number format shows."""
-    return "".join("".join(part for part in literal if part) for literal in re.findall(_LITERAL, literals))
+def _shown(number: int, parts: tuple[str, ...]) -> str:
+    """Return a number as a format shows it: a digit for each 0 from the end, and the rest for the first."""
+    left = parts.count("0")
+    digits = list(f"{number:0{left}}")
+    shown: list[str] = []
+    for part in reversed(parts):
+        if part == "0":
+            left -= 1
+            shown.append(digits.pop() if left else "".join(digits))
+        elif not part.startswith("_"):
+            shown.append(part.strip('"').removeprefix("\\"))
+    return "".join(reversed(shown))
 
 
 def _character(escaped: re.Match[str]) -> str:

@@ -188,6 +188,9 @@ def test_line_breaks_and_other_escaped_characters_arrive_as_they_were_written(wo
         ('000"-x"', "007-x"),
         ("[$-409]000", "007"),
         ("000;-000", "007"),
+        ("000_)", "007"),
+        ("0000-00-00", "0000-00-07"),
+        ("0-0", "0-7"),
         ("General", 7),
         ("0", 7),
         ("#,##0", 7),
@@ -201,6 +204,33 @@ def test_a_number_shown_with_zeros_before_it_is_what_is_shown(workbook, number_f
     )
     formatted, plain = read_rows(path, required=())
     assert (formatted.cells["prompt_id"], plain.cells["prompt_id"]) == (shown, 7)
+
+
+@pytest.mark.parametrize(
+    ("number", "number_format", "shown"),
+    [
+        (20261130, "0000-00-00", "2026-11-30"),
+        (1234, "00", "1234"),
+        (12345, '00"-"00', "123-45"),
+        (0, "000", "000"),
+    ],
+)
+def test_a_number_with_more_digits_than_zeros_keeps_them_all(workbook, number, number_format, shown):
+    path = workbook(
+        ["batch"], [number], change=lambda sheet: setattr(sheet["A2"], "number_format", number_format)
+    )
+    assert [row.cells for row in read_rows(path, required=())] == [{"batch": shown}]
+
+
+@pytest.mark.parametrize("number_format", ["000", '"P"000'])
+def test_zeros_are_shown_before_whole_numbers_only(workbook, number_format):
+    cells = [-7, 7.5, True]
+    path = workbook(
+        ["a", "b", "c"],
+        cells,
+        change=lambda sheet: [setattr(cell, "number_format", number_format) for cell in sheet[2]],
+    )
+    assert [list(row.cells.values()) for row in read_rows(path, required=())] == [cells]
 
 
 def test_zeros_before_a_number_change_no_number(workbook):
@@ -281,3 +311,10 @@ def test_merges_that_cover_one_another_end_at_the_limit(workbook, monkeypatch):
     rewrite(path, {'<mergeCell ref="A2:A3" />': '<mergeCell ref="A2:B201" />' * 100})
     with pytest.raises(TableError, match=re.escape("it has more than 1,000 cells")):
         read_rows(path, required=())
+
+
+def test_an_old_or_locked_workbook_says_what_it_is(tmp_path):
+    path = tmp_path / "t.xlsx"
+    path.write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600))
+    with pytest.raises(TableError, match=r"an old \.xls workbook, or has a password; save it as \.xlsx"):
+        read_rows(str(path), required=())
