@@ -10,6 +10,7 @@ from typing import Any
 
 from ideogram_pipeline.errors import ConfigurationError, TableError
 from ideogram_pipeline.spelling import nearest
+from ideogram_pipeline.tables.cells import BadCell
 from ideogram_pipeline.tables.columns import columns_of, refuse_mistyped
 from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS, problems_of_cells
 from ideogram_pipeline.tables.reader import RawRow, read_rows
@@ -20,7 +21,8 @@ from ideogram_pipeline.tables.rows import (
     PromptRow,
     Rejection,
     RowProblem,
-    as_text,
+    as_id,
+    as_name,
     is_name,
     parse_row,
 )
@@ -66,7 +68,7 @@ def read_prompts(
     *,
     extra_columns: Collection[str] = (),
 ) -> PromptsTable:
-    """Read a prompts table (CSV, JSONL, Parquet or Excel, by its ending); `defaults` fill cells that are empty.
+    """Read a prompts table (CSV, TSV, JSONL, Parquet or Excel, by its ending); `defaults` fill cells that are empty.
 
     `extra_columns` are people's own, whatever they are called.
 
@@ -122,10 +124,12 @@ def check_defaults(defaults: Mapping[str, Any], extra_columns: Collection[str] =
 
 def refuse_repeated_ids(url: str, column: str, records: list[RawRow]) -> None:
     """Raise a `TableError` that names the rows where an id stands more than once."""
+    reading = as_id if column == "prompt_id" else as_name
     places: dict[str, list[str]] = defaultdict(list)
     for record in records:
-        if column in record.cells:
-            places[str(as_text(record.cells[column]))].append(str(record.number))
+        cell = record.cells.get(column)
+        if cell is not None and not isinstance(cell, BadCell):
+            places[str(reading(cell))].append(str(record.number))
     for value, rows in places.items():
         if len(rows) > 1:
             raise TableError(
@@ -134,7 +138,7 @@ def refuse_repeated_ids(url: str, column: str, records: list[RawRow]) -> None:
 
 
 def _rejection(url: str, record: RawRow, problem: RowProblem) -> Rejection:
-    batch = str(as_text(record.cells.get("batch", DEFAULT_BATCH)))
+    batch = str(as_name(record.cells.get("batch", DEFAULT_BATCH)))
     return Rejection(
         file=url,
         row_number=record.number,

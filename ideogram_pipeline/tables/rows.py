@@ -6,11 +6,21 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from unicodedata import category, normalize
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
+from ideogram_pipeline.tables.cells import BadCell
 from ideogram_pipeline.tables.columns import counting, needed_by
 from ideogram_pipeline.tables.reader import RawRow
 
@@ -27,16 +37,28 @@ MAX_NAME_BYTES = 100
 """File systems count a file name's bytes, at most 255, and a picture's name holds more than the prompt id."""
 
 _NAME = re.compile(r"[^\W_][\w.-]*")
+_MARKS = ("Mn", "Mc")
+_WHOLE = re.compile(r"(-?[0-9]+)\.0+")
 
 
 def is_name(text: str) -> bool:
-    """Say whether a text can name a file, a folder and a partition on every system: letters, digits, `_`, `.`, `-`."""
+    """Say whether a text can name a file, a folder and a partition on every system: letters, digits, `_`, `.`, `-`.
+
+    The marks that many scripts write their vowels and accents with are part of their letters.
+    """
+    letters = "".join(letter for letter in text if category(letter) not in _MARKS)
     return (
-        _NAME.fullmatch(text) is not None
+        _NAME.fullmatch(letters) is not None
+        and text[0] == letters[0]
         and ".." not in text
         and not text.endswith(".")
         and len(text.encode()) <= MAX_NAME_BYTES
     )
+
+
+def _composed(text: str) -> str:
+    """Return the one spelling of a name that has marks: `e` and an accent are `é`, and one file wherever files lie."""
+    return normalize("NFC", text) if any(category(letter) in _MARKS for letter in text) else text
 
 
 def _name(text: str) -> str:
@@ -52,7 +74,29 @@ def as_text(cell: Any) -> Any:
     """Take numbers for text: a column of ids 1, 2, 3 comes out of Excel as numbers."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
-    return cell.strip() if isinstance(cell, str) else str(cell) if isinstance(cell, int) else cell
+    return cell.strip() if isinstance(cell, str) else str(cell) if isinstance(cell, int | float) else cell
+
+
+def as_id(cell: Any) -> Any:
+    """Take a cell for an id: text, with its marks composed."""
+    text = as_text(cell)
+    return _composed(text) if isinstance(text, str) else text
+
+
+def as_name(cell: Any) -> Any:
+    """Take a cell for the name of a batch or reference: an id, and a whole number is one however it is written.
+
+    pandas writes a column of numbers with a gap as `20261.0` into CSV. A prompt's own id stays as it is written: it
+    decides what is paid for.
+    """
+    text = as_id(cell)
+    return _WHOLE.sub(r"\1", text) if isinstance(text, str) and _WHOLE.fullmatch(text) else text
+
+
+def _flag(cell: Any) -> Any:
+    """Take 0.0 and 1.0, as pandas writes a column of true and false with a gap, for 0 and 1."""
+    whole = _WHOLE.fullmatch(cell.strip()) if isinstance(cell, str) else None
+    return whole[1] if whole else cell
 
 
 def _members(cell: Any) -> Any:
@@ -74,13 +118,10 @@ def _utc(at: datetime) -> datetime:
         raise ValueError("in UTC it is beyond the calendar, which goes from the year 1 to 9999") from None
 
 
-def _ratio(cell: Any) -> Any:
-    """Give back the aspect ratio that a spreadsheet takes for a time of day: 16:9 becomes nine past four."""
-    return f"{cell.hour}:{cell.minute}" if isinstance(cell, time) else cell
-
-
 Text = Annotated[str, BeforeValidator(as_text)]
-Name = Annotated[Text, AfterValidator(_name)]
+Id = Annotated[str, BeforeValidator(as_id), AfterValidator(_name)]
+Name = Annotated[str, BeforeValidator(as_name), AfterValidator(_name)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Names = Annotated[tuple[Name, ...], BeforeValidator(_members)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_members)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -90,6 +131,13 @@ Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bad_cells(cls, cell: Any) -> Any:
+        if isinstance(cell, BadCell):
+            raise ValueError(cell.reason)
+        return cell
+
 
 Row = TypeVar("Row", bound=_Row)
 
@@ -97,7 +145,7 @@ Row = TypeVar("Row", bound=_Row)
 class PromptRow(_Row):
     """One row of the prompts table. Values that only some endpoints know are checked by the planner, not here."""
 
-    prompt_id: Name = Field(description="Unique in the table; part of the picture's file name.")
+    prompt_id: Id = Field(description="Unique in the table; part of the picture's file name.")
     batch: Name = Field(default=DEFAULT_BATCH, description="The partition the row belongs to.")
     row_number: int = Field(description="Row number in the table, as a spreadsheet or editor shows it.")
     prompt: Text = Field(default="", description="What to draw.")
@@ -123,7 +171,7 @@ class PromptRow(_Row):
     color_palette: Text | None = Field(
         default=None, description="A preset name, or `#RRGGBB:0.5|#RRGGBB:0.3`."
     )
-    image_size: Annotated[Text | None, BeforeValidator(_ratio)] = Field(
+    image_size: Text | None = Field(
         default=None,
         description="A preset name, an aspect ratio such as `16:9`, or width x height such as `1280x720`.",
     )
@@ -133,10 +181,10 @@ class PromptRow(_Row):
     strength: float | None = Field(
         default=None, allow_inf_nan=False, description="How strongly a remix keeps its source, 0.01 to 1."
     )
-    expand_prompt: bool | None = Field(
+    expand_prompt: Flag | None = Field(
         default=None, description="Let Ideogram rewrite the prompt, which can't be repeated; false if empty."
     )
-    sync_mode: bool | None = Field(
+    sync_mode: Flag | None = Field(
         default=None, description="Have the pictures sent inline, not as links; false if empty."
     )
     seed: Whole | None = Field(default=None, description="Random seed; derived from the prompt id if empty.")
@@ -272,7 +320,8 @@ def parse_row(
     stand_ins = {column: "any" for column in bad if column in needed_by(model)}
     rest = {name: cell for name, cell in known.items() if name not in bad} | stand_ins
     with suppress(ValidationError):  # where what is needed is no text
-        problems += further(model.model_validate({**rest, "row_number": raw.number}))
+        others = further(model.model_validate({**rest, "row_number": raw.number}))
+        problems += [problem for problem in others if problem.column not in bad]
     raise RowProblem(*problems)
 
 

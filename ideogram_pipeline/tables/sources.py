@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
+from ideogram_pipeline.tables.limits import MAX_TABLE_BYTES
+
 if TYPE_CHECKING:
     from ideogram_pipeline.storage import Store
 
 MAX_BYTES = 50 * 1024 * 1024
 """Nothing larger is read for a reference; fal's own download limit is the same (fal SDK, toolkit/image)."""
-MAX_TABLE_BYTES = 1024 * 1024 * 1024
-"""No larger table is read: it is taken apart in memory."""
 
 DEADLINE_S = 120.0
 """Seconds that a file on the web may take, to its last byte."""
@@ -133,11 +133,13 @@ def _file(path: Path, max_bytes: int) -> bytes:
         raise IsADirectoryError(f"{str(path)!r} is a folder, not a file")
     if not stat.S_ISREG(mode):  # a pipe would be waited for, and a device read, without end
         raise OSError(f"{str(path)!r} is no file, but a pipe, a socket or a device")
+    content = bytearray()  # a piece at a time: asked for all that is allowed, Python reserves it at once
     with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
+        while len(content) <= max_bytes and (piece := file.read(1024 * 1024)):
+            content += piece
     if len(content) > max_bytes:
         raise OSError(f"the file is larger than {max_bytes // 1024 // 1024} MiB")
-    return content
+    return bytes(content)
 
 
 def _from_data_uri(uri: str) -> bytes:

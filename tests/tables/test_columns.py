@@ -20,7 +20,7 @@ def table(write, as_table, *records: Record) -> str:
 
 def test_a_misspelt_reference_id_does_not_become_a_picture_without_its_character(write, as_table):
     records = ({"prompt_id": "a", "prompt": "x"}, {"prompt_id": "b", "prompt": "x", "refrence_id": "ada"})
-    row = as_table([], ["x"])[0] in ("csv", "xlsx")  # where the header is row 1
+    row = as_table([], ["x"])[0] in ("csv", "tsv", "xlsx")  # where the header is row 1
     with pytest.raises(
         TableError,
         match=rf"no column 'refrence_id' \(filled in row {2 + row}\); did you mean 'reference_id'\?.*EXTRA_COLUMNS",

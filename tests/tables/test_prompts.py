@@ -188,3 +188,9 @@ def test_a_row_that_only_rules_forbid_says_every_rule(write):
         "prompt",
         "style_codes",
     ]
+
+
+def test_two_spellings_of_one_word_are_one_id(write):
+    path = write("p.csv", "prompt_id,prompt\nëmilie,x\ne\N{COMBINING DIAERESIS}milie,y\n")
+    with pytest.raises(TableError, match="prompt_id 'ëmilie' stands in rows 2, 3"):
+        read_prompts(path)

@@ -133,3 +133,43 @@ def test_a_record_without_its_id_says_so():
     with pytest.raises(RowProblem, match="it is empty; every row needs one") as caught:
         parse_row(PromptRow, RawRow(2, {"prompt": "a lighthouse"}))
     assert caught.value.column == "prompt_id"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("हिन्दी", "हिन्दी"),
+        ("तमिऴ்-01", "तमिऴ்-01"),
+        ("e\N{COMBINING DIAERESIS}milie", "ëmilie"),
+        ("ëmilie", "ëmilie"),
+        ("ภาษาไทย", "ภาษาไทย"),
+        ("a\N{COMBINING DIAERESIS}", "ä"),
+    ],
+)
+def test_words_with_combining_marks_are_names_of_one_spelling(written, name):
+    cells = {"prompt_id": written, "batch": written, "reference_id": f"{written}|x"}
+    row = parse_row(PromptRow, RawRow(2, cells))
+    assert (row.prompt_id, row.batch, row.reference_ids) == (name, name, (name, "x"))
+
+
+@pytest.mark.parametrize(
+    "text", ["\N{COMBINING DIAERESIS}a", "\N{COMBINING DIAERESIS}", "a/\u093f", "-\u093f"]
+)
+def test_a_mark_alone_begins_no_name(text):
+    assert not is_name(text)
+
+
+def test_a_whole_number_with_a_point_names_the_same_batch_and_reference_and_leaves_the_prompt_id():
+    row = parse_row(
+        PromptRow,
+        RawRow(2, {"prompt_id": "1.0", "batch": "20261.0", "reference_id": "7.0|8", "mask_id": "v1.0"}),
+    )
+    assert (row.prompt_id, row.batch, row.reference_ids, row.mask_id) == ("1.0", "20261", ("7", "8"), "v1.0")
+
+
+@pytest.mark.parametrize(
+    ("cell", "flag"), [("0.0", False), ("1.0", True), (0.0, False), (1, True), ("true", True)]
+)
+def test_a_flag_may_be_a_number_as_pandas_writes_it(cell, flag):
+    row = parse_row(PromptRow, RawRow(2, {"prompt_id": "a", "expand_prompt": cell, "sync_mode": cell}))
+    assert (row.expand_prompt, row.sync_mode) == (flag, flag)
