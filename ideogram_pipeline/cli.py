@@ -707,6 +707,12 @@ def erase(
         highlight=False,
         soft_wrap=True,
     )
+    if erased.versions:
+        _out.print(
+            f"{erased.versions} earlier versions of its files are deleted, which the bucket had kept",
+            highlight=False,
+            soft_wrap=True,
+        )
     if erased.payloads_left:
         _out.print(
             f"fal still has what it stores of some requests, for 30 days: {erased.payloads_left}",

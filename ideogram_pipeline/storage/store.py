@@ -128,6 +128,16 @@ class Store:
         return str(self.folder / path) if self.folder else f"{self.url.rstrip('/')}/{path}"
 
     @property
+    def s3(self) -> remote.S3 | None:
+        """The bucket, for an S3 store; None for every other one."""
+        return self._s3
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a bucket of somebody's servers."""
+        return self.url.startswith(remote.SCHEMES)
+
+    @property
     def endpoint(self) -> str | None:
         """Base URL of the server that answers for an S3 store; None for every other one."""
         return self._s3.endpoint if self._s3 else None
@@ -292,6 +302,13 @@ class Store:
                         raise
 
         return once() if self.folder else _repeating_here(once)
+
+    def delete_empty_folder(self, folder: str) -> None:
+        """Remove a folder of a local disk if it holds nothing but empty folders; object stores have none."""
+        if self.folder:
+            for parent, _, _ in os.walk(self.folder / folder, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(parent)
 
     def delete_empty(self, path: str) -> bool:
         """Remove an object of no bytes, as a power cut leaves one of a local disk; return whether there was one.

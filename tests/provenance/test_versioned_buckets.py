@@ -1,0 +1,132 @@
+"""An erasure in a bucket that keeps versions: what it takes back is gone from these too, or it says what isn't."""
+
+import boto3
+import pytest
+from PIL import Image
+
+from ideogram_pipeline.doctor import examine
+from ideogram_pipeline.generation import files
+from ideogram_pipeline.provenance.erasing import descent
+from ideogram_pipeline.repair import erase
+from ideogram_pipeline.storage import Store
+from ideogram_pipeline.storage.versions import keeping, purge
+
+ROWS = (
+    {"batch": "one", "prompt": "zanzibar lighthouse", "reference_id": "ada", "num_images": 2},
+    {"batch": "one", "prompt": "quiet harbour", "reference_id": "bob"},
+    {"batch": "two", "prompt": "xylophone market", "reference_id": "ada", "style_reference_ids": "bob"},
+    {"batch": "three", "prompt": "plain meadow"},
+)
+
+
+@pytest.fixture(params=["moto", pytest.param("seaweedfs", marks=pytest.mark.slow)])
+def s3_server(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def bucket(s3):
+    """A bucket that keeps versions."""
+    name = s3.bucket()
+    boto3.client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    return name
+
+
+def versions_in(bucket):
+    """Every version of every object, with its bytes; None for a mark of deletion."""
+    client = boto3.client("s3")
+    found = []
+    for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        found += [
+            (
+                one["Key"],
+                client.get_object(Bucket=bucket, Key=one["Key"], VersionId=one["VersionId"])["Body"].read(),
+            )
+            for one in page.get("Versions", ())
+        ]
+        found += [(one["Key"], None) for one in page.get("DeleteMarkers", ())]
+    return found
+
+
+def test_versions_go_and_last_of_all_the_marks_that_hid_them(bucket):
+    store = Store.open(f"s3://{bucket}/pictures")
+    for content in (b"one", b"two"):
+        store.put("in/a", content)
+        store.put("in/b", content)
+    store.delete("in/a")
+    assert "versions" in keeping(store)
+    purged = purge(store, lambda one: one.path == "in/a" or not one.is_latest)
+    assert (purged.deleted, purged.left) == (4, ())
+    assert versions_in(bucket) == [("pictures/in/b", b"two")]
+
+
+def test_a_bucket_that_keeps_nothing_has_nothing_to_purge(s3):
+    store = Store.open(f"s3://{s3.bucket()}/pictures")
+    store.put("in/a", b"one")
+    assert keeping(store) == ""
+    assert (
+        purge(store, lambda one: not one.is_latest) == (0, ())
+        or purge(store, lambda one: not one.is_latest).left == ()
+    )
+    assert store.get("in/a") == b"one"
+
+
+def test_of_google_and_azure_it_is_said_that_nobody_knows(tmp_path):
+    assert keeping(Store.open(str(tmp_path))) == ""
+    assert purge(Store.open(str(tmp_path)), lambda one: True).left == ()
+
+
+@pytest.mark.slow
+def test_an_erasure_in_a_versioned_bucket_leaves_no_version_of_what_it_takes(project, bucket):
+    for seed, name in enumerate(("ada", "bob")):
+        Image.effect_noise((64, 64), 50 + seed).save(project.folder / f"{name}.png")
+    project.settings = project.settings.model_copy(update={"store": f"s3://{bucket}/pictures"})
+    project.write(*ROWS)
+    project.run()
+    project.run("one", regenerate=True, limit=1)
+    store = project.store
+    found = descent(store, "ada")
+    photo = (project.folder / "ada.png").read_bytes()
+    secret = [
+        *(row["prompt"].encode() for row in (ROWS[0], ROWS[2])),
+        photo[60:160],
+        *(store.get(path)[1500:1600] for path in found.images),
+        *(path.rsplit("/", 1)[-1].encode() for path in found.images),
+        b"characters/ada",
+        b'"ada"',
+    ]
+    (doctored,) = [one for one in examine(project.settings) if one.what == "erasing"]
+    assert doctored.ok
+    assert "`erase` deletes those" in doctored.says
+    others = {key: content for key, content in versions_in(bucket) if "/ledger/batch=three/" in key}
+    done = erase(project.settings, found)
+    assert (done.left, done.payloads_left) == ((), "")
+    assert done.versions >= 13
+    left = versions_in(bucket)
+    told = [
+        (key, word[:20])
+        for key, content in left
+        for word in secret
+        if word in (content or b"") or word in key.encode()
+    ]
+    assert told == []
+    assert others.items() <= dict(left).items()
+    assert project.run().reused == 2
+    assert [row.prompt_id for row in files.images(store, "one") if row.current] == ["p2"]
+
+
+def test_what_a_lock_keeps_is_said(s3):
+    client, name = boto3.client("s3"), f"{s3.bucket()}-locked"
+    client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
+    store = Store.open(f"s3://{name}/pictures")
+    store.put("in/a", b"one")
+    (version,) = client.list_object_versions(Bucket=name)["Versions"]
+    client.put_object_legal_hold(
+        Bucket=name, Key="pictures/in/a", VersionId=version["VersionId"], LegalHold={"Status": "ON"}
+    )
+    store.delete("in/a")
+    assert "object lock may forbid that" in keeping(store)
+    purged = purge(store, lambda one: True)
+    assert purged.deleted == 0
+    assert [line.split(" of ")[1].split(" ")[0] for line in purged.left] == ["in/a"]
+    assert "in/a" in str(client.list_object_versions(Bucket=name)["Versions"])
