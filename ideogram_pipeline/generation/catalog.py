@@ -16,7 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -269,12 +269,16 @@ def _tables(store: Store, batch: str, *, asked_for: bool) -> Iterator[pa.Table]:
         yield pa.Table.from_arrays(columns, names=schema.names).cast(schema)
 
 
+class _Current(NamedTuple):
+    current: bool
+
+
 def _be_asked_for(store: Store, batch: str, source: Source, known: BatchInCatalog | None) -> None:
     """Have a batch's own rows say `current` only while a prompts table has the batch, and again once one has."""
     if not source.asked_for:
         _leave(store, batch)
     elif known is None or not known.source.asked_for:
-        rows = files.picture_facts(store, batch)
+        rows = parquet.view(store, files.metadata_path(batch), _Current)
         if rows and not any(row.current for row in rows):
             record_again(store, batch)
 

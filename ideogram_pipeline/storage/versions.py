@@ -15,12 +15,12 @@ from ideogram_pipeline.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-ELSEWHERE = (
-    "whether {url} keeps earlier versions or deleted objects for a while (soft delete, versioning) can't be seen from "
-    "here. Look at its settings, and delete there what they keep"
+_ELSEWHERE = (
+    "deleted objects and earlier versions (soft delete, versioning), which can't be seen through the store"
 )
-"""What is said of a store that isn't S3."""
+"""What Google's and Azure's buckets may keep."""
 _PERMISSIONS = "s3:GetBucketVersioning, s3:ListBucketVersions and s3:DeleteObjectVersion"
+_DENIED = "denied"
 _AT_ONCE = 1000
 """Versions that one call deletes."""
 _UNKNOWN_CALL = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405"})
@@ -54,7 +54,9 @@ def keeping(store: Store) -> str:
     """Say that a store keeps what is deleted from it, and what an erasure needs; empty where it keeps nothing."""
     bucket = _bucket_of(store)
     if bucket is None:
-        return ELSEWHERE.format(url=store.url) if store.is_remote else ""
+        if not store.is_remote:
+            return ""
+        return f"{store.url} may keep {_ELSEWHERE}. `erase` can't delete them, says so, and ends with exit code 3"
     status, locked = bucket.versioning(), bucket.is_locked()
     if not status and not locked:
         return ""
@@ -74,7 +76,7 @@ def purge(store: Store, is_wanted: Callable[[Version], bool]) -> Purged:
     """
     bucket = _bucket_of(store)
     if bucket is None:
-        return Purged(0, (ELSEWHERE.format(url=store.url),) if store.is_remote else ())
+        return Purged(0, (_in_console(store),) if store.is_remote else ())
     status = bucket.versioning()
     try:
         found = [one for one in bucket.versions() if is_wanted(one)]
@@ -100,7 +102,8 @@ def purge(store: Store, is_wanted: Callable[[Version], bool]) -> Purged:
     )
 
 
-_DENIED = "denied"
+def _in_console(store: Store) -> str:
+    return f"perhaps {_ELSEWHERE}: delete them in the console of {store.url}"
 
 
 class _Bucket:

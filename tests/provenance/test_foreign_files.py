@@ -4,6 +4,7 @@ import os
 import shutil
 
 import boto3
+import datasets
 import pytest
 
 from ideogram_pipeline.export import Selection, export
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.slow
 ROWS = (
     {"batch": "one", "prompt": "zanzibar lighthouse", "reference_id": "ada", "num_images": 2},
     {"batch": "one", "prompt": "quiet harbour", "reference_id": "bob"},
-    {"batch": "two", "prompt": "xylophone market", "reference_id": "ada"},
+    {"batch": "two", "prompt_id": "steam-train-01", "prompt": "xylophone market", "reference_id": "ada"},
 )
 LEFT = (
     b".DS_Store",
@@ -87,9 +88,12 @@ def test_what_other_programs_leave_in_any_folder_stops_nothing_and_stays(project
     reconcile(project.settings, [], resubmit_after=None)
     assert export(project.store, tmp_path / "out", "webdataset", Selection(project.store)).images == 4
     found = list(verified([str(folder / "images")]))
-    assert {one.path for one in found if one.problem} == {
-        one.path for one in found if "conflicted" in one.path or " 2." in one.path
-    }
+    copies = {one.path for one in found if "conflicted" in one.path or " 2." in one.path}
+    assert {one.path for one in found if one.problem and "\udcff" not in one.path} == copies
+    loaded = datasets.load_dataset(
+        "imagefolder", data_dir=str(folder / "images/batch=two"), cache_dir=str(tmp_path / "cache")
+    )
+    assert {name: split["prompt_id"] for name, split in loaded.items()} == {"train": ["steam-train-01"]}
     assert sorted(left) == sorted(path for path in left if os.path.exists(path))
 
 
