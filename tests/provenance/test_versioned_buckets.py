@@ -9,7 +9,7 @@ from ideogram_pipeline.generation import files
 from ideogram_pipeline.provenance.erasing import descent
 from ideogram_pipeline.repair import erase
 from ideogram_pipeline.storage import Store
-from ideogram_pipeline.storage.versions import keeping, purge
+from ideogram_pipeline.storage.versions import Purged, keeping, purge
 
 ROWS = (
     {"batch": "one", "prompt": "zanzibar lighthouse", "reference_id": "ada", "num_images": 2},
@@ -76,6 +76,36 @@ def test_of_google_and_azure_it_is_said_that_nobody_knows(tmp_path, monkeypatch)
     assert "delete them in the console of az://container/pictures" in left
     here = Store.open(str(tmp_path))
     assert (keeping(here), purge(here, lambda one: True).left) == ("", ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("denied", ["?versions", "?delete"])
+def test_what_nobody_may_list_or_delete_is_said_to_be_left(s3, s3_wire, denied):
+    name = s3.bucket()
+    boto3.client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    store = Store.open(f"s3://{name}/pictures")
+    store.put("in/a", b"one")
+    store.delete("in/a")
+    s3_wire.fail("AccessDenied", target=denied, times=float("inf"))
+    purged = purge(store, lambda one: True)
+    assert purged.deleted == 0
+    (left,) = purged.left
+    assert "AccessDenied" in left
+    assert ("s3:ListBucketVersions" in left) == (denied == "?versions")
+    assert ("in/a" in left) == (denied == "?delete")
+    s3_wire.mend()
+    assert purge(store, lambda one: True) == Purged(2, ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("answer", "says"), [("AccessDenied", "nobody can tell"), ("NotImplemented", "")])
+def test_a_server_that_does_not_tell_of_versions(s3, s3_wire, answer, says):
+    name = s3.bucket()
+    store = Store.open(f"s3://{name}/pictures")
+    store.put("in/a", b"one")
+    s3_wire.fail(answer, target="?version", times=float("inf"))
+    assert keeping(store)[: len("nobody can tell")] == says
+    assert bool(purge(store, lambda one: not one.is_latest).left) == bool(says)
 
 
 @pytest.mark.slow
