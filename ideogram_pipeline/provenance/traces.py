@@ -169,7 +169,7 @@ def traces(store: Store, gone: Gone) -> Iterator[Trace]:
                 yield Trace(path, _batch(path))
 
 
-def purge_versions(store: Store, gone: Gone, batches: Collection[str]) -> Purged:
+def purge_versions(store: Store, gone: Gone, batches: Iterable[str]) -> Purged:
     """Delete what a versioned bucket keeps of erased pictures: versions of files that tell of them, or may have.
 
     Of a file that is looked through, all earlier versions go if it is of one of these batches, or of all batches. What
@@ -177,19 +177,30 @@ def purge_versions(store: Store, gone: Gone, batches: Collection[str]) -> Purged
     """
     kept = _Kept(store, gone)
 
-    def is_wanted(version: Version) -> bool:
-        path = version.path.rstrip("/")
-        folder = path.partition("/")[0]
-        if folder not in READ or (version.is_latest and not version.is_marker and path == version.path):
-            return False
-        if _is_named(path, gone, kept):
-            return True
-        if path != version.path:  # a folder, as a console makes one
-            return version.is_latest and not gone.reference_ids.isdisjoint(path.split("/"))
-        is_read = bool(READ[folder]) and path.endswith(READ[folder])
-        return (is_read or _SHEET.fullmatch(path) is not None) and _batch(path) <= {*batches}
+    def wanted(found: Iterable[Version]) -> list[Version]:
+        earlier = [
+            one
+            for one in found
+            if one.path.partition("/")[0] in READ and (one.is_folder or one.is_marker or not one.is_latest)
+        ]
+        named = [one for one in earlier if _is_named(one.path.rstrip("/"), gone, kept)]
+        known = frozenset(named)
+        # They tell of which batches an erasure was that was killed after all else had gone. So they go last.
+        about = {*batches}.union(*(_batch(one.path) for one in named))
+        others = (one for one in earlier if one not in known)
+        told = [one for one in others if _may_have_told(one, gone, about)]
+        return [*told, *sorted(named, key=lambda one: one.path.startswith("ledger/"))]
 
-    return versions.purge(store, is_wanted)
+    return versions.purge(store, wanted)
+
+
+def _may_have_told(version: Version, gone: Gone, batches: Collection[str]) -> bool:
+    path = version.path
+    if version.is_folder:
+        return version.is_latest and not gone.reference_ids.isdisjoint(path.split("/"))
+    read = READ[path.partition("/")[0]]
+    is_read = (bool(read) and path.endswith(read)) or _SHEET.fullmatch(path) is not None
+    return is_read and _batch(path) <= {*batches}
 
 
 def remove(store: Store, gone: Gone, trace: Trace) -> None:

@@ -6,7 +6,7 @@ objects too (soft delete, versions). That is untried here, so it is only said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +39,11 @@ class Version(NamedTuple):
     is_marker: bool
     """Whether it says that the object was deleted."""
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is what a console makes as a folder."""
+        return self.path.endswith("/")
+
 
 @dataclass(frozen=True, slots=True)
 class Purged:
@@ -69,8 +74,8 @@ def keeping(store: Store) -> str:
     )
 
 
-def purge(store: Store, is_wanted: Callable[[Version], bool]) -> Purged:
-    """Delete the versions of objects that are wanted, and last of all the marks of deletion.
+def purge(store: Store, wanted: Callable[[Iterable[Version]], Sequence[Version]]) -> Purged:
+    """Delete the versions of objects that are `wanted` of all there are, in that order; marks of deletion last of all.
 
     What can't be deleted, because of an object lock or a missing permission, is said.
     """
@@ -79,7 +84,7 @@ def purge(store: Store, is_wanted: Callable[[Version], bool]) -> Purged:
         return Purged(0, (_in_console(store),) if store.is_remote else ())
     status = bucket.versioning()
     try:
-        found = [one for one in bucket.versions() if is_wanted(one)]
+        found = wanted(bucket.versions())
     except bucket.errors as error:
         code = _code(error)
         if not status or code in _UNKNOWN_CALL:

@@ -15,7 +15,7 @@ from ideogram_pipeline.provenance.verifying import verified
 from ideogram_pipeline.repair import erase, rebuild, reconcile
 from ideogram_pipeline.storage import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROWS = (
     {"batch": "one", "prompt": "zanzibar lighthouse", "reference_id": "ada", "num_images": 2},
