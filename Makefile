@@ -73,5 +73,12 @@ lock: $(READY) ## Compile requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --all-extras --no-emit-index-url --no-header --no-annotate \
 		--upgrade --output-file requirements.lock pyproject.toml
 
-clean: ## Remove what runs and tests left, but not .venv
-	rm -rf var .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## Remove what tests and linters left, and ./var if it is the sandbox's and you say yes
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@test -d var || exit 0; \
+	paid=$$(find -L var -name store.json -exec sh -c 'grep -Eq "\"backend\" *: *\"sandbox\"" "$$1" || echo "$$1"' _ {} \; ; \
+		find -L var -type d \( -name ledger -o -name images \) -exec sh -c 'test -f "$${1%/*}/store.json" || echo "$$1"' _ {} \;) \
+		|| paid="what can't be read"; \
+	if [ -n "$$paid" ]; then echo "var stays: it may hold pictures that were paid for:"; echo "$$paid"; exit 0; fi; \
+	printf 'Remove var, with the pictures that the sandbox drew and the records of its runs? [y/N] '; read -r answer || echo; \
+	case "$$answer" in y|Y|yes) rm -rf var ;; *) echo "var stays." ;; esac

@@ -629,10 +629,18 @@ def export(
     batch: Batches = None,
     all_takes: Annotated[
         bool,
-        typer.Option("--all-takes", help="Also pictures that a later take or an edited row has replaced."),
+        typer.Option(
+            "--all-takes",
+            help="Also pictures that a later take or an edited row has replaced, or whose batch left the table.",
+        ),
+    ] = False,
+    with_rejected: Annotated[
+        bool, typer.Option("--with-rejected", help="Also pictures that a review rejects.")
     ] = False,
 ) -> None:
     """Write pictures and their metadata in a format for training, into a new folder.
+
+    Pictures that a review rejects are left out, by the reviews tables that runs have read and by IDEOGRAM_REVIEWS.
 
     Exit codes: 0 written; 3 pictures of the metadata are not in the store; 2 bad usage.
     """
@@ -640,20 +648,33 @@ def export(
     folder = webdataset or parquet
     if folder is None or (webdataset and parquet):
         raise ConfigurationError("Name one of --webdataset DIR and --parquet-with-bytes DIR.")
+    from ideogram_pipeline.export import Selection
     from ideogram_pipeline.export import export as write
     from ideogram_pipeline.storage import Store
+    from ideogram_pipeline.tables.reviews import read_reviews
 
+    store = Store.open(settings.store)
+    chosen = Selection(
+        store,
+        batch or (),
+        all_takes=all_takes,
+        with_rejected=with_rejected,
+        reviews=read_reviews(settings.reviews) if settings.reviews else None,
+    )
     with Progress(TextColumn("{task.completed} pictures"), TimeElapsedColumn(), console=_err) as bar:
         task = bar.add_task("pictures", total=None)
         exported = write(
-            Store.open(settings.store),
+            store,
             folder,
             "webdataset" if webdataset else "parquet",
-            batches=batch or (),
-            all_takes=all_takes,
+            chosen,
             told=lambda images: bar.update(task, completed=images),
         )
     _say(f"{counted(exported.images, 'picture')} in {counted(len(exported.parts), 'file')} in {folder}")
+    if exported.rejected:
+        _say(
+            f"left out, since a review rejects them: {counted(exported.rejected, 'picture')}; --with-rejected takes them in"
+        )
     for path in exported.missing:
         _say(f"not in the store: {path}")
     raise typer.Exit(EXIT_INCOMPLETE if exported.missing else 0)
@@ -709,6 +730,10 @@ def erase(
         f"erased; fal has deleted what it had of {counted(erased.payloads, 'request')}, and uploads end by themselves "
         "in 7 days"
     )
+    if erased.versions:
+        _say(
+            f"deleted too: {counted(erased.versions, 'earlier version')} of its files, which the bucket had kept"
+        )
     if erased.payloads_left:
         _say(f"fal still has what it stores of some requests, for 30 days: {erased.payloads_left}")
     for line in erased.left:

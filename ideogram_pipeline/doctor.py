@@ -29,6 +29,7 @@ from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.storage.claims import prove_claims
+from ideogram_pipeline.storage.versions import keeping
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.texts import counted
@@ -67,6 +68,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _check("rows", lambda: _rows(settings))
     yield _check("budget", lambda: _budget(settings))
     yield _check("store", lambda: _store(settings))
+    yield _check("erasing", lambda: _erasing(settings))
     yield _check("ledger", lambda: _ledger(settings))
     if settings.c2pa_certificate:
         yield _check("certificate", lambda: _certificate(settings))
@@ -139,6 +141,11 @@ def _store(settings: Settings) -> str:
     prove_claims(store)
     server = f" at {store.endpoint}" if store.endpoint else ""
     return f"{store.where('')}{server}: readable, writable, creates only what is absent"
+
+
+def _erasing(settings: Settings) -> str:
+    store = build_resources(settings)["store"].open()
+    return keeping(store) or "the store keeps nothing of what is deleted from it"
 
 
 def _ledger(settings: Settings) -> str:

@@ -11,6 +11,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,8 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.rows import ImageRow
 from ideogram_pipeline.storage import Store
-from ideogram_pipeline.storage.parquet import arrow_schema
+from ideogram_pipeline.storage.parquet import arrow_schema, columns
+from ideogram_pipeline.tables.reviews import ReviewsTable
 
 Format = Literal["webdataset", "parquet"]
 
@@ -38,6 +40,8 @@ class Exported:
     """The files, in order."""
     missing: tuple[str, ...]
     """Pictures of the metadata that are not in the store."""
+    rejected: int
+    """Pictures that were left out because a review rejects them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +50,95 @@ class _Sample:
     content: bytes
 
 
+class Selection:
+    """Which pictures an export takes: the same ones whatever the format."""
+
+    def __init__(
+        self,
+        store: Store,
+        batches: Iterable[str] = (),
+        *,
+        all_takes: bool = False,
+        with_rejected: bool = False,
+        reviews: ReviewsTable | None = None,
+    ) -> None:
+        """Choose among the pictures of batches, or of all that a prompts table has.
+
+        Left out are pictures that were replaced by a later take, whose row was edited since, or whose batch is in no
+        table any more, unless `all_takes` are asked for; and those that a review rejects, unless it is `with_rejected`.
+        `reviews` are read besides those that the store keeps, and are newer than what it keeps of the same table.
+
+        Raises:
+            ConfigurationError: a batch was never run, or none of it can be current.
+        """
+        known, asked_for = files.batches_with_results(store), files.batches(store)
+        for batch in batches:
+            if batch not in known:
+                raise ConfigurationError(
+                    f"The batch {batch!r} was never run; there are {', '.join(known) or 'none'}."
+                )
+            if batch not in asked_for and not all_takes:
+                raise ConfigurationError(
+                    f"No prompts table has the batch {batch!r} any more, so that none of its pictures is current. "
+                    "Add --all-takes to export them."
+                )
+        self._store = store
+        self._asked_for = asked_for.keys()
+        self._all_takes = all_takes
+        self._batches = list(dict.fromkeys(batches)) or known
+        self._rejected = {
+            one.image: one.sha256
+            for one in (() if with_rejected else files.all_reviews(store, reviews))
+            if one.review == "rejected"
+        }
+
+    def __iter__(self) -> Iterator[ImageRow]:
+        """Yield the rows, batch by batch; `current` is false where the batch is in no table any more."""
+        return (row for row in self._of_batches() if not self._is_rejected(row))
+
+    @property
+    def rejected(self) -> int:
+        """How many a review rejects; goes through all rows."""
+        return sum(self._is_rejected(row) for row in self._of_batches()) if self._rejected else 0
+
+    def _of_batches(self) -> Iterator[ImageRow]:
+        for batch in self._batches:
+            is_asked_for = batch in self._asked_for
+            for row in files.images(self._store, batch):
+                if self._all_takes or (row.current and is_asked_for):
+                    yield row if is_asked_for else row.model_copy(update={"current": False})
+
+    def _is_rejected(self, row: ImageRow) -> bool:
+        return self._rejected.get(_path(row)) == row.sha256
+
+
 def export(
     store: Store,
     folder: Path,
     into: Format,
+    chosen: Selection,
     *,
-    batches: Iterable[str] = (),
-    all_takes: bool = False,
     told: Callable[[int], None] = lambda _: None,
 ) -> Exported:
-    """Write the pictures of batches, or of all, into a new or empty folder; `told` is told how many there are so far.
+    """Write chosen pictures into a new or empty folder; `told` is told how many there are so far.
 
-    Pictures that were replaced by a later take, or whose row was edited since, are left out, unless `all_takes` says
-    otherwise. The same pictures give the same files. A part has its name only once it is whole.
+    The same pictures give the same files. A part has its name only once it is whole.
 
     Raises:
-        ConfigurationError: a batch was never run, or the folder holds something.
+        ConfigurationError: the folder holds something.
         StoreError: the store can't be read.
     """
-    known = files.batches_with_results(store)
-    chosen = list(dict.fromkeys(batches)) or known
-    for batch in chosen:
-        if batch not in known:
-            raise ConfigurationError(
-                f"The batch {batch!r} was never run; there are {', '.join(known) or 'none'}."
-            )
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    if any(not there.name.startswith(".") for there in folder.iterdir()):
         raise ConfigurationError(
             f"{str(folder)!r} is not empty: name a new folder, so that no two exports mix."
         )
     missing: list[str] = []
     parts: list[str] = []
     images = 0
-    samples = _samples(store, chosen, missing, all_takes=all_takes)
-    write = _write_shard if into == "webdataset" else _write_parquet
+    write = partial(_write_shard, _ending(chosen)) if into == "webdataset" else _write_parquet
     ending = "tar" if into == "webdataset" else "parquet"
-    for part in _parts(samples):
+    for part in _parts(_samples(store, chosen, missing)):
         path = folder / f"part-{len(parts):05}.{ending}"
         unfinished = path.with_suffix(".unfinished")
         for written in write(unfinished, part):
@@ -90,20 +146,28 @@ def export(
             told(images)
         os.replace(unfinished, path)
         parts.append(str(path))
-    return Exported(images, tuple(parts), tuple(missing))
+    return Exported(images, tuple(parts), tuple(missing), chosen.rejected)
 
 
-def _samples(
-    store: Store, batches: Iterable[str], missing: list[str], *, all_takes: bool
-) -> Iterator[_Sample]:
-    for batch in batches:
-        for row in files.images(store, batch):
-            if row.current or all_takes:
-                path = f"images/batch={batch}/{row.file_name}"
-                try:
-                    yield _Sample(row, store.get(path))
-                except FileNotFoundError:
-                    missing.append(path)
+def _samples(store: Store, rows: Iterable[ImageRow], missing: list[str]) -> Iterator[_Sample]:
+    for row in rows:
+        try:
+            yield _Sample(row, store.get(_path(row)))
+        except FileNotFoundError:
+            missing.append(_path(row))
+
+
+def _path(row: ImageRow) -> str:
+    return f"images/batch={row.batch}/{row.file_name}"
+
+
+def _ending(rows: Iterable[ImageRow]) -> str:
+    """Return how the pictures of all samples end: loaders learn from the first ones what a sample has.
+
+    Where formats are mixed it is `png` for all; loaders look at the bytes.
+    """
+    endings = {row.file_name.rpartition(".")[2] for row in rows}
+    return endings.pop() if len(endings) == 1 else "png"
 
 
 def _parts(samples: Iterator[_Sample]) -> Iterator[Iterator[_Sample]]:
@@ -120,15 +184,15 @@ def _parts(samples: Iterator[_Sample]) -> Iterator[Iterator[_Sample]]:
         yield part()
 
 
-def _write_shard(path: Path, samples: Iterable[_Sample]) -> Iterator[int]:
-    """Write a tar as WebDataset reads it: `<key>.<format>`, `<key>.json` and `<key>.txt` for each picture."""
+def _write_shard(ending: str, path: Path, samples: Iterable[_Sample]) -> Iterator[int]:
+    """Write a tar as WebDataset reads it: `<key>.<ending>`, `<key>.json` and `<key>.txt` for each picture."""
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as shard:
         for sample in samples:
-            key, _, ending = sample.row.file_name.rpartition(".")
+            key, _, _ = sample.row.file_name.rpartition(".")
             key = f"{sample.row.batch}/{key}".replace(".", "_")  # a key ends at its first dot
             members = {
                 ending: sample.content,
-                "json": sample.row.model_dump_json().encode(),
+                "json": json.dumps(_always_typed(sample.row), ensure_ascii=False).encode(),
                 "txt": (sample.row.prompt or "").encode(),
             }
             for name, content in members.items():
@@ -136,6 +200,25 @@ def _write_shard(path: Path, samples: Iterable[_Sample]) -> Iterator[int]:
                 about.size = len(content)
                 shard.addfile(about, io.BytesIO(content))
             yield 1
+
+
+def _always_typed(row: ImageRow) -> dict[str, object]:
+    """Return a row whose values have the same types in every sample, with no null and no list among them.
+
+    `datasets` takes the types from the first five samples and fails where later ones differ (5.2.0). So a column that
+    may be empty is text: what stands in it, as JSON unless it is text already, or nothing.
+    """
+    cells = row.model_dump(mode="json")
+    return {
+        column.name: _as_text(cells[column.name]) if column.nullable or column.is_list else cells[column.name]
+        for column in columns(ImageRow)
+    }
+
+
+def _as_text(cell: object) -> str:
+    if cell is None:
+        return ""
+    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
 
 
 def _write_parquet(path: Path, samples: Iterable[_Sample]) -> Iterator[int]:
@@ -153,8 +236,8 @@ def _write_parquet(path: Path, samples: Iterable[_Sample]) -> Iterator[int]:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for group in _groups(samples):
             pictures = [{"bytes": sample.content, "path": sample.row.file_name} for sample in group]
-            columns = pa.Table.from_pylist([sample.row.model_dump() for sample in group], rows)
-            writer.write_table(pa.table([pa.array(pictures, image), *columns.columns], schema=schema))
+            cells = pa.Table.from_pylist([sample.row.model_dump() for sample in group], rows)
+            writer.write_table(pa.table([pa.array(pictures, image), *cells.columns], schema=schema))
             yield len(group)
 
 

@@ -61,7 +61,7 @@ def _files(store: "Store", context: dg.InputContext) -> list[str]:
 
     name = context.asset_key.path[-1]
     if name == "image_catalog":
-        return sorted(found.path for found in store.objects(catalog.FOLDER))
+        return catalog.paths(store)
     if name != "generated_images":
         raise NotAFrame(
             f"{context.asset_key.to_user_string()} has no frame; image_catalog and generated_images have."

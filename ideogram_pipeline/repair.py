@@ -39,6 +39,7 @@ from ideogram_pipeline.provenance.erasing import (
     remains,
     remove,
 )
+from ideogram_pipeline.provenance.traces import purge_versions
 from ideogram_pipeline.resources import build_resources, fal_resource
 from ideogram_pipeline.sandbox import forget_uploads
 from ideogram_pipeline.settings import Settings
@@ -259,7 +260,9 @@ class Erased:
     payloads_left: str
     """Why fal still has some; empty where it has none."""
     left: tuple[str, ...]
-    """What remains in the store; nothing where all is gone."""
+    """What remains in the store, or may remain; nothing where all is gone."""
+    versions: int
+    """Earlier versions that a bucket had kept, and that are deleted."""
 
 
 def erase(
@@ -293,7 +296,9 @@ def _erase_held(settings: Settings, store: Store, found: Descent, told: Callable
     with beating(store, f"overviews-{uuid4().hex}"):
         _refresh_overviews(store, settings)
     _forget_runs(settings, found)
-    return Erased(payloads, payloads_left, tuple(map(str, remains(store))))
+    told("what a bucket keeps of earlier versions")
+    purged = purge_versions(store, found.gone, found.batches)
+    return Erased(payloads, payloads_left, (*map(str, remains(store)), *purged.left), purged.deleted)
 
 
 def _erase_at_fal(settings: Settings, store: Store, found: Descent) -> tuple[int, str]:

@@ -42,6 +42,7 @@ from ideogram_pipeline.generation.outcomes import (
     Reused,
     Unknown,
 )
+from ideogram_pipeline.generation.picture_names import picture_path
 from ideogram_pipeline.generation.planner import Plan, References, plan_batch
 from ideogram_pipeline.generation.records import image_rows, outcome_rows
 from ideogram_pipeline.generation.requests import GenerationRequest
@@ -491,6 +492,7 @@ def work_batch(store: Store, picture: Callable[..., bytes]) -> Callable[..., Wor
         batch: str = "drop",
         rejections: Iterable[Rejection] = (),
         references: References = NO_REFERENCES,
+        kinds: Mapping[str, str] | None = None,
     ) -> WorkedBatch:
         numbered = enumerate(records, 2)
         rows = [parse_row(PromptRow, RawRow(number, {"batch": batch, **cells})) for number, cells in numbered]
@@ -501,7 +503,14 @@ def work_batch(store: Store, picture: Callable[..., bytes]) -> Callable[..., Wor
 
         async def end_all() -> list[Outcome]:
             return [
-                await _end(store, ledger, request, how[request.prompt_id], picture()) for request in requests
+                await _end(
+                    store,
+                    ledger,
+                    request,
+                    how[request.prompt_id],
+                    picture(kind=(kinds or {}).get(request.prompt_id, "PNG")),
+                )
+                for request in requests
             ]
 
         outcomes = asyncio.run(end_all())
@@ -570,7 +579,7 @@ def _store_images(store: Store, request: GenerationRequest, content: bytes) -> t
     facts = inspect(content)
     images = []
     for index in range(request.num_images):
-        path = f"images/batch={request.batch}/{request.prompt_id}-{request.fingerprint[:8]}-{index}.png"
+        path = picture_path(request, index, facts.kind)
         store.put(path, content)
         images.append(
             StoredImage(

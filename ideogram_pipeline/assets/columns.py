@@ -56,6 +56,7 @@ def request_sources() -> dict[str, list[Source]]:
     pictures = [("references", "reference_id"), ("references", "sha256")]
     return {
         "prompt_id": [("prompts", "prompt_id")],
+        "batch": [("prompts", "batch")],
         "row_number": [("prompts", "row_number")],
         "endpoint": [("prompts", column) for column in ("endpoint", *_CHOOSING)],
         "images": [("prompts", "num_images")],

@@ -9,6 +9,7 @@ So one more batch costs its own entries, however many pictures the character has
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from ideogram_pipeline.storage import Store
 
 A_PART = 5_000
 """Entries on a page. A batch is never split."""
+PAGE = re.compile(r"gallery/characters/[^/]+/(?:index|[1-9]\d*)\.html")
+"""Where a character's page lies."""
 _BEFORE, _AFTER = "(self.galleryEntries ??= []).push([\n", "\n]);\n"
 
 

@@ -7,6 +7,7 @@ character's page is made when one of its batches' is.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -45,6 +46,8 @@ STRIP = 8
 BATCH_SHEETS, CHARACTER_SHEETS = 20, 4
 """So many printed pages at most: of a batch's first pictures, and of a character's newest."""
 _STATIC = ("gallery.css", "gallery.js")
+_STATIC_FILE = re.compile(r"gallery/static/gallery-[0-9a-f]{12}\.(css|js)")
+_SHEET = re.compile(r"([1-9]\d*)\.jpg")
 
 
 class BatchPage(BaseModel):
@@ -141,7 +144,11 @@ class _Gallery:
     def write(self, *, anew: bool) -> GallerySummary:
         before = _remembered(self._store)
         known = {page.batch: page for page in before.pages}
-        there = {found.path for found in self._store.objects("gallery/static")}
+        there = {
+            found.path
+            for found in self._store.objects("gallery/static")
+            if _STATIC_FILE.fullmatch(found.path)
+        }
         for path in self._contents.keys() - there:
             self._store.put(path, self._contents[path])
         asked_for = files.batches(self._store)
@@ -270,7 +277,7 @@ class _Gallery:
             )
             written.add(path)
         for stored in list(self._store.objects(folder)):
-            if stored.path.endswith(".html") and stored.path not in written:
+            if characters.PAGE.fullmatch(stored.path) and stored.path not in written:
                 self._store.delete(stored.path)
 
     def _newest(self, parts: Iterable[Iterable[Piece]]) -> list[tuple[str, str]]:
@@ -297,7 +304,8 @@ class _Gallery:
             ):
                 self._store.put(f"{folder}/sheets/{number}.jpg", content)
         for stored in list(self._store.objects(f"{folder}/sheets")):
-            if int(PurePosixPath(stored.path).stem) > number:
+            sheet = _SHEET.fullmatch(PurePosixPath(stored.path).name)
+            if sheet and int(sheet[1]) > number:
                 self._store.delete(stored.path)
         return number
 

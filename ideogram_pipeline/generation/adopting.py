@@ -44,8 +44,9 @@ from ideogram_pipeline.generation.ledger import (
     restore_from_copy,
 )
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
-from ideogram_pipeline.generation.lost_ledgers import PREFIX, PaidRequest
-from ideogram_pipeline.generation.matching import Listed, Matcher, Past, takes_of
+from ideogram_pipeline.generation.lost_ledgers import PaidRequest
+from ideogram_pipeline.generation.matching import KEPT_COPY, Listed, Matcher, Past, takes_of
+from ideogram_pipeline.generation.picture_names import PREFIX, in_names
 from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, fingerprint
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, PlannedRow
@@ -442,7 +443,9 @@ class _Results:
         self._look_at(
             take
             for first in firsts
-            for take in (takes_of(first) if prompts & {first.prompt_id, ""} else [first])
+            for take in (
+                takes_of(first) if prompts & {first.prompt_id, in_names(first.prompt_id), ""} else [first]
+            )
         )
 
     def told(self) -> Iterator[_Told]:
@@ -462,10 +465,8 @@ class _Results:
                     self._requests[name] = request
 
     def _of_metadata(self, store: Store) -> Iterator[GenerationRequest]:
-        copies = {
-            found.path.rpartition("/")[2].partition(".")[0]: found.path
-            for found in store.objects("references")
-        }
+        names = (KEPT_COPY.fullmatch(found.path) for found in store.objects("references"))
+        copies = {name[1]: name[0] for name in names if name}
         rows = [rows[0] for rows in self._images.values()]
         takes = {(row.prompt_id, row.endpoint, row.take): row.fingerprint for row in rows}
         for row in rows:

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.generation.buckets import bucket
-from ideogram_pipeline.generation.rebuild import mend
+from ideogram_pipeline.generation.rebuild import mend, record_again
 from ideogram_pipeline.generation.rows import CatalogRow
 from ideogram_pipeline.storage import Store, parquet
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 FOLDER = "catalog"
 INDEX = "catalog.json"
-_HIDDEN = f"{FOLDER}/."
+_TABLE = re.compile(rf"{FOLDER}/[^./][^/]*\.parquet")
+"""What `catalog/*.parquet` finds: ours, or a stray, which would give people rows twice."""
 _LOOKS = 5
 """Runs that end meanwhile are taken in as well, unless they never cease to."""
 
@@ -119,9 +121,7 @@ class State:
         sources: dict[str, dict[str, Source]] = defaultdict(dict)
         for batch, mark in files.results(store).items():
             sources[path(batch)][batch] = Source(mark=mark, asked_for=batch in asked_for)
-        there = {
-            found.path: found.etag for found in store.objects(FOLDER) if not found.path.startswith(_HIDDEN)
-        }
+        there = {found.path: found.etag for found in store.objects(FOLDER) if _TABLE.fullmatch(found.path)}
         return cls(index, dict(sorted(sources.items())), there)
 
     @property
@@ -144,6 +144,11 @@ class State:
 def path(batch: str) -> str:
     """Return in which file of the catalog a batch's rows lie."""
     return f"{FOLDER}/{bucket(batch)}.parquet"
+
+
+def paths(store: Store) -> list[str]:
+    """Return the files of the catalog that lie there, sorted."""
+    return sorted(found.path for found in store.objects(FOLDER) if _TABLE.fullmatch(found.path))
 
 
 def read(store: Store, file: str, batches: Iterable[str] | None = None) -> Iterator[CatalogRow]:
@@ -193,6 +198,8 @@ def refresh(store: Store, *, anew: bool = False) -> CatalogSummary:
                 if not known or batch not in known.batches or known.batches[batch].source != source
             }
             try:
+                for batch, source in sources.items():
+                    _be_asked_for(store, batch, source, known.batches.get(batch) if known else None)
                 content, batches = _encoded(store, sources)
             except DamagedFile:
                 for batch in sources:
@@ -260,6 +267,39 @@ def _tables(store: Store, batch: str, *, asked_for: bool) -> Iterator[pa.Table]:
         added = parquet.table_of(new, (json.dumps(cells | {"path": path}) for path in paths))
         columns = [rows[name] if name in kept else added[name] for name in schema.names]
         yield pa.Table.from_arrays(columns, names=schema.names).cast(schema)
+
+
+class _Current(NamedTuple):
+    current: bool
+
+
+def _be_asked_for(store: Store, batch: str, source: Source, known: BatchInCatalog | None) -> None:
+    """Have a batch's own rows say `current` only while a prompts table has the batch, and again once one has."""
+    if not source.asked_for:
+        _leave(store, batch)
+    elif known is None or not known.source.asked_for:
+        rows = parquet.view(store, files.metadata_path(batch), _Current)
+        if rows and not any(row.current for row in rows):
+            record_again(store, batch)
+
+
+def _leave(store: Store, batch: str) -> None:
+    """Have a batch's rows say that nobody asks for its pictures any more: it left the tables, or was renamed."""
+    import pyarrow as pa
+
+    path, outcomes = files.metadata_path(batch), files.outcomes_path(batch)
+    mark = store.etag(outcomes)
+    tables = list(parquet.tables(store, path))
+    if not any(any(table["current"].to_pylist()) for table in tables):
+        return
+    left = []
+    for table in tables:
+        at = table.column_names.index("current")
+        field = table.schema.field(at)
+        left.append(table.set_column(at, field, pa.array([False] * table.num_rows, field.type)))
+    store.put(path, parquet.encode_tables(left[0].schema, left))
+    if store.etag(outcomes) != mark:
+        record_again(store, batch)  # a run that had begun before has ended meanwhile
 
 
 def _folder(batch: str) -> str:

@@ -31,13 +31,14 @@ from ideogram_pipeline.generation.marking import (
     signed_then,
 )
 from ideogram_pipeline.generation.outcomes import Failed, LeftOpen, NotReached
+from ideogram_pipeline.generation.picture_names import picture_path
 from ideogram_pipeline.generation.polling import Kind, Polling
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.generation.window import Place
 from ideogram_pipeline.ideogram.endpoints import Output
 from ideogram_pipeline.marks import Marks
 from ideogram_pipeline.marks.credentials import CannotSign, Reference
-from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Picture, verify
+from ideogram_pipeline.pictures import BadPicture, Picture, verify
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.telemetry import POLLS, RETRIES, span
 
@@ -353,8 +354,7 @@ class Fetcher:
         made, face_distance = await self._brought(request, url, make_marked, index=index)
         if known and made.sha256 != known.sha256:
             raise OtherBytes(known.path)
-        name = f"{request.prompt_id}-{request.fingerprint[:8]}-{index}"
-        path = f"images/batch={request.batch}/{name}.{EXTENSIONS[made.received.kind]}"
+        path = known.path if known else picture_path(request, index, made.received.kind)
         with span("store", **request.ids, image_index=index, bytes=len(made.marked.content)):
             if not await self._store.create_async(path, made.marked.content):
                 made = await self._as_stored(path, made)

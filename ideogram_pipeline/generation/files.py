@@ -24,7 +24,7 @@ from ideogram_pipeline.generation.planner import (
 )
 from ideogram_pipeline.generation.readings import newest_numbers, table_and_number
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
-from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.storage import Store, StoredObject, parquet
 from ideogram_pipeline.tables.erased import refusal, refused
 from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS
 from ideogram_pipeline.tables.reviews import ReviewsTable
@@ -37,6 +37,11 @@ KEEP_RUN_PLANS = timedelta(days=7)
 
 _OF_OTHERS = ("dagster", "sandbox")
 """Folders that lie in the store and are written by others, who see to them."""
+_TABLE = re.compile(
+    r"tables/(?P<kind>(?:rejected_)?(?:prompts|references)|reviews)(?:/[0-9a-z]+(?:-[0-9a-f]{16})?)?\.parquet"
+)
+_PLAN = re.compile(r"plans/batch=[^/]+/(?:plan|[0-9a-f]{12}-\d+)\.parquet")
+_RUN_PLAN = re.compile(r"run_plans/batch=[^/]+/[\w-]+\.parquet")
 _OUTCOMES = re.compile(r"outcomes/batch=([^/]+)/outcomes\.parquet")
 
 
@@ -61,9 +66,8 @@ def table_files(store: Store) -> Iterator[tuple[str, type[PromptRow | Reference 
         "reviews": Review,
     }
     for found in list(store.objects("tables")):
-        kind = found.path.split("/")[1].removesuffix(".parquet")
-        if found.path.endswith(".parquet") and kind in kinds:
-            yield found.path, kinds[kind]
+        if name := _TABLE.fullmatch(found.path):
+            yield found.path, kinds[name["kind"]]
 
 
 def write_reviews(store: Store, table: ReviewsTable) -> None:
@@ -87,14 +91,18 @@ def read_reviews(store: Store, url: str | None, batch: str) -> dict[str, Review]
     raise ConfigurationError(NO_REVIEWS)
 
 
-def all_reviews(store: Store) -> list[Review]:
-    """Return what people think of pictures by all reviews tables; of several reviews of a picture the latest."""
+def all_reviews(store: Store, newer: ReviewsTable | None = None) -> list[Review]:
+    """Return what people think of pictures by all reviews tables; of several reviews of a picture the latest.
+
+    A `newer` reading of one of the tables counts in place of what the store keeps of that.
+    """
     found = [
         review
         for path, model in table_files(store)
-        if model is Review
+        if model is Review and not (newer and path == _reviews_path(newer.url))
         for review in parquet.read(store, path, Review)
     ]
+    found += newer.reviews if newer else ()
     return list({one.image: one for one in sorted(found, key=lambda one: one.reviewed_at)}.values())
 
 
@@ -177,18 +185,19 @@ def write_plan(store: Store, plan: Plan, *, root_run_id: str | None = None) -> N
     batch were asked for more than `KEEP_RUN_PLANS` ago goes too.
     """
     table, number = table_and_number(plan.reading)
-    there = newest_numbers(PurePosixPath(found.path).stem for found in store.objects(_plans(plan.batch)))
+    there = newest_numbers(PurePosixPath(found.path).stem for found in _plan_files(store, plan.batch))
     if there.get(table, 0) <= number:
         store.put(plan_path(plan.batch, plan.reading), plan.rows.content)
-        for found in list(store.objects(_plans(plan.batch))):
+        for found in _plan_files(store, plan.batch):
             its_table, its_number = table_and_number(PurePosixPath(found.path).stem)
             if plan.reading and (not its_table or (its_table == table and its_number < number)):
                 store.delete(found.path)
     if root_run_id:
         own = run_plan_path(plan.batch, root_run_id)
         store.put(own, plan.rows.content)
-        for found in store.objects(own.rpartition("/")[0]):
-            if found.path != own and found.is_older_than(KEEP_RUN_PLANS):
+        for found in list(store.objects(own.rpartition("/")[0])):
+            is_plan = _RUN_PLAN.fullmatch(found.path)
+            if is_plan and found.path != own and found.is_older_than(KEEP_RUN_PLANS):
                 store.delete(found.path)
 
 
@@ -216,7 +225,7 @@ def plans(store: Store, batch: str, *, but: str | None = None) -> list[Plan]:
     A table that was read again without the batch has it no longer, unless no other one has it either. Plans of the
     table of the reading `but` are left out, where one is given. Rows whose pictures were erased since are rejected.
     """
-    found_here = _newest_readings(found.path for found in store.objects(_plans(batch)))
+    found_here = _newest_readings(found.path for found in _plan_files(store, batch))
     if len(found_here) > 1:
         left = {
             readings.table_key(read.table)
@@ -248,6 +257,7 @@ def without_erased(store: Store, plan: Plan) -> Plan:
             return row
         return PlannedRow(
             prompt_id=row.prompt_id,
+            batch=plan.batch,
             row_number=row.row_number,
             decision="rejected",
             reason=refusal(stones[use.sha256]),
@@ -260,7 +270,7 @@ def without_erased(store: Store, plan: Plan) -> Plan:
 
 def delete_damaged_plans(store: Store, batch: str) -> None:
     """Remove the plans of a batch that can't be read: the next run of their table writes them again."""
-    for path in [found.path for found in store.objects(_plans(batch))]:
+    for path in [found.path for found in _plan_files(store, batch)]:
         try:
             parquet.rows(store, path, PlannedRow)
         except DamagedFile:
@@ -283,11 +293,15 @@ def together(found: Sequence[Plan]) -> Plan:
 
 def plan_marks(store: Store, batch: str) -> list[str]:
     """Return what changes with every plan of a batch."""
-    return sorted(f"{found.path} {found.etag} {found.modified}" for found in store.objects(_plans(batch)))
+    return sorted(f"{found.path} {found.etag} {found.modified}" for found in _plan_files(store, batch))
 
 
 def _plans(batch: str) -> str:
     return f"plans/batch={batch}"
+
+
+def _plan_files(store: Store, batch: str) -> list[StoredObject]:
+    return [found for found in store.objects(_plans(batch)) if _PLAN.fullmatch(found.path)]
 
 
 def _newest_readings(paths: Iterable[str]) -> list[str]:

@@ -19,21 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation import files, ledger
-from ideogram_pipeline.pictures import EXTENSIONS
+from ideogram_pipeline.generation.picture_names import PREFIX, parsed
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables import erased
 from ideogram_pipeline.texts import counted
 
-PREFIX = 8
-"""So many digits of a fingerprint stand in a picture's name."""
 LOST_LEDGER = (
     "Was the folder 'ledger' lost, or an older one restored? Restore it from a backup, or have "
     "`ideogram-pipeline reconcile --adopt` enter what was paid; then run again."
 )
 """What to do where a ledger lacks requests that were paid for."""
-_PICTURE = re.compile(
-    rf"(?P<prompt_id>.+)-(?P<fingerprint>[0-9a-f]{{{PREFIX}}})-\d+\.({'|'.join(EXTENSIONS.values())})"
-)
 
 
 class PaidRequest(NamedTuple):
@@ -161,14 +156,14 @@ def keep_gaps(store: Store, batch: str, fingerprints: Collection[str]) -> None:
 def picture_paths(store: Store, batch: str, fingerprint: str) -> list[str]:
     """Return the pictures whose names tell a fingerprint, sorted."""
     return sorted(
-        path for path, name in _picture_names(store, batch) if name["fingerprint"] == fingerprint[:PREFIX]
+        path for path, name in _picture_names(store, batch) if name["short"] == fingerprint[:PREFIX]
     )
 
 
 def _named(store: Store, batch: str) -> Iterator[tuple[str, PaidRequest]]:
     """Yield what names requests as paid: the weakest first, so that who says most has the last word."""
     pictures = {
-        name["fingerprint"]: PaidRequest(name["fingerprint"], name["prompt_id"], None, path)
+        name["short"]: PaidRequest(name["short"], name["prompt_id"], None, path)
         for path, name in _picture_names(store, batch)
     }
     told = [*_edges(store, batch), *_outcomes(store, batch), *_metadata(store, batch)]
@@ -191,7 +186,7 @@ def _without(named: Mapping[str, PaidRequest], known: Collection[str]) -> dict[s
 def _picture_names(store: Store, batch: str) -> Iterator[tuple[str, re.Match[str]]]:
     folder = files.metadata_path(batch).rpartition("/")[0]
     for found in store.objects(folder):
-        if name := _PICTURE.fullmatch(found.path[len(folder) + 1 :]):
+        if name := parsed(found.path[len(folder) + 1 :]):
             yield found.path, name
 
 

@@ -39,7 +39,9 @@ SHORTEST = timedelta(minutes=15)
 MAX_TAKES = 50
 """A row's takes are looked for up to this one."""
 
-_KEPT_COPY = re.compile(r"references/([0-9a-f]{64})\.\w+")
+KEPT_COPY = re.compile(r"references/([0-9a-f]{64})\.\w+")
+"""Where the copy of a reference with a digest lies."""
+_UPLOAD = re.compile(r"uploads/([0-9a-f]{64})\.json")
 
 
 class Past(NamedTuple):
@@ -198,7 +200,7 @@ class Matcher:
         endpoint = self._store.endpoint
         if endpoint is None or not url.startswith(f"{endpoint.rstrip('/')}/"):
             return None
-        name = _KEPT_COPY.search(url.partition("?")[0])
+        name = KEPT_COPY.search(url.partition("?")[0])
         return name[1] if name else None
 
     async def _fetched(self, url: str) -> str | None:
@@ -211,12 +213,14 @@ class Matcher:
 
 def _uploaded(store: Store) -> Iterator[tuple[str, str]]:
     """Yield the URLs under which this store has uploaded pictures, with their digests."""
-    for found in store.objects("uploads"):
+    for name in [_UPLOAD.fullmatch(found.path) for found in store.objects("uploads")]:
+        if name is None:
+            continue
         try:
-            upload = Upload.model_validate_json(store.get(found.path))
+            upload = Upload.model_validate_json(store.get(name[0]))
         except (FileNotFoundError, ValidationError):
             continue
-        yield upload.url, found.path.rpartition("/")[2].partition(".")[0]
+        yield upload.url, name[1]
 
 
 def _takes(seed: int) -> Iterator[int]:

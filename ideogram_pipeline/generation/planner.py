@@ -222,6 +222,7 @@ def plan_batch(
     unusable = (
         PlannedRow(
             prompt_id=rejection.row_id,
+            batch=batch,
             row_number=rejection.row_number,
             decision="rejected",
             reason=rejection.reason,
@@ -380,6 +381,7 @@ def _newest_requests(entries: Mapping[str, Entry]) -> dict[str, str]:
 def _rejected(row: PromptRow, problem: RowProblem) -> PlannedRow:
     return PlannedRow(
         prompt_id=row.prompt_id,
+        batch=row.batch,
         row_number=row.row_number,
         decision="rejected",
         reason=problem.reason,
@@ -403,6 +405,7 @@ def _planned(
         decision, reason = _decide(entry)
     return PlannedRow(
         prompt_id=request.prompt_id,
+        batch=request.batch,
         row_number=request.row_number,
         decision="left out" if left_out else decision,
         reason=left_out or reason,

@@ -34,7 +34,7 @@ from ideogram_pipeline import digests
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.buckets import bucket
 from ideogram_pipeline.generation.planner import References
-from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.storage import Store, StoredObject, parquet
 from ideogram_pipeline.tables.erased import refusal, refused
 from ideogram_pipeline.tables.prompts import PromptsTable
 from ideogram_pipeline.tables.references import ReferencesTable
@@ -45,6 +45,8 @@ KEEP_READINGS = timedelta(days=7)
 
 _READINGS = "tables/readings"
 _NAME = re.compile(r"([0-9a-f]{12})-(\d+)")
+_KEPT = re.compile(r"tables/\w+/([0-9a-f]{2}|all)(-[0-9a-f]{16})?\.parquet")
+"""Where the rows of a bucket lie; without a digest, by an earlier version."""
 _BEFORE = "before"
 """Names the one reading of a store in which the readings of all tables took each other's place."""
 _INDEX_BEFORE = "tables/batches.json"
@@ -293,14 +295,14 @@ def _sweep(store: Store, kind: _Kind[Reading]) -> None:
     """Remove the old readings that aren't their table's newest, and the files that no reading names any more."""
     newest = set(_newest_names(store, kind).values())
     left = []
-    for found in list(store.objects(kind.folder)):
+    for found in _files(store, kind):
         name = PurePosixPath(found.path).stem
         if name not in newest and found.is_older_than(KEEP_READINGS):
             store.delete(found.path)
         else:
             left.append(name)
     folders = {f"tables/{kind.name}": "rows", f"tables/rejected_{kind.name}": "rejections"}
-    stored = [found for folder in folders for found in store.objects(folder)]
+    stored = [found for folder in folders for found in store.objects(folder) if _KEPT.fullmatch(found.path)]
     old = [found.path for found in stored if found.is_older_than(KEEP_READINGS)]
     if old:
         kept = (_read(store, kind, name) for name in left)
@@ -310,6 +312,15 @@ def _sweep(store: Store, kind: _Kind[Reading]) -> None:
                 store.delete(path)
     for path in _of_before(kind, (found.path for found in stored)):
         store.delete(path)
+
+
+def _files(store: Store, kind: _Kind[Reading]) -> list[StoredObject]:
+    """Return the files of all readings of a table."""
+    return [
+        found
+        for found in store.objects(kind.folder)
+        if found.path.endswith(".json") and _NAME.fullmatch(PurePosixPath(found.path).stem)
+    ]
 
 
 def _of_before(kind: _Kind[Reading], stored: Iterable[str]) -> Iterator[str]:
@@ -323,7 +334,7 @@ def _of_before(kind: _Kind[Reading], stored: Iterable[str]) -> Iterator[str]:
 
 def _newest_names(store: Store, kind: _Kind[Reading]) -> dict[str, str]:
     """Return the name of every table's newest reading, by table, sorted."""
-    numbers = newest_numbers(PurePosixPath(found.path).stem for found in store.objects(kind.folder))
+    numbers = newest_numbers(PurePosixPath(found.path).stem for found in _files(store, kind))
     return {table: f"{table}-{number}" for table, number in numbers.items() if table}
 
 

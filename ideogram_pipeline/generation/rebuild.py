@@ -63,6 +63,13 @@ def mend(store: Store, batch: str) -> None:
     _made_anew(store, Ledger(store, batch))
 
 
+def record_again(store: Store, batch: str) -> None:
+    """Write a batch's metadata, outcomes and edges again: it was out of the tables, and is asked for again."""
+    ledger = Ledger(store, batch)
+    if not lost_ledgers.lacking(store, batch, ledger.entries):  # what tells of these would be lost
+        record(store, ledger)
+
+
 def _made_anew(store: Store, ledger: Ledger) -> files.Results:
     if says := lost_ledgers.missing(store, ledger.batch, ledger.entries):
         # What tells of a request that the ledger lacks would be overwritten.

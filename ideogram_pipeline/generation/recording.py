@@ -228,6 +228,7 @@ def _planned(entry: Entry) -> PlannedRow:
     request = entry.last.reserved.request
     return PlannedRow(
         prompt_id=request.prompt_id,
+        batch=request.batch,
         row_number=request.row_number,
         decision="settled",
         reason="rebuilt from the ledger",

@@ -171,7 +171,7 @@ def outcome_rows(
     for row in plan.rows:
         request = row.request
         if request is None:
-            yield _rejected(row)
+            yield _rejected(row, plan.batch)
         elif row.decision == "left out":
             entry = entries.get(request.fingerprint)
             yield _outcome(row, NotReached(request, entry, row.reason, "left_out"))
@@ -179,9 +179,10 @@ def outcome_rows(
             yield _outcome(row, next(ended))
 
 
-def _rejected(row: PlannedRow) -> OutcomeRow:
+def _rejected(row: PlannedRow, batch: str) -> OutcomeRow:
     return OutcomeRow(
         prompt_id=row.prompt_id,
+        batch=batch,
         state="rejected",
         reason=f"{row.column}: {row.reason}" if row.column else row.reason,
         fingerprint=None,
@@ -202,6 +203,7 @@ def _outcome(row: PlannedRow, outcome: Outcome) -> OutcomeRow:
     last = entry.attempts[-1] if entry.attempts else None
     return OutcomeRow(
         prompt_id=row.prompt_id,
+        batch=outcome.request.batch,
         state=state_of(outcome),
         reason=reason_of(outcome),
         due=isinstance(outcome, Generated | Reused) or is_missing(outcome),

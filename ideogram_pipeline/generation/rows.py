@@ -27,6 +27,9 @@ class PlannedRow(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     prompt_id: str = Field(description="The row of the prompts table.")
+    batch: str = Field(
+        default="", description="Partition of the prompts table; empty in a file of an earlier version."
+    )
     row_number: int = Field(description="Where the row stands in the table.")
     decision: Decision = Field(
         description="new, stale, reused, re-attached, settled, unknown, rejected or left out."
@@ -186,11 +189,14 @@ class EdgeRow(BaseModel):
 
 
 class OutcomeRow(BaseModel):
-    """How one row of the prompts table ended. The batch is the folder's name."""
+    """How one row of the prompts table ended."""
 
     model_config = ConfigDict(frozen=True)
 
     prompt_id: str = Field(description="Row of the prompts table.")
+    batch: str = Field(
+        default="", description="Partition of the prompts table; empty in a file of an earlier version."
+    )
     state: OutcomeState = Field(description="generated, rejected, refused, failed, unknown or not_reached.")
     reason: str = Field(description="Why, and what to do next; empty for generated rows.")
     due: bool = Field(

@@ -289,6 +289,7 @@ def remove(store: Store, found: Descent, *, told: Callable[[str], None] = lambda
         told(trace.path)
         with suppress(FileNotFoundError):  # it is gone already
             traces.remove(store, found.gone, trace)
+    traces.remove_what_others_left(store, found.traces)
     held = {f"batch={batch}" for batch in found.batches}
     for path in [path for folder in traces.READ for path in store.leftovers(folder)]:
         if not held.isdisjoint(path.split("/")):

@@ -20,7 +20,9 @@ from pydantic import JsonValue
 
 from ideogram_pipeline.errors import DamagedFile
 from ideogram_pipeline.generation import files
-from ideogram_pipeline.storage import Store, parquet
+from ideogram_pipeline.generation.picture_names import ENDED
+from ideogram_pipeline.storage import Store, parquet, versions
+from ideogram_pipeline.storage.versions import Purged, Version
 from ideogram_pipeline.tables.erased import DIGEST, Tombstone, by_digest, fingerprints
 from ideogram_pipeline.texts import counted
 
@@ -52,8 +54,10 @@ NOT_LOOKED_THROUGH = frozenset({"budget", "claims", "dagster", "doctor", "erased
 
 _DERIVED = ("catalog/", "gallery/", "ledger_copies/")
 """What is made anew from the rest goes as whole files."""
-_PICTURE = re.compile(r"(?P<stem>[^/]+-(?P<short>[0-9a-f]{8})-\d+)\.[a-z]+")
+_PICTURE = re.compile(rf"(?P<stem>[^/]+{ENDED})\.[a-z]+")
 """The name of a picture, and of its thumbnail or signature."""
+_WITHIN = re.compile(rf"{ENDED}(?!\d)")
+"""What other programs' names for a copy or a thumbnail of one have in them, such as `._a-3c40fe65-0.png`."""
 _LINK = re.compile(r"batch=(?P<batch>[^/\"']+)/(?:thumbnails/)?(?P<name>[^/\"'<>]+-[0-9a-f]{8}-\d+\.[a-z]+)")
 """Where a page of the gallery leads to a picture."""
 _PEOPLES = frozenset({"prompt", "negative_prompt", "extra", "notes", "note"})
@@ -65,7 +69,20 @@ _NAMES = frozenset({"reference_ids", "reference_mask_ids", "style_reference_ids"
 _LEFTOVER = re.compile(r"#\d+$")
 _ASIDE = ".new"
 """Ends the name of a file of the catalog that was written and, for its writer was killed, never got its own name."""
+_SHEET = re.compile(r"gallery/.+/sheets/\d+\.jpg")
+"""A printed page: many pictures in one."""
 _GZIP = 31
+_PICTURED = ("images/", "credentials/", "gallery/", "references/")
+"""Where pictures lie, and what is made of each."""
+_OURS = re.compile(
+    rf"(?:images|credentials|gallery)/batch=[^/]+/(?:thumbnails/)?[^./][^/]*{ENDED}\.[a-z]+"
+    r"|gallery/(?:batch=|characters/)[^/]+/(?:(?:index|\d+)\.html|sheets/\d+\.jpg|batch=[^/]+\.js)"
+    r"|gallery/(?:index\.(?:html|json)|static/[^./][^/]*)"
+    r"|(?:gallery/)?references/[0-9a-f]{64}\.\w+"
+)
+"""What we write there, but for the rows beside pictures."""
+_OF_THE_SYSTEM = frozenset({"Thumbs.db", "ehthumbs.db", "desktop.ini", ".DS_Store"})
+"""Where Windows and macOS keep small pictures and names of what lies in a folder; they make it anew."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +113,15 @@ class Gone:
         """What the names of pictures have of the fingerprints."""
         return frozenset(fingerprint[:8] for fingerprint in self.fingerprints)
 
-    def is_picture(self, name: str) -> bool:
-        """Say whether a file's name is that of a picture of one of the requests, or has the same digits in it."""
-        picture = _PICTURE.fullmatch(name)
-        return picture is not None and picture["short"] in self.shorts
+    def picture(self, name: str) -> str:
+        """Return the picture, without its ending, of one of the requests that a file is by its name; empty for none.
+
+        A copy or a thumbnail that another program made counts too, and so does a name that has the same digits.
+        """
+        if picture := _PICTURE.fullmatch(name):
+            return picture["stem"] if picture["short"] in self.shorts else ""
+        within = (found for found in _WITHIN.finditer(name) if found["short"] in self.shorts)
+        return next((name[: found.end()].removeprefix("._") for found in within), "")
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -148,6 +170,40 @@ def traces(store: Store, gone: Gone) -> Iterator[Trace]:
                 yield Trace(path, _batch(path))
 
 
+def purge_versions(store: Store, gone: Gone, batches: Iterable[str]) -> Purged:
+    """Delete what a versioned bucket keeps of erased pictures: versions of files that tell of them, or may have.
+
+    Of a file that is looked through, all earlier versions go if it is of one of these batches, or of all batches. What
+    files hold now stays. So do earlier versions of other pictures, and of other requests' ledger entries.
+    """
+    kept = _Kept(store, gone)
+
+    def wanted(found: Iterable[Version]) -> list[Version]:
+        earlier = [
+            one
+            for one in found
+            if one.path.partition("/")[0] in READ and (one.is_folder or one.is_marker or not one.is_latest)
+        ]
+        named = [one for one in earlier if _is_named(one.path.rstrip("/"), gone, kept)]
+        known = frozenset(named)
+        # They tell of which batches an erasure was that was killed after all else had gone. So they go last.
+        about = {*batches}.union(*(_batch(one.path) for one in named))
+        others = (one for one in earlier if one not in known)
+        told = [one for one in others if _may_have_told(one, gone, about)]
+        return [*told, *sorted(named, key=lambda one: one.path.startswith("ledger/"))]
+
+    return versions.purge(store, wanted)
+
+
+def _may_have_told(version: Version, gone: Gone, batches: Collection[str]) -> bool:
+    path = version.path
+    if version.is_folder:
+        return version.is_latest and not gone.reference_ids.isdisjoint(path.split("/"))
+    read = READ[path.partition("/")[0]]
+    is_read = (bool(read) and path.endswith(read)) or _SHEET.fullmatch(path) is not None
+    return is_read and _batch(path) <= {*batches}
+
+
 def remove(store: Store, gone: Gone, trace: Trace) -> None:
     """Remove a trace. The rows that stay in its file stay as they are.
 
@@ -171,6 +227,34 @@ def remove(store: Store, gone: Gone, trace: Trace) -> None:
         by_name = _by_name(trace.path, gone)
         tables = [_left(table, gone, by_name) for table in parquet.tables(store, trace.path)]
         store.put(trace.path, parquet.encode_tables(tables[0].schema, tables))
+
+
+def remove_what_others_left(store: Store, removed: Iterable[Trace]) -> None:
+    """Remove what other programs keep of pictures that were removed, in the folders where these lay.
+
+    That is their thumbnails and lists of names, and anything at all in a folder that holds nothing of ours any more.
+    """
+    folders = {
+        folder
+        for trace in removed
+        if not trace.rows and trace.path.startswith(_PICTURED)
+        for folder in _folders_of(trace.path)
+    }
+    for folder in sorted(folders, key=lambda folder: folder.count("/"), reverse=True):
+        there = [
+            one.path for one in store.objects(folder) if one.path.rpartition("/")[2] != "metadata.parquet"
+        ]
+        is_empty = not any(map(_OURS.fullmatch, there))
+        for path in there:
+            at, _, name = path.rpartition("/")
+            if is_empty or (at == folder and name in _OF_THE_SYSTEM):
+                store.delete(path)
+        store.delete_empty_folder(folder)
+
+
+def _folders_of(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def _remove_pages(store: Store, page: str) -> None:
@@ -200,7 +284,8 @@ class _Kept:
 
     def lacks(self, batch: str, name: str) -> bool:
         """Say whether a picture of this name is one that goes."""
-        if not self._gone.is_picture(name):
+        picture = self._gone.picture(name)
+        if not picture:
             return False
         if batch not in self._stems:
             rows: list[files.PictureFacts] = []
@@ -211,18 +296,16 @@ class _Kept:
                 for row in rows
                 if row.fingerprint not in self._gone.fingerprints
             )
-        return name.rpartition(".")[0] not in self._stems[batch]
+        return picture not in self._stems[batch]
 
 
 def _is_named(path: str, gone: Gone, kept: _Kept) -> bool:
     """Say whether a file is one of what was erased, by its name and those of its folders."""
-    folder, *_, name = parts = path.split("/")
-    if not gone.fingerprints.isdisjoint(parts) or name[:64] in gone.fingerprints:
+    if not (gone.fingerprints | gone.digests).isdisjoint(DIGEST.findall(path)):
         return True
-    if name.partition(".")[0] in gone.digests:
-        return True
+    folder, *parts = path.split("/")
     return folder in ("images", "credentials", "gallery") and any(
-        kept.lacks(batch, name) for batch in _batch(path)
+        kept.lacks(batch, part) for batch in _batch(path) for part in parts
     )
 
 
@@ -294,7 +377,7 @@ def _left(table: pa.Table, gone: Gone, by_name: Collection[str]) -> pa.Table:
     left = table.take(pa.array([number for number, is_told in enumerate(told) if not is_told], pa.int64()))
     if _NEAREST[0] not in left.column_names:
         return left
-    keeps = [not name or not gone.is_picture(name) for name in left[_NEAREST[0]].to_pylist()]
+    keeps = [not name or not gone.picture(name) for name in left[_NEAREST[0]].to_pylist()]
     for name in _NEAREST:
         kind = left.schema.field(name)
         cells = [cell if keep else None for cell, keep in zip(left[name].to_pylist(), keeps, strict=True)]

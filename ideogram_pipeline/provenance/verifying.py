@@ -67,7 +67,14 @@ def _bytes(file: Path) -> bytes:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file())
+    return sorted(
+        file
+        for file in path.rglob("*")
+        # What other programs keep beside pictures, such as the resource forks of macOS (`._a.png`), is hidden.
+        if file.suffix.lower() in _ENDINGS
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and file.is_file()
+    )
 
 
 def _verified(path: str, content: bytes, anchors: str) -> Verified:

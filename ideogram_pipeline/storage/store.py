@@ -28,6 +28,7 @@ from ideogram_pipeline.storage import remote
 from ideogram_pipeline.threads import to_its_end
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta
     from obstore.store import ObjectStore
 
 Result = TypeVar("Result")
@@ -43,6 +44,8 @@ _PAGE = 1000
 _PART = 5 * 1024 * 1024
 _READ_PART = 256 * 1024
 _LEFTOVER = re.compile(r"#\d+$|(^|/)\.[0-9a-f]{32}\.new$")
+_NO_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]|#\d+$")
+"""In the name of a file that can't be an object, or, as far as anybody else sees, isn't one yet."""
 _BEGAN_AT = time.time()
 _LARGE = 256 * 1024
 """Bytes. What is larger and on the disk needn't stay in the system's memory as well: a run doesn't read it again."""
@@ -123,6 +126,16 @@ class Store:
     def where(self, path: str) -> str:
         """Return what a person can open: a file path for a local store, a URL otherwise."""
         return str(self.folder / path) if self.folder else f"{self.url.rstrip('/')}/{path}"
+
+    @property
+    def s3(self) -> remote.S3 | None:
+        """The bucket, for an S3 store; None for every other one."""
+        return self._s3
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a bucket of somebody's servers."""
+        return self.url.startswith(remote.SCHEMES)
 
     @property
     def endpoint(self) -> str | None:
@@ -290,6 +303,13 @@ class Store:
 
         return once() if self.folder else _repeating_here(once)
 
+    def delete_empty_folder(self, folder: str) -> None:
+        """Remove a folder of a local disk if it holds nothing but empty folders; object stores have none."""
+        if self.folder:
+            for parent, _, _ in os.walk(self.folder / folder, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(parent)
+
     def delete_empty(self, path: str) -> bool:
         """Remove an object of no bytes, as a power cut leaves one of a local disk; return whether there was one.
 
@@ -325,29 +345,31 @@ class Store:
             return obstore.head(self._backend, path)["e_tag"] or ""
 
     def objects(self, folder: str) -> Iterator[StoredObject]:
-        """Yield every object below a folder, in no order."""
+        """Yield every object below a folder, in no order. Files whose names no store can hold are passed over."""
         import obstore
 
+        if self.folder:
+            yield from self._local_objects(folder)
+            return
         with self._failures("list", folder):
             for page, chunk in enumerate(obstore.list(self._backend, prefix=folder, chunk_size=_PAGE)):
                 if page:
                     self._count("list")
-                for meta in chunk:
-                    yield StoredObject(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+                yield from map(_stored, chunk)
 
     async def objects_async(self, folder: str) -> list[StoredObject]:
         """Return every object below a folder, in no order."""
         import obstore
 
         async def once() -> list[StoredObject]:
+            if self.folder:
+                with self._failures("list", folder, requests=0):
+                    self._check_root()
+                return await asyncio.to_thread(list, self._local_objects(folder))
             with self._failures("list", folder):
-                self._check_root()
                 listing = await obstore.list(self._backend, prefix=folder, chunk_size=_PAGE).collect_async()
                 self._count("list", max(len(listing) - 1, 0) // _PAGE)
-                return [
-                    StoredObject(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
-                    for meta in listing
-                ]
+                return list(map(_stored, listing))
 
         return await _repeating(once)
 
@@ -409,8 +431,64 @@ class Store:
         import obstore
 
         with self._failures("list", folder):
+            if self.folder:
+                try:
+                    with os.scandir(self.folder / folder) as found:
+                        return sorted(
+                            one.name for one in found if one.is_dir() and not _NO_NAME.search(one.name)
+                        )
+                except FileNotFoundError:
+                    if not self.folder.is_dir():
+                        raise
+                    return []
             listing = obstore.list_with_delimiter(self._backend, prefix=folder)
             return sorted(prefix.rsplit("/", 1)[-1] for prefix in listing["common_prefixes"])
+
+    def _local_objects(self, folder: str) -> Iterator[StoredObject]:
+        """Yield the objects below a folder of a local disk.
+
+        obstore's listing ends at a name that no object can have, such as macOS's `Icon\r`. Then the rest is walked.
+        """
+        import obstore
+        from obstore.exceptions import GenericError, InvalidPathError
+
+        seen = set()
+        with self._failures("list", folder):
+            try:
+                for chunk in obstore.list(self._backend, prefix=folder, chunk_size=_PAGE):
+                    for meta in chunk:
+                        seen.add(meta["path"])
+                        yield _stored(meta)
+            except (GenericError, InvalidPathError):
+                for path in self._walked(folder):
+                    if path not in seen:
+                        with suppress(FileNotFoundError):  # it went meanwhile
+                            yield _stored(obstore.head(self._backend, path))
+
+    def _walked(self, folder: str) -> Iterator[str]:
+        """Yield the paths of what a local folder holds, whole and under a name that an object can have.
+
+        Raises:
+            OSError: a folder can't be read.
+        """
+        assert self.folder is not None
+
+        def fail(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise error
+
+        entered = set()
+        for parent, folders, names in os.walk(self.folder / folder, onerror=fail, followlinks=True):
+            here = os.stat(parent)
+            if (here.st_dev, here.st_ino) in entered:
+                folders.clear()  # links may lead round in a circle
+                continue
+            entered.add((here.st_dev, here.st_ino))
+            folders[:] = [name for name in folders if not _NO_NAME.search(name)]
+            below = Path(parent).relative_to(self.folder)
+            for name in names:
+                if not _NO_NAME.search(name) and os.path.isfile(os.path.join(parent, name)):
+                    yield (below / name).as_posix()
 
     def _check_root(self) -> None:
         """Fail where a local root is no longer the folder that was opened: it would be made anew, and empty."""
@@ -537,6 +615,10 @@ def _may_pass(error: Exception) -> bool:
 def _requests_of(size: int) -> int:
     """Return the requests that a write takes: large ones go in parts, with one to begin and one to end them."""
     return 1 if size <= _PART else -(-size // _PART) + 2
+
+
+def _stored(meta: ObjectMeta) -> StoredObject:
+    return StoredObject(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
 
 
 def _identity(folder: Path) -> tuple[int, int]:

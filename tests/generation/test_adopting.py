@@ -528,6 +528,36 @@ def test_adopting_with_another_table_does_not_have_the_right_one_paid_for_again(
     assert project.accepted == 3
 
 
+def test_the_takes_of_an_id_with_train_in_it_are_known_by_their_pictures(project):
+    project.table = [project.row(0).model_copy(update={"prompt_id": "steam-train-01"})]
+    project.run()
+    project.run(regenerate=True)
+    pictures = project.folder / f"store/images/batch={BATCH}"
+    assert [path.name[:15] for path in pictures.glob("*.png")] == ["steam-Train-01-"] * 2
+    project.lose("ledger", "ledger_copies", "plans", "lineage", "outcomes")
+    (pictures / "metadata.parquet").unlink()
+    adoption = project.adopt()
+    assert (adoption.lost, len(project.entries)) == ((), 2)
+    project.run()
+    assert project.accepted == 2
+
+
+def test_a_picture_that_an_earlier_version_named_is_fetched_again_under_that_name(project):
+    project.table = [project.row(0).model_copy(update={"prompt_id": "steam-train-01"})]
+    project.run()
+    store = project.folder / "store"
+    (picture,) = store.glob("images/*/*.png")
+    (settled,) = store.glob("ledger/*/*/1-settled.json")
+    settled.write_text(settled.read_text().replace("steam-Train-01", "steam-train-01"))
+    project.lose("ledger_copies")
+    picture.unlink()
+    assert project.run() == 1
+    assert project.accepted == 1
+    name = picture.name.replace("Train", "train")
+    assert [path.name for path in store.glob("images/*/*.png")] == [name]
+    assert [row.file_name for row in files.images(project.store, BATCH)] == [name]
+
+
 def test_a_refusal_is_remembered(project):
     project.sandbox.change(Change(faults=(Fault("policy_refusal", match="scene 1"),)))
     assert project.run() == 2
