@@ -33,7 +33,7 @@ _ANY_KEY = "sandbox:sandbox"
 class StoreResource(dg.ConfigurableResource[Any]):
     """Where pictures, tables, plans and the ledger lie."""
 
-    url: str = Field(description="Folder or URL (s3://, gs://, az://).")
+    url: str = Field(description="Folder or URL (s3://, az://; gs:// is untried).")
     backend: Backend = Field(
         description="Whose pictures the store holds: `fal`'s or the `sandbox`'s; never both."
     )
@@ -147,8 +147,13 @@ class FalResource(dg.ConfigurableResource[Any]):
 
     def check(self) -> None:
         """Raise a `ConfigurationError` where a client could not be opened."""
+        from ideogram_pipeline import network
         from ideogram_pipeline.fal import FalKey, InvalidCall, UnsafeUrl
 
+        try:
+            network.check()
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
         check_backend(self.backend, bool(self.key), self.queue_url)
         check_webhook_url(self.webhook_url, self.backend, self.queue_url)
         try:

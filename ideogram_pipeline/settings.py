@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         description="`fal`, which costs money, or `sandbox`, a local stand-in that draws and is free.",
     )
     store: str = Field(
-        default="./var", description="Folder or URL (s3://, gs://, az://) that keeps everything."
+        default="./var", description="Folder or URL (s3://, az://; gs:// is untried) that keeps everything."
     )
     prompts: str = Field(default="data/prompts.csv", description="The prompts table.")
     references: str = Field(default="data/references.csv", description="The references table.")

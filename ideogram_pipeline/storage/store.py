@@ -113,11 +113,13 @@ class Store:
                 s3 = remote.open_s3(url)
                 return cls(url, s3.backend, s3=s3)
             if not url.startswith(remote.SCHEMES):
-                raise ValueError("a store is a folder, or an s3://, gs:// or az:// URL")
+                raise ValueError(
+                    "a store is a folder, or an s3://, az:// or gs:// URL; gs:// has not been tried yet"
+                )
             return cls(url, remote.open_other(url))
         except (OSError, ValueError, BaseError) as error:
             raise StoreError(
-                f"The store {url!r} can't be opened: {_first_line(error)}. Check IDEOGRAM_STORE."
+                f"The store {url!r} can't be opened: {_first_line(error).rstrip('.')}."
             ) from None
 
     def where(self, path: str) -> str:
