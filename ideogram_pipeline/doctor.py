@@ -41,11 +41,11 @@ _BALANCE = (
 )
 _NOBODYS_REQUEST = "00000000-0000-4000-8000-000000000000"
 _PROOFS = {
-    "queue": (f"/fal-ai/ideogram/requests/{_NOBODYS_REQUEST}/status", "detail"),
-    "rest": ("/.well-known/jwks.json", "keys"),
-    "api": ("/v1/meta", "webhook_ip_ranges"),
+    "queue": (f"/fal-ai/ideogram/requests/{_NOBODYS_REQUEST}/status", {"detail", "status"}),
+    "rest": ("/.well-known/jwks.json", {"keys"}),
+    "api": ("/v1/meta", {"webhook_ip_ranges"}),
 }
-"""What each of fal's hosts answers without a key, and what its answer holds whoever asks."""
+"""Where each of fal's hosts answers without a key, and names of which its answer holds one, whoever asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,16 +237,13 @@ def _host(url: str, name: str) -> str:
     """Have a host answer what only fal answers: a page at its address may be a proxy's, or another server's."""
     path, holds = _PROOFS[name]
     answer = _answer(url + path, name)
-    if holds not in (answer.object() or {}):
+    if not holds & (answer.object() or {}).keys():
         kind = answer.headers.get("content-type", "no content").partition(";")[0]
         through = network.proxy_for(url)
-        way = (
-            f"A proxy stands between, that of {through}: see what it says to {url + path}. Else check"
-            if through
-            else "Check"
-        )
+        between = f"The proxy of {through} stands between, and may have answered. " if through else ""
         raise PipelineError(
-            f"what answers at {url} is not fal: {url + path} brings {answer.status} and {kind}. {way} {_variable(name)}."
+            f"what answers at {url} is not fal: {url + path} brings {answer.status} and {kind}. {between}"
+            f"Check {_variable(name)}."
         )
     return f"{url} answers"
 
@@ -270,7 +267,7 @@ def _answer(url: str, name: str) -> Answer:
     try:
         return _asked("GET", url)
     except FalError as error:
-        raise PipelineError(f"{error} If the address is wrong, correct {_variable(name)}.") from None
+        raise PipelineError(f"{url} can't be reached. {error} It is named by {_variable(name)}.") from None
 
 
 def _asked(method: str, url: str) -> Answer:
