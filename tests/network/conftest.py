@@ -2,23 +2,34 @@
 
 import asyncio
 import base64
+import hashlib
+import hmac
 import ipaddress
+import itertools
 import os
+import shutil
 import ssl
+import subprocess
 import threading
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from pydantic import SecretStr
+
+from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
+from tests.chaos.conftest import PLANTED_KEY, Project
 
 NETWORK_VARIABLES = ("_PROXY", "SSL_CERT_", "AWS_", "AZURE_", "AZURITE_", "GOOGLE_")
 
@@ -222,3 +233,78 @@ def with_tls(stack, authority):
         return front.url
 
     return make
+
+
+AZURITE = Path(__file__).with_name("azurite") / "node_modules" / ".bin" / "azurite-blob"
+ACCOUNT = "devstoreaccount1"
+ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""What Azurite's documentation gives everybody."""
+
+
+class AzureServer:
+    """Azurite, Microsoft's own emulator of Azure's blob store, on 127.0.0.1."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [
+                str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", "0", "--location", str(folder),
+                "--skipApiVersionCheck", "--disableTelemetry", "--silent",
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        said = next((line for line in self._process.stdout if "listens on" in line), "")
+        assert said, "Azurite did not start"
+        self.url = said.split()[-1]
+        self._names = itertools.count()
+
+    def signature(self, text: str) -> str:
+        return base64.b64encode(
+            hmac.digest(base64.b64decode(ACCOUNT_KEY), text.encode(), hashlib.sha256)
+        ).decode()
+
+    def container(self) -> str:
+        """Make an empty container and return its name."""
+        name, date, version = f"container-{next(self._names)}", formatdate(usegmt=True), "2021-12-02"
+        resource = f"/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
+        signed = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
+        headers = {
+            "x-ms-date": date,
+            "x-ms-version": version,
+            "Authorization": f"SharedKey {ACCOUNT}:{self.signature(signed)}",
+        }
+        made = httpx2.put(f"{self.url}/{ACCOUNT}/{name}?restype=container", headers=headers, trust_env=False)
+        assert made.status_code == 201, made.text
+        return name
+
+    def connection_string(self, url: str | None = None, **parts: str) -> str:
+        given = {"AccountName": ACCOUNT, "AccountKey": ACCOUNT_KEY} | parts
+        endpoint = f"BlobEndpoint={url or self.url}/{ACCOUNT};"
+        return "DefaultEndpointsProtocol=http;" + "".join(f"{k}={v};" for k, v in given.items()) + endpoint
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory):
+    """Azurite, where it is installed. In CI its absence is a failure."""
+    if shutil.which("node") is None or not AZURITE.exists():
+        word = "Azurite is not installed: install Node 20 or newer and run `make oracles-install`"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(word)
+    server = AzureServer(tmp_path_factory.mktemp("azurite"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Make a table, and a standing sandbox that stands for fal."""
+    with ExitStack() as opened:
+
+        def make(rows: int, **settings) -> Project:
+            settings = SandboxSettings(key=SecretStr(PLANTED_KEY), latency_scale=0, **settings)
+            return Project(tmp_path, opened.enter_context(running_sandbox(settings)), rows)
+
+        yield make
