@@ -57,6 +57,8 @@ class S3:
     """Region that requests are signed for."""
     credentials: Credentials
     """botocore's; they renew themselves."""
+    is_private: bool
+    """Whether perhaps only this machine trusts the server, so that nobody else is given a URL that leads to it."""
 
     def credentials_last(self, seconds: float) -> bool:
         """Say whether the credentials of now are certain to be accepted for so many seconds more."""
@@ -109,7 +111,9 @@ def open_s3(url: str) -> S3:
         client_options={**_client(endpoint), **authorities},
         retry_config=_retries(),
     )
-    return S3(backend, endpoint, region, provider.credentials)
+    trusts_others = bool(authorities or os.environ.get("SSL_CERT_FILE"))
+    is_private = trusts_others and bool(configured) and ".amazonaws.com" not in endpoint
+    return S3(backend, endpoint, region, provider.credentials, is_private)
 
 
 def open_other(url: str) -> ObjectStore:

@@ -134,12 +134,13 @@ class Store:
     async def presigned(self, path: str, *, lasting_s: float) -> str | None:
         """Return a URL under which anybody can read an object, at least for so many seconds.
 
-        None where there is none: outside S3, or where the credentials may end sooner, and the URL with them. The URL
-        opens the object to whoever knows it: it belongs in no log, file or exception.
+        None where there is none: outside S3, on a server that not everybody trusts, or where the credentials may end
+        sooner, and the URL with them. The URL opens the object to whoever knows it: it belongs in no log, file or
+        exception.
         """
         import obstore
 
-        if self._s3 is None or lasting_s > remote.SIGNED_FOR.total_seconds():
+        if self._s3 is None or self._s3.is_private or lasting_s > remote.SIGNED_FOR.total_seconds():
             return None
         with self._failures("sign a URL of", path, requests=0):
             if not await asyncio.to_thread(self._s3.credentials_last, lasting_s):

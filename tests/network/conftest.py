@@ -150,6 +150,15 @@ class Authority:
     tls: ssl.SSLContext
     """For servers whose certificate it signed: 127.0.0.1, localhost and every name below `company.test`."""
 
+    def name_hash(self) -> str:
+        """The name that OpenSSL looks for in a folder of certificates."""
+        if shutil.which("openssl") is None:
+            pytest.skip("openssl is not installed, which names the files of a folder of certificates")
+        said = subprocess.run(
+            ["openssl", "x509", "-hash", "-noout", "-in", str(self.pem)], capture_output=True, check=True
+        )
+        return said.stdout.decode().strip()
+
 
 def certificate_of(name: str, key, issuer, issuer_key, *, is_authority: bool):
     now = datetime.now(UTC)

@@ -150,7 +150,7 @@ def test_a_configuration_of_azure_that_can_not_be_used_is_refused_by_name(given,
 
 @pytest.mark.slow
 def test_a_batch_goes_the_whole_way_in_azure(project, container, tmp_path):
-    """Run, a lost answer, a lost ledger, reconcile, rerun, gallery, export, lineage, doctor, erase; and every row is paid once."""
+    """A lost answer, a lost ledger, reconcile, rerun, gallery, export, lineage, doctor, erase; rows are paid once."""
     project = project(rows=4, faults=({"kind": "drop_after_accept", "match": "scene 2"},))
     url = f"az://{container}/store"
     first = project.run(IDEOGRAM_STORE=url)  # it reconciles the lost answer itself
