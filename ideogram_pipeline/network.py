@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import ssl
+from contextlib import suppress
 from functools import cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -77,7 +78,7 @@ def proxy_for(url: str) -> str | None:
     host = parts.hostname or ""
     found = getproxies()
     scheme = next((name for name in (parts.scheme, "all") if found.get(name)), None)
-    if scheme is None or is_this_machine(host) or proxy_bypass(host):
+    if scheme is None or is_this_machine(host) or _is_excepted(host, found.get("no", "")):
         return None
     return f"{_variable(scheme)} ({found[scheme].rpartition('@')[2].rpartition('://')[2].rstrip('/')})"
 
@@ -107,6 +108,21 @@ def refused_by_proxy(host: str, status: int, through: str | None) -> str:
         f"the proxy of {named} does not let {host} through{f' ({status})' if status else ''}. Have it allowed there, "
         "or name the host in NO_PROXY if it can be reached directly"
     )
+
+
+def _is_excepted(host: str, no_proxy: str) -> bool:
+    """Say whether `NO_PROXY` names a host, by a name, a domain, an address or a network."""
+    if proxy_bypass(host):  # which knows no networks
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    for entry in no_proxy.split(","):
+        with suppress(ValueError):
+            if address in ip_network(entry.strip(), strict=False):
+                return True
+    return False
 
 
 def _check_proxy(variable: str, url: str) -> None:

@@ -15,6 +15,7 @@ from ideogram_pipeline.settings import (
     Backend,
     Settings,
     check_backend,
+    check_network,
     check_signing,
     check_webhook_url,
 )
@@ -147,13 +148,9 @@ class FalResource(dg.ConfigurableResource[Any]):
 
     def check(self) -> None:
         """Raise a `ConfigurationError` where a client could not be opened."""
-        from ideogram_pipeline import network
         from ideogram_pipeline.fal import FalKey, InvalidCall, UnsafeUrl
 
-        try:
-            network.check()
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from None
+        check_network()
         check_backend(self.backend, bool(self.key), self.queue_url)
         check_webhook_url(self.webhook_url, self.backend, self.queue_url)
         try:

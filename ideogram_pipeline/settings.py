@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from ideogram_pipeline import network
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.logs import LogFormat
 
@@ -258,6 +259,14 @@ def check_backend(backend: Backend, has_key: bool, queue_url: str | None) -> Non
             f"FAL_QUEUE_URL is fal's own {host}, and IDEOGRAM_BACKEND is 'sandbox'. Set IDEOGRAM_BACKEND=fal to pay "
             "for pictures, or leave FAL_QUEUE_URL out to use the local sandbox."
         )
+
+
+def check_network() -> None:
+    """Raise a `ConfigurationError` where a variable of the network, such as HTTPS_PROXY, can't be followed."""
+    try:
+        network.check()
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def check_webhook_url(url: str | None, backend: Backend, queue_url: str | None) -> None:

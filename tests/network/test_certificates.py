@@ -10,6 +10,7 @@ from ideogram_pipeline.fal.media import fetch_file
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.storage.claims import prove_claims
+from ideogram_pipeline.tables.sources import Sources
 from tests.chaos.conftest import PLANTED_KEY
 
 UNTRUSTED = r"the certificate of 127\.0\.0\.1 is not trusted \(.+\)\. Where the network .* set SSL_CERT_FILE"
@@ -48,6 +49,12 @@ def test_a_certificate_nobody_vouches_for_is_named_with_what_mends_it_and_nothin
         submitted(with_tls(sandbox.url))
     assert not failed.value.may_repeat
     assert sandbox.stats().submits == 0
+
+
+def test_a_reference_behind_an_untrusted_certificate_is_rejected_with_what_mends_it(sandbox, with_tls):
+    sources = Sources("references.csv", private_hosts=["127.0.0.1"])
+    with pytest.raises(OSError, match=UNTRUSTED):
+        sources.reference(f"{with_tls(sandbox.url)}/v1/meta")
 
 
 def test_a_certificate_of_another_host_is_told_apart(sandbox, proxy, with_tls, authority, monkeypatch):

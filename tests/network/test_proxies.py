@@ -10,7 +10,9 @@ import pytest
 
 from ideogram_pipeline import fal, network
 from ideogram_pipeline.doctor import examine
+from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal.media import fetch_file
+from ideogram_pipeline.receiver import build_app
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
@@ -60,9 +62,11 @@ def finding(what, **settings):
     return next(found for found in examine(Settings(**settings)) if found.what == what)
 
 
-def test_calls_and_files_go_through_the_proxy_with_its_login(far_away, proxy, monkeypatch):
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_calls_and_files_go_through_the_proxy_with_its_login(far_away, proxy, monkeypatch, variable):
     proxy.login = LOGIN
-    monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("://", f"://{LOGIN_WRITTEN}@"))
+    monkeypatch.delenv("HTTPS_PROXY")
+    monkeypatch.setenv(variable, proxy.url.replace("://", f"://{LOGIN_WRITTEN}@"))
     assert submitted().request_id
     picture = fetch_file(f"{FAR_AWAY}/v1/meta", private=frozenset(), deadline_s=10, max_bytes=999)
     assert asyncio.run(picture).content
@@ -81,10 +85,20 @@ def test_what_no_proxy_names_goes_directly(far_away, proxy, monkeypatch, no_prox
     assert proxy.seen == []
 
 
-def test_no_proxy_takes_a_network(behind_proxy, monkeypatch, nowhere):
-    monkeypatch.setenv("NO_PROXY", "10.0.0.0/8,169.254.0.0/16")
-    assert network.proxy_for("http://192.0.2.1") is not None
-    assert network.proxy_for("http://127.0.0.1:1") is None
+def test_no_proxy_takes_a_network_for_calls_and_for_the_store(sandbox, s3, behind_proxy, monkeypatch):
+    """0.0.0.0 leads to this machine without being one of its own addresses."""
+    name, far = s3.bucket(), sandbox.url.replace("127.0.0.1", "0.0.0.0")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url.replace("127.0.0.1", "0.0.0.0"))
+    behind_proxy.seen.clear()
+    submitted(far)
+    Store.open(f"s3://{name}").put("x", b"1")
+    assert len(behind_proxy.seen) == 2
+    assert network.proxy_for(far)
+    monkeypatch.setenv("NO_PROXY", "intranet.example, 0.0.0.0/8")
+    submitted(far)
+    Store.open(f"s3://{name}").put("x", b"1")
+    assert len(behind_proxy.seen) == 2
+    assert network.proxy_for(far) is None
 
 
 @pytest.mark.parametrize(
@@ -122,6 +136,16 @@ def test_a_login_that_a_proxy_wants_for_plain_http_is_told_apart_from_a_refused_
     assert len(behind_proxy.seen) == 1
 
 
+def test_a_page_of_the_proxy_is_not_taken_for_a_key_that_fal_refuses(behind_proxy):
+    behind_proxy.refuses = 403
+    base = "http://queue.company.test"
+    told = r"no answer of fal's own: the proxy of HTTP_PROXY .* may have given it"
+    with pytest.raises(fal.Forbidden, match=told):
+        on_client(lambda client: client.status(client.attach("fal-ai/ideogram/v3", "r1")), base)
+    with pytest.raises(fal.SubmitUnknown):  # it may stand over an answer of fal's
+        submitted(base)
+
+
 def test_a_proxy_that_is_away_is_named_without_its_password(far_away, nowhere, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", f"http://ada:planted-password@{nowhere}")
     with pytest.raises(fal.ConnectionFailed, match=rf"proxy of HTTPS_PROXY \({nowhere}\) can't be") as failed:
@@ -141,6 +165,8 @@ def test_a_proxy_that_can_not_be_used_is_refused_by_its_variable(monkeypatch, va
     assert "planted" not in found.says
     with pytest.raises(fal.InvalidCall, match=variable):
         submitted()
+    with pytest.raises(ConfigurationError, match=variable):
+        build_app(Settings(store="memory://", backend="fal"))
 
 
 def test_this_machine_is_never_asked_for_through_a_proxy(behind_proxy, stack):
@@ -222,7 +248,7 @@ def test_the_doctor_sees_an_address_that_is_another_servers_or_has_a_wrong_path(
 
 @pytest.mark.slow
 def test_a_run_behind_a_proxy_pays_nothing_until_it_is_let_through(project, proxy, with_tls):
-    """It wants a login, it opens TLS with an authority nobody trusts, then it lets a run through: rows are paid once."""
+    """It wants a login, it opens TLS by an authority nobody trusts, then it lets a run through: rows are paid once."""
     project = project(rows=4)
     name = "queue.company.test"
     written = proxy.url.replace("://", f"://{LOGIN_WRITTEN}@")
