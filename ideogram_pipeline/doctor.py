@@ -131,7 +131,10 @@ def _store(settings: Settings) -> str:
     store = build_resources(settings)["store"].open()
     prove_claims(store)
     server = f" at {store.endpoint}" if store.endpoint else ""
-    return f"{store.where('')}{server}: readable, writable, creates only what is absent"
+    untried = (
+        "; gs:// has not been tried by those who made this" if settings.store.startswith("gs://") else ""
+    )
+    return f"{store.where('')}{server}: readable, writable, creates only what is absent{untried}"
 
 
 def _ledger(settings: Settings) -> str:

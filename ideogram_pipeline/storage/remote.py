@@ -112,8 +112,8 @@ def open_s3(url: str) -> S3:
         retry_config=_retries(),
     )
     trusts_others = bool(authorities or os.environ.get("SSL_CERT_FILE"))
-    is_private = trusts_others and bool(configured) and ".amazonaws.com" not in endpoint
-    return S3(backend, endpoint, region, provider.credentials, is_private)
+    is_own = bool(configured) and endpoint.startswith("https://") and ".amazonaws.com" not in endpoint
+    return S3(backend, endpoint, region, provider.credentials, is_private=trusts_others and is_own)
 
 
 def open_other(url: str) -> ObjectStore:

@@ -1,7 +1,6 @@
 """A store in Azure, on Azurite: how its variables are read, that claims hold, and a batch the whole way through."""
 
 import asyncio
-import json
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
@@ -149,8 +148,9 @@ def test_a_configuration_of_azure_that_can_not_be_used_is_refused_by_name(given,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_batch_goes_the_whole_way_in_azure(project, container, tmp_path):
-    """A lost answer, a lost ledger, reconcile, rerun, gallery, export, lineage, doctor, erase; rows are paid once."""
+    """A lost answer, a lost ledger, reconcile, rerun, gallery, export, doctor, erase; rows are paid once."""
     project = project(rows=4, faults=({"kind": "drop_after_accept", "match": "scene 2"},))
     url = f"az://{container}/store"
     first = project.run(IDEOGRAM_STORE=url)  # it reconciles the lost answer itself
@@ -168,9 +168,6 @@ def test_a_batch_goes_the_whole_way_in_azure(project, container, tmp_path):
     assert any(found.path.endswith(".html") for found in store.objects("gallery"))
     assert project("export", "--webdataset", str(tmp_path / "shards"), IDEOGRAM_STORE=url)[0] == 0
     assert list((tmp_path / "shards").rglob("*.tar"))
-    code, out = project("lineage", "ada", "--json", IDEOGRAM_STORE=url)
-    assert code == 0
-    assert json.loads(out)
     code, out = project("doctor", IDEOGRAM_STORE=url)
     assert f"{url}/: readable, writable, creates only what is absent" in out
     code, out = project("erase", "--reference", "ada", "--yes", IDEOGRAM_STORE=url)

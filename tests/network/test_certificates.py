@@ -126,6 +126,17 @@ def test_a_bucket_of_a_private_authority_is_trusted_by_aws_ca_bundle_as_boto3_do
     assert Store.open(s3_by_tls).get("x") == b"1"
 
 
+def test_fal_is_given_no_address_of_a_server_that_perhaps_only_this_machine_trusts(
+    s3, s3_by_tls, authority, monkeypatch
+):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.pem))
+    store = Store.open(s3_by_tls)
+    store.put("x", b"1")
+    assert asyncio.run(store.presigned("x", lasting_s=60)) is None
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)  # without TLS there is nothing to trust
+    assert asyncio.run(Store.open(s3_by_tls).presigned("x", lasting_s=60))
+
+
 @pytest.mark.parametrize(
     ("login", "refuses", "says"),
     [
@@ -179,6 +190,7 @@ def test_credentials_that_a_proxy_or_a_certificate_keeps_away_are_said_to_be_so(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_whole_run_on_a_bucket_of_a_private_authority(project, seaweedfs, authority, with_tls, monkeypatch):
     """A real S3 server behind TLS that only `AWS_CA_BUNDLE` vouches for, on a machine whose proxy nothing may touch."""
     name = seaweedfs.bucket()

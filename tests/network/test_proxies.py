@@ -247,6 +247,7 @@ def test_the_doctor_sees_an_address_that_is_another_servers_or_has_a_wrong_path(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_behind_a_proxy_pays_nothing_until_it_is_let_through(project, proxy, with_tls):
     """It wants a login, it opens TLS by an authority nobody trusts, then it lets a run through: rows are paid once."""
     project = project(rows=4)
@@ -275,6 +276,7 @@ def test_a_run_behind_a_proxy_pays_nothing_until_it_is_let_through(project, prox
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_of_the_embedded_sandbox_leaves_the_proxy_of_the_environment_alone(project, proxy):
     project = project(rows=2)
     nowhere = {f"FAL_{host}_URL": "" for host in ("QUEUE", "REST", "API")}
