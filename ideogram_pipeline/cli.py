@@ -461,7 +461,13 @@ def sandbox(
         int, typer.Option(envvar="SANDBOX_PORT", min=1, max=65535, help="Port to listen on.")
     ] = 8188,
 ) -> None:
-    """Serve the local stand-in for fal, and print the variables that point a run to it."""
+    """Serve the local stand-in for fal, and print the variables that point a run to it.
+
+    How it behaves is set by variables: SANDBOX_KEY (the only key accepted), SANDBOX_STATE (a file that remembers
+    requests and uploads), SANDBOX_CONCURRENCY, SANDBOX_LATENCY_SCALE (0 is no waiting), SANDBOX_SEED, SANDBOX_FAULTS
+    (such as policy_refusal=0.05,submit_503), SANDBOX_RESULT_TTL (seconds), SANDBOX_MASK_REPAINTS (black or white), and
+    SANDBOX_DRAWING (full or plain).
+    """
     from ideogram_pipeline.sandbox import SandboxSettings, serve
 
     try:

@@ -21,7 +21,7 @@ class GenerationComponent(dg.Component, dg.Model, dg.Resolvable):
     prompts: str = Field(description="Prompts table: CSV, JSONL, Parquet or Excel; a path or URL.")
     references: str = Field(description="References table, in the same formats.")
     store: str = Field(
-        description="Folder or URL (s3://, gs://, az://) that keeps everything; each pipeline has its own."
+        description="Folder or URL (s3://, az://; gs:// is untried) that keeps everything; each pipeline has its own."
     )
     key_prefix: str = Field(
         default="", description="Goes before all names; needed where a code location has several pipelines."

@@ -10,15 +10,15 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import dagster as dg
-import httpx2
 
-from ideogram_pipeline import __version__, telemetry
+from ideogram_pipeline import __version__, network, telemetry
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.errors import PipelineError
 from ideogram_pipeline.fal import FalClient, FalError, RequestNotFound
+from ideogram_pipeline.fal.answers import Answer
+from ideogram_pipeline.fal.media import ask_anybody
 from ideogram_pipeline.generation.inbox import Address, Secret
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.lost_ledgers import LOST_LEDGER
@@ -35,9 +35,6 @@ from ideogram_pipeline.tables.references import read_references
 from ideogram_pipeline.texts import counted
 from ideogram_pipeline.threads import result_of
 
-if TYPE_CHECKING:
-    import httpx2
-
 CLOCK_OFF_BY_S = 30.0
 """A clock that is further off than this is set wrong."""
 _BALANCE = (
@@ -45,6 +42,12 @@ _BALANCE = (
     "shows at the first submit (403), which costs nothing and stops the run. See fal.ai/dashboard/billing."
 )
 _NOBODYS_REQUEST = "00000000-0000-4000-8000-000000000000"
+_PROOFS = {
+    "queue": (f"/fal-ai/ideogram/requests/{_NOBODYS_REQUEST}/status", {"detail", "status"}),
+    "rest": ("/.well-known/jwks.json", {"keys"}),
+    "api": ("/v1/meta", {"webhook_ip_ranges"}),
+}
+"""Where each of fal's hosts answers without a key, and names of which its answer holds one, whoever asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         with fal_resource(settings).connect(Store.open("memory://")) as make_client:
             yield _check("fal", lambda: _fal(settings, make_client))
             hosts = make_client().hosts
-            for name in ("queue", "rest", "api"):
+            for name in _PROOFS:
                 yield _check(f"{name} host", partial(_host, getattr(hosts, name), name))
             yield _check("clock", lambda: _clock(hosts.queue))
     except (PipelineError, FalError) as error:
@@ -140,7 +143,10 @@ def _store(settings: Settings) -> str:
     store = build_resources(settings)["store"].open()
     prove_claims(store)
     server = f" at {store.endpoint}" if store.endpoint else ""
-    return f"{store.where('')}{server}: readable, writable, creates only what is absent"
+    untried = (
+        "; gs:// has not been tried by those who made this" if settings.store.startswith("gs://") else ""
+    )
+    return f"{store.where('')}{server}: readable, writable, creates only what is absent{untried}"
 
 
 def _erasing(settings: Settings) -> str:
@@ -174,15 +180,15 @@ def _webhooks(settings: Settings, receiver: str) -> str:
     mend = "See to it that `ideogram-pipeline webhooks` runs and is what IDEOGRAM_WEBHOOK_URL leads to."
     address = Address(batch="doctor", fingerprint="0" * 64, attempt=1)
     try:
-        ready = httpx2.get(f"{receiver.rstrip('/')}/ready", timeout=20.0)
-        refused = httpx2.post(address.url(receiver, Secret.of(Store.open(settings.store))), timeout=20.0)
-    except httpx2.HTTPError as error:
-        raise PipelineError(f"no answer from {receiver} ({type(error).__name__}). {mend}") from None
-    if ready.status_code == 503:
+        ready = _asked("GET", f"{receiver.rstrip('/')}/ready")
+        refused = _asked("POST", address.url(receiver, Secret.of(Store.open(settings.store))))
+    except FalError as error:
+        raise PipelineError(f"no answer from {receiver}: {error.message} {mend}") from None
+    if ready.status == 503:
         raise PipelineError(f"the receiver at {receiver} is not ready; its log says why")
-    if ready.status_code != 200 or refused.status_code != 401:
-        raise PipelineError(f"what answers at {receiver} is no receiver ({ready.status_code}). {mend}")
-    if refused.text != NOT_SIGNED:
+    if ready.status != 200 or refused.status != 401:
+        raise PipelineError(f"what answers at {receiver} is no receiver ({ready.status}). {mend}")
+    if refused.body.decode(errors="replace") != NOT_SIGNED:
         raise PipelineError(
             f"the receiver at {receiver} has another store. Give it the IDEOGRAM_STORE of the runs."
         )
@@ -248,13 +254,23 @@ def _fal(settings: Settings, make_client: Callable[[], FalClient]) -> str:
 
 
 def _host(url: str, name: str) -> str:
-    _answer(url, f"FAL_{name.upper()}_URL")
+    """Have a host answer what only fal answers: a page at its address may be a proxy's, or another server's."""
+    path, holds = _PROOFS[name]
+    answer = _answer(url + path, name)
+    if not holds & (answer.object() or {}).keys():
+        kind = answer.headers.get("content-type", "no content").partition(";")[0]
+        through = network.proxy_for(url)
+        between = f"The proxy of {through} stands between, and may have answered. " if through else ""
+        raise PipelineError(
+            f"what answers at {url} is not fal: {url + path} brings {answer.status} and {kind}. {between}"
+            f"Check {_variable(name)}."
+        )
     return f"{url} answers"
 
 
 def _clock(url: str) -> str:
     """Compare this machine's clock with the Date of an answer, which is of whole seconds."""
-    date = _answer(url, "FAL_QUEUE_URL").headers.get("date")
+    date = _answer(url, "queue").headers.get("date")
     if date is None:
         return "the queue's answer says no time to compare with"
     off = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
@@ -266,13 +282,17 @@ def _clock(url: str) -> str:
     return f"within {CLOCK_OFF_BY_S:.0f} s of that of {url}"
 
 
-def _answer(url: str, variable: str) -> httpx2.Response:
-    """Ask a host for anything, without a key: whatever it answers, it is there."""
-    import httpx2
-
+def _answer(url: str, name: str) -> Answer:
+    """Ask one of fal's hosts, without a key."""
     try:
-        return httpx2.get(url, timeout=10)
-    except httpx2.HTTPError as error:
-        raise PipelineError(
-            f"{url} can't be reached ({type(error).__name__}). Check the network, its proxy and {variable}."
-        ) from None
+        return _asked("GET", url)
+    except FalError as error:
+        raise PipelineError(f"{url} can't be reached. {error} It is named by {_variable(name)}.") from None
+
+
+def _asked(method: str, url: str) -> Answer:
+    return asyncio.run(ask_anybody(method, url, deadline_s=20.0))
+
+
+def _variable(name: str) -> str:
+    return f"FAL_{name.upper()}_URL"

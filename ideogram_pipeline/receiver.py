@@ -42,7 +42,7 @@ from starlette.routing import Route
 from ideogram_pipeline.errors import ConfigurationError, StoreError
 from ideogram_pipeline.fal import FalClient, FalError, FalHosts, UnsafeUrl, WebhookRejected
 from ideogram_pipeline.generation.inbox import Address, Letter, Secret, put_letter
-from ideogram_pipeline.settings import Settings
+from ideogram_pipeline.settings import Settings, check_network
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.texts import shown
 
@@ -165,10 +165,11 @@ def build_app(settings: Settings | None = None) -> Starlette:
     """Return the receiver as an ASGI app, with the settings of the environment unless others are given.
 
     Raises:
-        ConfigurationError: nobody can say whose signatures to believe.
+        ConfigurationError: nobody can say whose signatures to believe, or a variable of the network can't be followed.
         StoreError: the store can't be opened.
     """
     settings = settings or Settings.without_key()
+    check_network()
     receiver = Receiver(Store.open(settings.store), _hosts(settings))
 
     @contextlib.asynccontextmanager

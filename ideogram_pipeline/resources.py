@@ -15,6 +15,7 @@ from ideogram_pipeline.settings import (
     Backend,
     Settings,
     check_backend,
+    check_network,
     check_signing,
     check_webhook_url,
 )
@@ -34,7 +35,7 @@ _ANY_KEY = "sandbox:sandbox"
 class StoreResource(dg.ConfigurableResource[Any]):
     """Where pictures, tables, plans and the ledger lie."""
 
-    url: str = Field(description="Folder or URL (s3://, gs://, az://).")
+    url: str = Field(description="Folder or URL (s3://, az://; gs:// is untried).")
     backend: Backend = Field(
         description="Whose pictures the store holds: `fal`'s or the `sandbox`'s; never both."
     )
@@ -153,6 +154,7 @@ class FalResource(dg.ConfigurableResource[Any]):
         """Raise a `ConfigurationError` where a client could not be opened."""
         from ideogram_pipeline.fal import FalKey, InvalidCall, UnsafeUrl
 
+        check_network()
         check_backend(self.backend, bool(self.key), self.queue_url)
         check_webhook_url(self.webhook_url, self.backend, self.queue_url)
         try:

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from ideogram_pipeline import network
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.logs import LogFormat
 from ideogram_pipeline.spelling import nearest
@@ -67,7 +68,7 @@ class Settings(BaseSettings):
         description="`fal`, which costs money, or `sandbox`, a local stand-in that draws and is free.",
     )
     store: str = Field(
-        default="./var", description="Folder or URL (s3://, gs://, az://) that keeps everything."
+        default="./var", description="Folder or URL (s3://, az://; gs:// is untried) that keeps everything."
     )
     prompts: str = Field(default="data/prompts.csv", description="The prompts table.")
     references: str = Field(default="data/references.csv", description="The references table.")
@@ -303,6 +304,14 @@ def check_backend(backend: Backend, has_key: bool, queue_url: str | None) -> Non
             f"FAL_QUEUE_URL is fal's own {host}, and IDEOGRAM_BACKEND is 'sandbox'. Set IDEOGRAM_BACKEND=fal to pay "
             "for pictures, or leave FAL_QUEUE_URL out to use the local sandbox."
         )
+
+
+def check_network() -> None:
+    """Raise a `ConfigurationError` where a variable of the network, such as HTTPS_PROXY, can't be followed."""
+    try:
+        network.check()
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def check_webhook_url(url: str | None, backend: Backend, queue_url: str | None) -> None:

@@ -12,7 +12,9 @@ import httpx2
 from pydantic import JsonValue
 from pydantic_core import from_json
 
+from ideogram_pipeline import network
 from ideogram_pipeline.fal.errors import (
+    AccessRefused,
     AccountLocked,
     Cancelled,
     EndpointNotFound,
@@ -175,6 +177,8 @@ def refusal(answer: Answer, *, endpoint_id: str | None = None, request_id: str |
             message=f"{what}, which the protocol does not describe: {answer.excerpt!r}.",
             may_repeat=answer.status >= 500,
         )
+    if isinstance(error, AccessRefused) and not body and (through := network.proxy_for(answer.url)):
+        error.guidance = f"It is no answer of fal's own: the proxy of {through} may have given it."
     return _with_facts(error, answer, endpoint_id, request_id)
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,6 +22,7 @@ import stamina
 from httpx_aiohttp.httpx2 import AiohttpTransport, Httpx2AiohttpClient
 from httpx_aiohttp.httpx2.transport import AiohttpResponseStream
 
+from ideogram_pipeline import network
 from ideogram_pipeline.fal.answers import Answer, file_refusal, refusal
 from ideogram_pipeline.fal.errors import (
     ConnectionFailed,
@@ -34,7 +33,7 @@ from ideogram_pipeline.fal.errors import (
     UnsafeUrl,
 )
 from ideogram_pipeline.fal.keys import FalKey
-from ideogram_pipeline.fal.urls import FalHosts, is_public, parsed, shown
+from ideogram_pipeline.fal.urls import FalHosts, is_public, origin_of, parsed, shown
 
 T = TypeVar("T")
 
@@ -42,6 +41,8 @@ MAX_ANSWER_BYTES = 256 * 2**20
 """Largest answer read into memory; a `sync_mode` result carries its pictures inline."""
 KEEPALIVE_S = 3.0
 """How long an idle connection is kept: shorter than servers do, so that a submit hardly ever meets a closed one."""
+
+PROXY_WANTS_LOGIN = 407
 
 FIRST_PAUSE_S = 0.25
 """How long to wait before a call is made a second time, in seconds; then twice as long, and so on."""
@@ -127,6 +128,10 @@ class Http:
 
     async def __aenter__(self) -> Self:
         if self.transport is None:
+            try:
+                network.check()
+            except ValueError as error:
+                raise InvalidCall(message=str(error)) from None
             self._fal = _Client(self.max_connections)
             self._files = _Client(self.max_connections, lambda: _PublicResolver(self.hosts.names))
         else:
@@ -205,20 +210,51 @@ class Http:
                 if call.deadline_s is None:
                     deadline.reschedule(None)
                 try:
+                    if (
+                        response.status_code == PROXY_WANTS_LOGIN
+                    ):  # no server but a proxy may say so (RFC 9110)
+                        raise _held_up(call, refused_status=PROXY_WANTS_LOGIN)
                     yield response
                 finally:
                     await response.aclose()
         except TRANSPORT_ERRORS as error:
             # The original may hold the request with its headers, so it isn't chained.
-            raise _failure(error, f"{call.method} {shown(call.url)}") from None
+            raise _failure(error, call) from None
 
 
-def _failure(error: Exception, what: str) -> FalError:
+def _failure(error: Exception, call: Call) -> FalError:
     cause = error.__cause__ if isinstance(error, httpx2.HTTPError) and error.__cause__ else error
-    kind = type(cause).__name__
+    what, kind = f"{call.method} {shown(call.url)}", type(cause).__name__
+    host = origin_of(call.url)[1]
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError):
+        reason = getattr(cause.certificate_error, "verify_message", "") or kind
+        return _no_way(call, network.distrusted(host, reason))
+    if isinstance(cause, aiohttp.ClientHttpProxyError):
+        return _held_up(call, refused_status=cause.status)
+    if isinstance(cause, aiohttp.ClientProxyConnectionError):
+        proxy = network.proxy_for(call.url) or "the environment"
+        return _no_way(call, f"the proxy of {proxy} can't be reached. Check its address", may_pass=True)
     if isinstance(cause, NEVER_SENT):
         return ConnectionFailed(message=f"{what}: no connection ({kind}).")
     return NoAnswer(message=f"{what}: the request was sent, but no whole answer came ({kind}).")
+
+
+def _held_up(call: Call, refused_status: int) -> ConnectionFailed:
+    """What a proxy's refusal to let a request through means; it never reached its host."""
+    host, through = origin_of(call.url)[1], network.proxy_for(call.url)
+    what = network.refused_by_proxy(host, refused_status, through)
+    return _no_way(call, what, may_pass=refused_status >= 500)
+
+
+def _no_way(call: Call, why: str, *, may_pass: bool = False) -> ConnectionFailed:
+    """The error where nothing was sent, and nothing can be until somebody mends what stands in the way."""
+    what, _, guidance = why.partition(". ")
+    return ConnectionFailed(
+        message=f"{call.method} {shown(call.url)}: {what}.",
+        guidance=f"{guidance}." if guidance else "",
+        may_repeat=may_pass,
+        may_resubmit=may_pass,
+    )
 
 
 def worth_repeating(error: Exception) -> bool:
@@ -245,12 +281,6 @@ async def repeating(call: Callable[[], Awaitable[T]], on: Callable[[Exception], 
 async def pause(seconds: float) -> None:
     """Wait, unless `no_waiting()` is in force."""
     await asyncio.sleep(0 if stamina.is_testing() else seconds)
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """What every connection trusts; reading the certificates costs more than many calls, so they are read once."""
-    return httpx2.create_ssl_context()
 
 
 class _PublicResolver(aiohttp.abc.AbstractResolver):
@@ -281,21 +311,21 @@ class _Client(Httpx2AiohttpClient):
     ) -> None:
         self._max_connections = max_connections
         self._resolver = resolver
-        super().__init__(cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])))
+        super().__init__(cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])), mounts=network.DIRECT)
 
     # The hooks by which httpx_aiohttp sets its transports. Passing a transport instead would turn the proxies of the
     # environment off; a proxy resolves names by itself.
     def _init_transport(self, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
         return AiohttpTransport(
-            verify=_tls(), client=lambda: self._session(self._resolver and self._resolver())
+            verify=network.trust(), client=lambda: self._session(self._resolver and self._resolver())
         )
 
     def _init_proxy_transport(self, proxy: httpx2.Proxy, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
-        return AiohttpTransport(verify=_tls(), client=self._session, proxy=proxy)
+        return AiohttpTransport(verify=network.trust(), client=self._session, proxy=proxy)
 
     def _session(self, resolver: aiohttp.abc.AbstractResolver | None = None) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            limit=self._max_connections, keepalive_timeout=KEEPALIVE_S, resolver=resolver, ssl=_tls()
+            limit=self._max_connections, keepalive_timeout=KEEPALIVE_S, resolver=resolver, ssl=network.trust()
         )
         return aiohttp.ClientSession(
             read_bufsize=2**20, connector=connector, cookie_jar=aiohttp.DummyCookieJar()

@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx2
 
-from ideogram_pipeline.fal.answers import file_refusal
+from ideogram_pipeline.fal.answers import Answer, file_refusal
 from ideogram_pipeline.fal.errors import InvalidCall, MediaUnavailable, NoAnswer, UnsafeUrl
 from ideogram_pipeline.fal.http import Call, Http, Timeouts, repeating
 from ideogram_pipeline.fal.keys import FalKey
@@ -95,6 +95,12 @@ async def fetch_file(url: str, *, private: frozenset[str], deadline_s: float, ma
             return await MediaCalls(http)._follow(url, max_bytes)
     except TimeoutError:
         raise NoAnswer(message=f"{shown(url)} did not come whole within {deadline_s:g} s.") from None
+
+
+async def ask_anybody(method: str, url: str, *, deadline_s: float) -> Answer:
+    """What a server anywhere answers to one request without a key, whatever its status. Raises as `Http.ask` does."""
+    async with Http(_NO_KEY, FalHosts(media=(url,)), Timeouts(), 1) as http:
+        return await http.ask(Call(method, url, deadline_s, keyed=False))
 
 
 def _joined(url: str, location: str) -> str:

@@ -174,7 +174,7 @@ class QueueCalls:
             ) from None
         return await repeating(
             lambda: self._submit_once(endpoint_id, path, body, options),
-            on=lambda error: isinstance(error, ConnectionFailed),
+            on=lambda error: isinstance(error, ConnectionFailed) and error.may_repeat,
         )
 
     async def _submit_once(

@@ -4,15 +4,14 @@ What belongs here: the key check, the sandbox's own address, hanging up on a cal
 """
 
 import secrets
-import ssl
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
 
 import httpx2
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from ideogram_pipeline import network
 from ideogram_pipeline.sandbox.config import SandboxSettings
 
 HANG_UP = "ideogram_pipeline.sandbox.hang_up"
@@ -47,13 +46,9 @@ def detail(status: int, message: str) -> JSONResponse:
 
 def outward_client(*, follow_redirects: bool, timeout_s: float) -> httpx2.AsyncClient:
     """A client for pictures and webhook receivers elsewhere."""
-    return httpx2.AsyncClient(verify=trust(), follow_redirects=follow_redirects, timeout=timeout_s)
-
-
-@lru_cache(maxsize=1)
-def trust() -> ssl.SSLContext:
-    """The certificate authorities to trust on calls out."""
-    return httpx2.create_ssl_context()  # slow to make, and the same for all
+    return httpx2.AsyncClient(
+        verify=network.trust(), mounts=network.DIRECT, follow_redirects=follow_redirects, timeout=timeout_s
+    )
 
 
 class HangUp(Response):

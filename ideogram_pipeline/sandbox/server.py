@@ -16,10 +16,11 @@ from pydantic import TypeAdapter
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from ideogram_pipeline import network
 from ideogram_pipeline.sandbox.app import create_app
 from ideogram_pipeline.sandbox.config import DEFAULT_PORT, SandboxSettings
 from ideogram_pipeline.sandbox.control import Change, RecordedRequest, Stats
-from ideogram_pipeline.sandbox.http import HANG_UP, trust
+from ideogram_pipeline.sandbox.http import HANG_UP
 
 _BACKLOG = 2048
 _GRACE_S = 3
@@ -51,7 +52,9 @@ class RunningSandbox:
 
     def _call(self, method: str, path: str, body: str = "") -> bytes:
         url = f"{self.url}/sandbox/{path}"
-        answer = httpx2.request(method, url, content=body, timeout=30.0, verify=trust())
+        answer = httpx2.request(
+            method, url, content=body, timeout=30.0, trust_env=False, verify=network.trust()
+        )
         answer.raise_for_status()
         return answer.content
 

@@ -116,11 +116,13 @@ class Store:
                 s3 = remote.open_s3(url)
                 return cls(url, s3.backend, s3=s3)
             if not url.startswith(remote.SCHEMES):
-                raise ValueError("a store is a folder, or an s3://, gs:// or az:// URL")
+                raise ValueError(
+                    "a store is a folder, or an s3://, az:// or gs:// URL; gs:// has not been tried yet"
+                )
             return cls(url, remote.open_other(url))
         except (OSError, ValueError, BaseError) as error:
             raise StoreError(
-                f"The store {url!r} can't be opened: {_first_line(error)}. Check IDEOGRAM_STORE."
+                f"The store {url!r} can't be opened: {_first_line(error).rstrip('.')}."
             ) from None
 
     def where(self, path: str) -> str:
@@ -145,12 +147,13 @@ class Store:
     async def presigned(self, path: str, *, lasting_s: float) -> str | None:
         """Return a URL under which anybody can read an object, at least for so many seconds.
 
-        None where there is none: outside S3, or where the credentials may end sooner, and the URL with them. The URL
-        opens the object to whoever knows it: it belongs in no log, file or exception.
+        None where there is none: outside S3, on a server that not everybody trusts, or where the credentials may end
+        sooner, and the URL with them. The URL opens the object to whoever knows it: it belongs in no log, file or
+        exception.
         """
         import obstore
 
-        if self._s3 is None or lasting_s > remote.SIGNED_FOR.total_seconds():
+        if self._s3 is None or self._s3.is_private or lasting_s > remote.SIGNED_FOR.total_seconds():
             return None
         with self._failures("sign a URL of", path, requests=0):
             if not await asyncio.to_thread(self._s3.credentials_last, lasting_s):

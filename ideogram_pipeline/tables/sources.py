@@ -155,7 +155,7 @@ def _from_data_uri(uri: str) -> bytes:
 
 
 def _from_web(uri: str, private_hosts: frozenset[str]) -> bytes:
-    from ideogram_pipeline.fal import FalError, MediaUnavailable, UnsafeUrl
+    from ideogram_pipeline.fal import ConnectionFailed, FalError, MediaUnavailable, UnsafeUrl
     from ideogram_pipeline.fal.media import fetch_file
 
     try:
@@ -171,4 +171,5 @@ def _from_web(uri: str, private_hosts: frozenset[str]) -> bytes:
     except FalError as error:
         if isinstance(error, MediaUnavailable) and error.status is None:
             raise OSError(f"the file is larger than {MAX_BYTES // 1024 // 1024} MiB") from None
-        raise OSError(f"it can't be fetched ({error.message})") from None
+        told = str(error) if isinstance(error, ConnectionFailed) else error.message
+        raise OSError(f"it can't be fetched ({told})") from None

@@ -19,7 +19,6 @@ from ideogram_pipeline.assets.metadata import MAX_ROWS, preview, shown
 from ideogram_pipeline.definitions import build_definitions
 from ideogram_pipeline.generation import files
 from ideogram_pipeline.sandbox import Fault, SandboxSettings, running_sandbox
-from ideogram_pipeline.sandbox.http import trust
 from ideogram_pipeline.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -165,7 +164,6 @@ def bucket(tmp_path, picture, monkeypatch):
     )
     pem.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
     monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    trust.cache_clear()
     content = picture(size=(640, 640))
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -185,7 +183,6 @@ def bucket(tmp_path, picture, monkeypatch):
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"https://localhost:{server.server_port}"
-    trust.cache_clear()
     server.shutdown()
     thread.join()
     server.server_close()

@@ -4,7 +4,9 @@ import json
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from ideogram_pipeline.cli import app
 from ideogram_pipeline.sandbox import Fault, FaultKind, SandboxSettings
 
 
@@ -71,3 +73,8 @@ def test_faults_that_make_no_sense_are_refused(told):
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValidationError):
         SandboxSettings(**settings)
+
+
+def test_the_help_of_the_command_names_every_variable():
+    shown = CliRunner().invoke(app, ["sandbox", "--help"]).stdout
+    assert [name for name in SandboxSettings.model_fields if f"SANDBOX_{name.upper()}" not in shown] == []

@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ideogram_pipeline.errors import StoreError
-from ideogram_pipeline.fal.http import _tls
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables import sources
 from ideogram_pipeline.tables.sources import Sources
@@ -115,10 +114,8 @@ def web(certificate, monkeypatch) -> Iterator[str]:
     monkeypatch.setenv("SSL_CERT_FILE", certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    _tls.cache_clear()
     with serving(context) as server:
         yield f"https://127.0.0.1:{server.server_port}"
-    _tls.cache_clear()
 
 
 @contextmanager
