@@ -1,16 +1,21 @@
 """The parts of JPEG, PNG and WebP files: where XMP stands, how it is put there, and what else is no pixel.
 
 JPEG: an APP1 segment (XMP part 3, 1.1.3); PNG: an iTXt chunk (1.1.5); WebP: an `XMP ` chunk, announced in `VP8X`
-(https://developers.google.com/speed/webp/docs/riff_container). All functions take whole, valid files.
+(https://developers.google.com/speed/webp/docs/riff_container). Other programs put a PNG's XMP elsewhere too: libvips
+and sharp into a zTXt chunk of the same keyword, ImageMagick as hex digits into a text chunk `Raw profile type xmp`.
+All functions take whole, valid files.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ITXT = b"XML:com.adobe.xmp\0"
+_KEYWORD = b"XML:com.adobe.xmp\0"
+_RAW_XMP, _RAW_APP1 = b"Raw profile type xmp\0", b"Raw profile type APP1\0"
+_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 _APP1 = b"http://ns.adobe.com/xap/1.0/\0"
 _SEGMENT = 65_535
 """Bytes of a JPEG segment at most, its length included and its marker not."""
@@ -32,16 +37,25 @@ class OddMetadata(ValueError):
     """What a picture says of itself can't be read, or is more than anybody should read. The message says why."""
 
 
-def xmp_of(content: bytes) -> bytes | None:
-    """Return a picture's XMP packet, if it has one; None also for bytes that are no picture.
+def xmp_of(content: bytes, *, standard_only: bool = False) -> Iterator[bytes]:
+    """Yield a picture's XMP packets, those in the standard place first; none for bytes that are no picture.
+
+    `standard_only` leaves out those in other chunks of a PNG. All of them together may have a megabyte.
 
     Raises:
-        OddMetadata: the packet can't be unpacked, or is too large.
+        OddMetadata: a packet can't be unpacked, or they are too large.
     """
     try:
-        return next((_xmp(content, part) for part in _parts(content) if _is_xmp(content, part)), None)
+        parts = [part for part in _parts(content) if _is_xmp(content, part, standard_only=standard_only)]
     except UnknownContainer:
-        return None
+        return
+    size = 0
+    for part in sorted(parts, key=lambda part: not _is_xmp(content, part, standard_only=True)):
+        packet = _xmp(content, part)
+        size += len(packet)
+        if size > MAX_XMP_BYTES and not standard_only:
+            raise OddMetadata(f"its XMP is larger than {MAX_XMP_BYTES:,} bytes")
+        yield packet
 
 
 def mime_type(content: bytes) -> str:
@@ -71,16 +85,18 @@ def has_credentials(content: bytes) -> bool:
         return False
 
 
-def with_xmp(content: bytes, packet: bytes) -> bytes | None:
+def with_xmp(content: bytes, packet: bytes, *, standard_only: bool = False) -> bytes | None:
     """Return a picture with this packet and no other; None where a JPEG has no room for so long a one.
+
+    `standard_only` leaves packets in other chunks of a PNG where they are.
 
     Raises:
         UnknownContainer: the bytes are no JPEG, PNG or WebP.
         OddMetadata: a WebP's parts are not what its lengths say.
     """
-    parts = [part for part in _parts(content) if not _is_xmp(content, part)]
+    parts = [part for part in _parts(content) if not _is_xmp(content, part, standard_only=standard_only)]
     if content.startswith(_PNG):
-        body = b"iTXt" + _ITXT + b"\0\0\0\0" + packet
+        body = b"iTXt" + _KEYWORD + b"\0\0\0\0" + packet
         length = (len(body) - 4).to_bytes(4, "big")
         own = length + body + zlib.crc32(body).to_bytes(4, "big")
         return _joined(content, _PNG, parts, own, after=1)
@@ -165,13 +181,22 @@ def _joined(content: bytes, head: bytes | bytearray, parts: list[Part], own: byt
     return b"".join([head, *kept[:after], own, *kept[after:]])
 
 
-def _is_xmp(content: bytes, part: Part) -> bool:
+def _is_xmp(content: bytes, part: Part, *, standard_only: bool) -> bool:
     name, start, _ = part
-    return (
-        (name == b"iTXt" and content.startswith(_ITXT, start + 8))
-        or (name == b"\xe1" and content.startswith(_APP1, start + 4))
-        or name == b"XMP "
-    )
+    if name in _TEXTS:
+        if content.startswith(_KEYWORD, start + 8):
+            return name == b"iTXt" or not standard_only
+        return not standard_only and _is_raw_xmp(content, part)
+    return (name == b"\xe1" and content.startswith(_APP1, start + 4)) or name == b"XMP "
+
+
+def _is_raw_xmp(content: bytes, part: Part) -> bool:
+    """Say whether a text chunk is a profile that is XMP: one of the type APP1 may be EXIF as well."""
+    if content.startswith(_RAW_APP1, part[1] + 8):
+        with suppress(OddMetadata):
+            return _profile(content, part).startswith(_APP1)
+        return False
+    return content.startswith(_RAW_XMP, part[1] + 8)
 
 
 def _xmp(content: bytes, part: Part) -> bytes:
@@ -181,26 +206,49 @@ def _xmp(content: bytes, part: Part) -> bytes:
         return content[start + 4 + len(_APP1) : end]
     if name == b"XMP ":
         return content[start + 8 : start + 8 + int.from_bytes(content[start + 4 : start + 8], "little")]
-    flags = start + 8 + len(_ITXT)
-    language = content.find(b"\0", flags + 2, end - 4)
+    if content.startswith(_KEYWORD, start + 8):
+        return _text(content, part, MAX_XMP_BYTES)
+    return _profile(content, part).removeprefix(_APP1)
+
+
+def _profile(content: bytes, part: Part) -> bytes:
+    """Return a `Raw profile`, as ImageMagick writes them: its type, its length, and its bytes as hex digits."""
+    try:
+        _, length, digits = _text(content, part, 3 * MAX_XMP_BYTES).split(maxsplit=2)
+        return bytes.fromhex(digits.decode("ascii"))[: int(length)]
+    except OddMetadata:
+        raise
+    except ValueError:
+        raise OddMetadata("its XMP can't be read: it is no profile of hex digits") from None
+
+
+def _text(content: bytes, part: Part, limit: int) -> bytes:
+    """Return what a PNG's text chunk says, of at most `limit` bytes where it is packed."""
+    name, start, end = part
+    after = content.index(b"\0", start + 8, end) + 1
+    if name == b"tEXt":
+        return content[after : end - 4]
+    if name == b"zTXt":
+        return _unpacked(content[after + 1 : end - 4], limit)
+    language = content.find(b"\0", after + 2, end - 4)
     keyword = content.find(b"\0", language + 1, end - 4)
     if language < 0 or keyword < 0:
         raise OddMetadata("its XMP can't be read: the iTXt chunk has no end of its keyword")
     packet = content[keyword + 1 : end - 4]
-    return _unpacked(packet) if content[flags] else packet
+    return _unpacked(packet, limit) if content[after] else packet
 
 
-def _unpacked(packed: bytes) -> bytes:
+def _unpacked(packed: bytes, limit: int) -> bytes:
     unpacking = zlib.decompressobj()
     try:
-        packet = unpacking.decompress(packed, MAX_XMP_BYTES + 1)
+        text = unpacking.decompress(packed, limit + 1)
     except zlib.error:
         raise OddMetadata("its XMP can't be unpacked") from None
-    if len(packet) > MAX_XMP_BYTES:
+    if len(text) > limit:
         raise OddMetadata(f"its XMP is larger than {MAX_XMP_BYTES:,} bytes")
     if not unpacking.eof:
         raise OddMetadata("its XMP can't be unpacked: it is cut short")
-    return packet
+    return text
 
 
 def _parts(content: bytes) -> Iterator[Part]:

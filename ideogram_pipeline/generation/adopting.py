@@ -228,6 +228,7 @@ class _Adopter:
                             sha256=facts.sha256,
                             sha256_received=facts.sha256,  # other bytes, which nobody knows: it was marked
                             prompt_marked=said.prompt is not None,
+                            marks_version=said.version,
                             perceptual_hash=facts.perceptual_hash,
                             bytes=facts.bytes,
                             width=facts.width,
@@ -549,6 +550,7 @@ def _settled(store: Store, rows: Sequence[ImageRow]) -> Settled | None:
                 sha256=row.sha256,
                 sha256_received=row.sha256_received if row.sha256_received != row.sha256 else None,
                 prompt_marked=said is not None and said.prompt is not None,
+                marks_version=said.version if said else marks.VERSION,
                 manifest_id=row.manifest_id,
                 perceptual_hash=row.perceptual_hash,
                 face_distance=row.face_distance,

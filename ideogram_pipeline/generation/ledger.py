@@ -144,6 +144,9 @@ class StoredImage(_Record):
         default="", description="Why marks or a signature could not be put into it; empty where they could."
     )
     prompt_marked: bool = Field(default=False, description="Whether the marks were to tell the prompt.")
+    marks_version: int = Field(
+        default=1, description="Version of the marks, by which the same file can be made again."
+    )
     manifest_id: str | None = Field(
         default=None, description="Identity of the Content Credentials it was signed with, if it was."
     )

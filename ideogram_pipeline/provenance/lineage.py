@@ -27,6 +27,9 @@ from ideogram_pipeline.storage import Store, parquet
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,63}")
 
+_OF_MARKING = {"path", "prompt_marked", "marks_version"}
+"""What is recorded of a picture only to make the same file again, and its path, which is its identity."""
+
 NodeId = tuple[NodeKind, str]
 
 
@@ -278,7 +281,7 @@ def _facts(entry: Entry) -> Iterator[tuple[NodeId, dict[str, JsonValue]]]:
         yield ("submit", submit_id(attempt)), _submit_facts(attempt)
         yield ("run", attempt.reserved.owner), {"backend": attempt.reserved.backend}
         for image in attempt.settled.images if attempt.settled else ():
-            yield ("image", image.path), image.model_dump(mode="json", exclude={"path", "prompt_marked"})
+            yield ("image", image.path), image.model_dump(mode="json", exclude=_OF_MARKING)
 
 
 def _submit_facts(attempt: Attempt) -> dict[str, JsonValue]:
