@@ -376,6 +376,8 @@ class Fetcher:
             prompt_marked=made.marked.tells_prompt,
             marks_version=made.marked.marks_version,
             manifest_id=made.marked.manifest_id,
+            stamped_at=made.marked.stamped_at,
+            unstamped_because=made.marked.unstamped_because,
             bytes=len(made.marked.content),
             width=made.received.width,
             height=made.received.height,

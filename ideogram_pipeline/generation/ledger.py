@@ -150,6 +150,12 @@ class StoredImage(_Record):
     manifest_id: str | None = Field(
         default=None, description="Identity of the Content Credentials it was signed with, if it was."
     )
+    stamped_at: datetime | None = Field(
+        default=None, description="When it was signed, as a time-stamping authority says, if one was asked."
+    )
+    unstamped_because: str = Field(
+        default="", description="Why it has no time stamp; empty where it has one, or was not to have one."
+    )
     perceptual_hash: str | None = Field(
         default=None, description="What it looks like, as `likeness` has it, where its pixels were decoded."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from ideogram_pipeline.generation.ledger import Reserved
 from ideogram_pipeline.marks import (
@@ -51,6 +52,10 @@ class Marked:
     """Identity of its Content Credentials, where it was signed."""
     signature: bytes | None = None
     """What signing put into it, which can't be made the same again."""
+    stamped_at: datetime | None = None
+    """When it was signed, as a time-stamping authority says."""
+    unstamped_because: str = ""
+    """Why it has no time stamp; empty where it has one, or was not to have one."""
 
 
 MakeMarked = Callable[[bytes], Marked]
@@ -139,6 +144,8 @@ def signed(
         marks_version=marks.version,
         manifest_id=made.manifest_id,
         signature=difference(before, made.content),
+        stamped_at=made.stamped_at,
+        unstamped_because=made.unstamped_because,
     )
 
 
@@ -182,6 +189,7 @@ def as_stored(there: bytes, received: Picture, made: Marked) -> Marked | None:
             marks_version=said.version if said else made.marks_version,
         )
     unsigned = removed(made.content, made.signature) if made.signature else made.content
+    otherwise = "another run has signed it without one" if made.stamped_at else ""
     return Marked(
         there,
         is_changed=True,
@@ -190,6 +198,8 @@ def as_stored(there: bytes, received: Picture, made: Marked) -> Marked | None:
         marks_version=made.marks_version,
         manifest_id=credential.manifest_id,
         signature=difference(unsigned, there),
+        stamped_at=credential.stamped_at,
+        unstamped_because="" if credential.stamped_at else made.unstamped_because or otherwise,
     )
 
 
