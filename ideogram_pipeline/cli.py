@@ -749,13 +749,17 @@ def verify(
 def _print_verified(file: Verified) -> None:
     from ideogram_pipeline.marks.credentials import INSTALL
 
-    silent = "" if file.marks or file.has_credentials else "it says nothing of where it comes from"
+    silent = "" if file.origin or file.has_credentials else "it says nothing of where it comes from"
     lines: dict[str, object] = {}
-    if file.marks:
-        lines |= file.marks.model_dump(exclude_none=True)
+    if said := file.marks or file.origin:
+        lines |= said.model_dump(exclude_none=True)
     if found := file.credentials:
         lines["credentials"] = f"{found.state}{': ' if found.problems else ''}{'; '.join(found.problems)}"
-        lines |= {"signed_by": found.signed_by, "manifest_id": found.manifest_id}
+        lines |= {
+            "signed_by": found.signed_by,
+            "stamped_at": found.stamped_at,
+            "manifest_id": found.manifest_id,
+        }
         lines |= {f"from {number}": one for number, one in enumerate(found.ingredients, 1)}
     elif file.has_credentials:
         lines["credentials"] = f"C2PA, not validated: {INSTALL}"

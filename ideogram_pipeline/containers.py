@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KEYWORD = b"XML:com.adobe.xmp\0"
@@ -21,6 +20,8 @@ _SEGMENT = 65_535
 """Bytes of a JPEG segment at most, its length included and its marker not."""
 MAX_XMP_BYTES = 1 << 20
 """More than that is not read, packed or not: a packet has room for some kB of words and a small picture."""
+_LOOK_AT, _DIGITS = 256, 56
+"""A profile is told by so many digits at its beginning, within so many bytes."""
 _XMP_FLAG, _ALPHA_FLAG = 0x04, 0x10
 _METADATA_FLAGS = 0x20 | 0x08 | _XMP_FLAG
 """A WebP's colour profile, EXIF and XMP."""
@@ -192,11 +193,22 @@ def _is_xmp(content: bytes, part: Part, *, standard_only: bool) -> bool:
 
 def _is_raw_xmp(content: bytes, part: Part) -> bool:
     """Say whether a text chunk is a profile that is XMP: one of the type APP1 may be EXIF as well."""
-    if content.startswith(_RAW_APP1, part[1] + 8):
-        with suppress(OddMetadata):
-            return _profile(content, part).startswith(_APP1)
+    name, start, end = part
+    if content.startswith(_RAW_XMP, start + 8):
+        return True
+    if name == b"iTXt" or not content.startswith(_RAW_APP1, start + 8):
         return False
-    return content.startswith(_RAW_XMP, part[1] + 8)
+    begin = start + 8 + len(_RAW_APP1)
+    try:
+        packed = content[begin + 1 : end - 4]
+        text = (
+            zlib.decompressobj().decompress(packed, _LOOK_AT)
+            if name == b"zTXt"
+            else content[begin : begin + _LOOK_AT]
+        )
+        return text.split()[2].startswith(_APP1.hex()[:_DIGITS].encode())
+    except (zlib.error, IndexError):
+        return False
 
 
 def _xmp(content: bytes, part: Part) -> bytes:
@@ -215,11 +227,14 @@ def _profile(content: bytes, part: Part) -> bytes:
     """Return a `Raw profile`, as ImageMagick writes them: its type, its length, and its bytes as hex digits."""
     try:
         _, length, digits = _text(content, part, 3 * MAX_XMP_BYTES).split(maxsplit=2)
-        return bytes.fromhex(digits.decode("ascii"))[: int(length)]
+        profile = bytes.fromhex(digits.decode("ascii"))
+        if len(profile) == int(length):
+            return profile
     except OddMetadata:
         raise
     except ValueError:
-        raise OddMetadata("its XMP can't be read: it is no profile of hex digits") from None
+        pass
+    raise OddMetadata("its XMP can't be read: it is no profile of hex digits, of the length it says")
 
 
 def _text(content: bytes, part: Part, limit: int) -> bytes:

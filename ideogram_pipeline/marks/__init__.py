@@ -76,12 +76,13 @@ def origin(content: bytes) -> Origin | None:
 
     Anybody may have written it. What an editor has left of our marks counts too.
     """
-    return next(_said(content), None)
+    return read(content) or next(_said(content), None)
 
 
 def _said(content: bytes) -> Iterator[Origin]:
     """Yield what each of a picture's packets says, as far as they can be read."""
     with suppress(OddMetadata):
         for packet in containers.xmp_of(content):
-            if said := xmp.parsed(packet):
-                yield said
+            with suppress(OddMetadata):
+                if said := xmp.parsed(packet):
+                    yield said
