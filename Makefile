@@ -25,8 +25,9 @@ plan: $(READY) ## Say what a run would do and cost
 test: $(READY) ## Run the tests
 	$(BIN)/pytest -n 2
 
-oracles-install: ## Install fal's JavaScript client, for the tests that hold the sandbox against it
+oracles-install: ## Install fal's JavaScript client and sharp, for the tests that hold the sandbox and marks against them
 	npm ci --prefix tests/oracles/javascript --no-fund --no-audit
+	npm ci --prefix tests/marks/javascript --no-fund --no-audit
 
 slow: $(READY) ## Run the tests of whole runs, and those that start the command again and again
 	$(BIN)/pytest -n 2 -m slow tests
