@@ -188,14 +188,23 @@ def as_stored(there: bytes, received: Picture, made: Marked) -> Marked | None:
             tells_prompt=said.prompt is not None if said else made.tells_prompt,
             marks_version=said.version if said else made.marks_version,
         )
+    tells_prompt, version = (
+        made.tells_prompt,
+        made.marks_version,
+    )  # of the file to which the difference belongs
     unsigned = removed(made.content, made.signature) if made.signature else made.content
+    if (
+        said and not made.is_changed
+    ):  # left alone for the credentials it brings, which the other run has signed over
+        unsigned = _to_sign(made.content, said)[0]
+        tells_prompt, version = said.prompt is not None, said.version
     otherwise = "another run has signed it without one" if made.stamped_at else ""
     return Marked(
         there,
         is_changed=True,
         unmarked_because=made.unmarked_because,
-        tells_prompt=made.tells_prompt,  # as in the file to which the difference belongs
-        marks_version=made.marks_version,
+        tells_prompt=tells_prompt,
+        marks_version=version,
         manifest_id=credential.manifest_id,
         signature=difference(unsigned, there),
         stamped_at=credential.stamped_at,
