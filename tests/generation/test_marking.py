@@ -139,7 +139,7 @@ def test_a_file_that_another_run_has_signed_otherwise_can_be_made_again(signer, 
 
 
 def test_a_file_with_credentials_that_another_run_has_signed_over_can_be_made_again(signer, picture):
-    received = signed(picture(), MARKS.model_copy(update={"fingerprint": "e" * 64}), signer, tuple).content
+    received = signer.signed(picture(), MARKS, received=picture(), references=()).content
     there, ours = signed(received, MARKS, signer, tuple), marked(received, MARKS)
     assert not ours.is_changed
     stored = as_stored(there.content, verify(received, thumbnail_side=None)[0], ours)
