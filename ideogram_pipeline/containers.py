@@ -20,6 +20,9 @@ _SEGMENT = 65_535
 """Bytes of a JPEG segment at most, its length included and its marker not."""
 MAX_XMP_BYTES = 1 << 20
 """More than that is not read, packed or not: a packet has room for some kB of words and a small picture."""
+MAX_PACKETS = 16
+"""A picture with more packets of XMP is not worked with: one is usual, and programs that don't know of each other leave
+two or three."""
 _LOOK_AT, _DIGITS = 256, 56
 """A profile is told by so many digits at its beginning, within so many bytes."""
 _XMP_FLAG, _ALPHA_FLAG = 0x04, 0x10
@@ -44,12 +47,14 @@ def xmp_of(content: bytes, *, standard_only: bool = False) -> Iterator[bytes]:
     `standard_only` leaves out those in other chunks of a PNG. All of them together may have a megabyte.
 
     Raises:
-        OddMetadata: a packet can't be unpacked, or they are too large.
+        OddMetadata: a packet can't be unpacked, or they are too large or too many.
     """
     try:
         parts = [part for part in _parts(content) if _is_xmp(content, part, standard_only=standard_only)]
     except UnknownContainer:
         return
+    if len(parts) > MAX_PACKETS and not standard_only:
+        raise OddMetadata(f"it has more than {MAX_PACKETS} XMP packets")
     size = 0
     for part in sorted(parts, key=lambda part: not _is_xmp(content, part, standard_only=True)):
         packet = _xmp(content, part)

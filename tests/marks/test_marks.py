@@ -303,6 +303,7 @@ ODD = {
         with_chunks(chunk(b"zTXt", b"Raw profile type xmp\0\0" + zlib.compress(raw(b" " * (2 << 20))))),
         "larger than 1,048,576 bytes",
     ),
+    "many packets": (with_chunks(*[ELSEWHERE["tEXt"](DC)] * 17), "more than 16 XMP packets"),
     "many packed chunks": (
         with_chunks(*[ELSEWHERE["zTXt"](b" " * 600_000)] * 9),
         "larger than 1,048,576 bytes",
