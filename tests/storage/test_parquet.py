@@ -138,3 +138,17 @@ def test_every_column_of_every_file_says_what_it_means(model, on_disk):
     schema: pa.Schema = pq.read_schema(on_disk.where("rows.parquet"))
     described = {field.name: (field.metadata or {}).get(b"description", b"").decode() for field in schema}
     assert described == {name: field.description for name, field in model.model_fields.items()}
+
+
+@pytest.mark.parametrize("number", [0, 1, 8, 9])
+@given(first=SAMPLES)
+def test_rows_are_the_same_few_or_many_and_with_their_file(number, first):
+    rows = [first.model_copy(update={"count": index}) for index in range(number)]
+    held = parquet.Rows.of(Sample, iter(rows))
+    read = parquet.Rows(held.content, Sample)
+    assert held.content == parquet.encode(Sample, rows)
+    assert list(held) == list(held) == list(read) == rows
+    assert len(held) == len(read) == number
+    assert held == read
+    assert hash(held) == hash(read)
+    assert held != parquet.Rows.of(Sample, [*rows, first])
