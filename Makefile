@@ -25,9 +25,10 @@ plan: $(READY) ## Say what a run would do and cost
 test: $(READY) ## Run the tests
 	$(BIN)/pytest -n 2
 
-oracles-install: ## Install fal's JavaScript client and Azure's emulator, for the tests that talk to them
+oracles-install: ## Install fal's JavaScript client, Azure's emulator and sharp, for the tests that talk to them
 	npm ci --prefix tests/oracles/javascript --no-fund --no-audit
 	npm ci --prefix tests/network/azurite --no-fund --no-audit --ignore-scripts
+	npm ci --prefix tests/marks/javascript --no-fund --no-audit
 
 slow: $(READY) ## Run the tests of whole runs, and those that start the command again and again
 	$(BIN)/pytest -n 2 -m slow tests

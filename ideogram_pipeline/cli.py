@@ -372,9 +372,7 @@ def cancel(
             _say(says)
         idle = [stands.request for stands in found if not stands.worked_by]
         if not found:
-            _out.print(
-                "Nothing is with fal." if older_than is None else "Nothing has been with fal for that long."
-            )
+            _say("Nothing is with fal." if older_than is None else "Nothing has been with fal for that long.")
             return
         if not idle:
             raise typer.Exit(EXIT_INCOMPLETE)
@@ -678,9 +676,8 @@ def export(
         )
     _say(f"{counted(exported.images, 'picture')} in {counted(len(exported.parts), 'file')} in {folder}")
     if exported.rejected:
-        _say(
-            f"left out, since a review rejects them: {counted(exported.rejected, 'picture')}; --with-rejected takes them in"
-        )
+        rejected = counted(exported.rejected, "picture")
+        _say(f"left out, since a review rejects them: {rejected}; --with-rejected takes them in")
     for path in exported.missing:
         _say(f"not in the store: {path}")
     raise typer.Exit(EXIT_INCOMPLETE if exported.missing else 0)
@@ -800,13 +797,17 @@ def verify(
 def _print_verified(file: Verified) -> None:
     from ideogram_pipeline.marks.credentials import INSTALL
 
-    silent = "" if file.marks or file.has_credentials else "it says nothing of where it comes from"
+    silent = "" if file.origin or file.has_credentials else "it says nothing of where it comes from"
     lines: dict[str, object] = {}
-    if file.marks:
-        lines |= file.marks.model_dump(exclude_none=True)
+    if said := file.marks or file.origin:
+        lines |= said.model_dump(exclude_none=True)
     if found := file.credentials:
         lines["credentials"] = f"{found.state}{': ' if found.problems else ''}{'; '.join(found.problems)}"
-        lines |= {"signed_by": found.signed_by, "manifest_id": found.manifest_id}
+        lines |= {
+            "signed_by": found.signed_by,
+            "stamped_at": found.stamped_at,
+            "manifest_id": found.manifest_id,
+        }
         lines |= {f"from {number}": one for number, one in enumerate(found.ingredients, 1)}
     elif file.has_credentials:
         lines["credentials"] = f"C2PA, not validated: {INSTALL}"

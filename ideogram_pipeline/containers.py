@@ -1,7 +1,9 @@
 """The parts of JPEG, PNG and WebP files: where XMP stands, how it is put there, and what else is no pixel.
 
 JPEG: an APP1 segment (XMP part 3, 1.1.3); PNG: an iTXt chunk (1.1.5); WebP: an `XMP ` chunk, announced in `VP8X`
-(https://developers.google.com/speed/webp/docs/riff_container). All functions take whole, valid files.
+(https://developers.google.com/speed/webp/docs/riff_container). Other programs put a PNG's XMP elsewhere too: libvips
+and sharp into a zTXt chunk of the same keyword, ImageMagick as hex digits into a text chunk `Raw profile type xmp`.
+All functions take whole, valid files.
 """
 
 from __future__ import annotations
@@ -10,12 +12,19 @@ import zlib
 from collections.abc import Iterator
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ITXT = b"XML:com.adobe.xmp\0"
+_KEYWORD = b"XML:com.adobe.xmp\0"
+_RAW_XMP, _RAW_APP1 = b"Raw profile type xmp\0", b"Raw profile type APP1\0"
+_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 _APP1 = b"http://ns.adobe.com/xap/1.0/\0"
 _SEGMENT = 65_535
 """Bytes of a JPEG segment at most, its length included and its marker not."""
 MAX_XMP_BYTES = 1 << 20
 """More than that is not read, packed or not: a packet has room for some kB of words and a small picture."""
+MAX_PACKETS = 16
+"""A picture with more packets of XMP is not worked with: one is usual, and programs that don't know of each other leave
+two or three."""
+_LOOK_AT, _DIGITS = 256, 56
+"""A profile is told by so many digits at its beginning, within so many bytes."""
 _XMP_FLAG, _ALPHA_FLAG = 0x04, 0x10
 _METADATA_FLAGS = 0x20 | 0x08 | _XMP_FLAG
 """A WebP's colour profile, EXIF and XMP."""
@@ -32,16 +41,27 @@ class OddMetadata(ValueError):
     """What a picture says of itself can't be read, or is more than anybody should read. The message says why."""
 
 
-def xmp_of(content: bytes) -> bytes | None:
-    """Return a picture's XMP packet, if it has one; None also for bytes that are no picture.
+def xmp_of(content: bytes, *, standard_only: bool = False) -> Iterator[bytes]:
+    """Yield a picture's XMP packets, those in the standard place first; none for bytes that are no picture.
+
+    `standard_only` leaves out those in other chunks of a PNG. All of them together may have a megabyte.
 
     Raises:
-        OddMetadata: the packet can't be unpacked, or is too large.
+        OddMetadata: a packet can't be unpacked, or they are too large or too many.
     """
     try:
-        return next((_xmp(content, part) for part in _parts(content) if _is_xmp(content, part)), None)
+        parts = [part for part in _parts(content) if _is_xmp(content, part, standard_only=standard_only)]
     except UnknownContainer:
-        return None
+        return
+    if len(parts) > MAX_PACKETS and not standard_only:
+        raise OddMetadata(f"it has more than {MAX_PACKETS} XMP packets")
+    size = 0
+    for part in sorted(parts, key=lambda part: not _is_xmp(content, part, standard_only=True)):
+        packet = _xmp(content, part)
+        size += len(packet)
+        if size > MAX_XMP_BYTES and not standard_only:
+            raise OddMetadata(f"its XMP is larger than {MAX_XMP_BYTES:,} bytes")
+        yield packet
 
 
 def mime_type(content: bytes) -> str:
@@ -71,16 +91,18 @@ def has_credentials(content: bytes) -> bool:
         return False
 
 
-def with_xmp(content: bytes, packet: bytes) -> bytes | None:
+def with_xmp(content: bytes, packet: bytes, *, standard_only: bool = False) -> bytes | None:
     """Return a picture with this packet and no other; None where a JPEG has no room for so long a one.
+
+    `standard_only` leaves packets in other chunks of a PNG where they are.
 
     Raises:
         UnknownContainer: the bytes are no JPEG, PNG or WebP.
         OddMetadata: a WebP's parts are not what its lengths say.
     """
-    parts = [part for part in _parts(content) if not _is_xmp(content, part)]
+    parts = [part for part in _parts(content) if not _is_xmp(content, part, standard_only=standard_only)]
     if content.startswith(_PNG):
-        body = b"iTXt" + _ITXT + b"\0\0\0\0" + packet
+        body = b"iTXt" + _KEYWORD + b"\0\0\0\0" + packet
         length = (len(body) - 4).to_bytes(4, "big")
         own = length + body + zlib.crc32(body).to_bytes(4, "big")
         return _joined(content, _PNG, parts, own, after=1)
@@ -165,13 +187,33 @@ def _joined(content: bytes, head: bytes | bytearray, parts: list[Part], own: byt
     return b"".join([head, *kept[:after], own, *kept[after:]])
 
 
-def _is_xmp(content: bytes, part: Part) -> bool:
+def _is_xmp(content: bytes, part: Part, *, standard_only: bool) -> bool:
     name, start, _ = part
-    return (
-        (name == b"iTXt" and content.startswith(_ITXT, start + 8))
-        or (name == b"\xe1" and content.startswith(_APP1, start + 4))
-        or name == b"XMP "
-    )
+    if name in _TEXTS:
+        if content.startswith(_KEYWORD, start + 8):
+            return name == b"iTXt" or not standard_only
+        return not standard_only and _is_raw_xmp(content, part)
+    return (name == b"\xe1" and content.startswith(_APP1, start + 4)) or name == b"XMP "
+
+
+def _is_raw_xmp(content: bytes, part: Part) -> bool:
+    """Say whether a text chunk is a profile that is XMP: one of the type APP1 may be EXIF as well."""
+    name, start, end = part
+    if content.startswith(_RAW_XMP, start + 8):
+        return True
+    if name == b"iTXt" or not content.startswith(_RAW_APP1, start + 8):
+        return False
+    begin = start + 8 + len(_RAW_APP1)
+    try:
+        packed = content[begin + 1 : end - 4]
+        text = (
+            zlib.decompressobj().decompress(packed, _LOOK_AT)
+            if name == b"zTXt"
+            else content[begin : begin + _LOOK_AT]
+        )
+        return text.split()[2].startswith(_APP1.hex()[:_DIGITS].encode())
+    except (zlib.error, IndexError):
+        return False
 
 
 def _xmp(content: bytes, part: Part) -> bytes:
@@ -181,26 +223,52 @@ def _xmp(content: bytes, part: Part) -> bytes:
         return content[start + 4 + len(_APP1) : end]
     if name == b"XMP ":
         return content[start + 8 : start + 8 + int.from_bytes(content[start + 4 : start + 8], "little")]
-    flags = start + 8 + len(_ITXT)
-    language = content.find(b"\0", flags + 2, end - 4)
+    if content.startswith(_KEYWORD, start + 8):
+        return _text(content, part, MAX_XMP_BYTES)
+    return _profile(content, part).removeprefix(_APP1)
+
+
+def _profile(content: bytes, part: Part) -> bytes:
+    """Return a `Raw profile`, as ImageMagick writes them: its type, its length, and its bytes as hex digits."""
+    try:
+        _, length, digits = _text(content, part, 3 * MAX_XMP_BYTES).split(maxsplit=2)
+        profile = bytes.fromhex(digits.decode("ascii"))
+        if len(profile) == int(length):
+            return profile
+    except OddMetadata:
+        raise
+    except ValueError:
+        pass
+    raise OddMetadata("its XMP can't be read: it is no profile of hex digits, of the length it says")
+
+
+def _text(content: bytes, part: Part, limit: int) -> bytes:
+    """Return what a PNG's text chunk says, of at most `limit` bytes where it is packed."""
+    name, start, end = part
+    after = content.index(b"\0", start + 8, end) + 1
+    if name == b"tEXt":
+        return content[after : end - 4]
+    if name == b"zTXt":
+        return _unpacked(content[after + 1 : end - 4], limit)
+    language = content.find(b"\0", after + 2, end - 4)
     keyword = content.find(b"\0", language + 1, end - 4)
     if language < 0 or keyword < 0:
         raise OddMetadata("its XMP can't be read: the iTXt chunk has no end of its keyword")
     packet = content[keyword + 1 : end - 4]
-    return _unpacked(packet) if content[flags] else packet
+    return _unpacked(packet, limit) if content[after] else packet
 
 
-def _unpacked(packed: bytes) -> bytes:
+def _unpacked(packed: bytes, limit: int) -> bytes:
     unpacking = zlib.decompressobj()
     try:
-        packet = unpacking.decompress(packed, MAX_XMP_BYTES + 1)
+        text = unpacking.decompress(packed, limit + 1)
     except zlib.error:
         raise OddMetadata("its XMP can't be unpacked") from None
-    if len(packet) > MAX_XMP_BYTES:
+    if len(text) > limit:
         raise OddMetadata(f"its XMP is larger than {MAX_XMP_BYTES:,} bytes")
     if not unpacking.eof:
         raise OddMetadata("its XMP can't be unpacked: it is cut short")
-    return packet
+    return text
 
 
 def _parts(content: bytes) -> Iterator[Part]:

@@ -166,8 +166,13 @@ def _ledger(settings: Settings) -> str:
 
 
 def _certificate(settings: Settings) -> str:
-    build_resources(settings)["marks"].open()
-    return f"{settings.c2pa_certificate} signs valid Content Credentials"
+    signer = build_resources(settings)["marks"].open().signer
+    valid = f"{settings.c2pa_certificate} signs valid Content Credentials"
+    if settings.c2pa_tsa_url is None:
+        return f"{valid}, without a time stamp (IDEOGRAM_C2PA_TSA_URL)"
+    if because := signer.check().unstamped_because:
+        raise PipelineError(f"{valid}, but IDEOGRAM_C2PA_TSA_URL brings no time stamp: {because}")
+    return f"{valid}, with a time stamp"
 
 
 def _faces(settings: Settings) -> str:
@@ -291,7 +296,7 @@ def _answer(url: str, name: str) -> Answer:
 
 
 def _asked(method: str, url: str) -> Answer:
-    return asyncio.run(ask_anybody(method, url, deadline_s=20.0))
+    return result_of(ask_anybody(method, url, deadline_s=20.0))
 
 
 def _variable(name: str) -> str:

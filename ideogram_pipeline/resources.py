@@ -69,6 +69,9 @@ class MarksResource(dg.ConfigurableResource[Any]):
         description="File of the certificate chain (PEM) to sign pictures with; none are signed without.",
     )
     key_file: str | None = Field(default=None, description="File of its private key (PEM).")
+    tsa_url: str | None = Field(
+        default=None, description="Address of a time-stamping authority; nothing says when without."
+    )
 
     def open(self) -> Marking:
         """Return how to mark pictures.
@@ -79,10 +82,10 @@ class MarksResource(dg.ConfigurableResource[Any]):
         from ideogram_pipeline.generation.marking import Marking
         from ideogram_pipeline.marks.credentials import Signer
 
-        check_signing(self.certificate, self.key_file)
+        check_signing(self.certificate, self.key_file, self.tsa_url)
         if not (self.certificate and self.key_file):
             return Marking(self.with_prompt)
-        return Marking(self.with_prompt, Signer.load(self.certificate, self.key_file))
+        return Marking(self.with_prompt, Signer.load(self.certificate, self.key_file, tsa_url=self.tsa_url))
 
 
 class LikenessResource(dg.ConfigurableResource[Any]):
@@ -327,6 +330,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             with_prompt=settings.mark_prompt,
             certificate=settings.c2pa_certificate,
             key_file=settings.c2pa_key,
+            tsa_url=settings.c2pa_tsa_url,
         ),
         "likeness": LikenessResource(faces=settings.faces),
         "tables": TablesResource(

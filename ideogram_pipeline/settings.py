@@ -207,6 +207,11 @@ class Settings(BaseSettings):
     c2pa_key: str | None = Field(
         default=None, description="File of its private key (PEM, without a password)."
     )
+    c2pa_tsa_url: str | None = Field(
+        default=None,
+        description="Address of a time-stamping authority (RFC 3161), which says when each picture was signed. It is "
+        "told a digest only.",
+    )
     fal_key: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("FAL_KEY", "fal_key"), description="fal's API key."
     )
@@ -236,7 +241,7 @@ class Settings(BaseSettings):
         settings = cls.without_key(**given)
         check_backend(settings.backend, settings.fal_key is not None, settings.fal_queue_url)
         check_webhook_url(settings.webhook_url, settings.backend, settings.fal_queue_url)
-        check_signing(settings.c2pa_certificate, settings.c2pa_key)
+        check_signing(settings.c2pa_certificate, settings.c2pa_key, settings.c2pa_tsa_url)
         return settings
 
     @classmethod
@@ -344,14 +349,23 @@ def check_webhook_url(url: str | None, backend: Backend, queue_url: str | None) 
         )
 
 
-def check_signing(certificate: str | None, key: str | None) -> None:
-    """Raise a `ConfigurationError` where there is only one half of what pictures are signed with."""
+def check_signing(certificate: str | None, key: str | None, tsa_url: str | None) -> None:
+    """Raise a `ConfigurationError` where what pictures are signed with is incomplete, or no address."""
     if (certificate is None) != (key is None):
         missing = "IDEOGRAM_C2PA_KEY" if key is None else "IDEOGRAM_C2PA_CERTIFICATE"
         raise ConfigurationError(
             f"{missing} is not set: signing needs both the certificate's file and its key's. For a trial, "
             "`ideogram-pipeline certificate --development DIR` makes a pair."
         )
+    if tsa_url is None:
+        return
+    if certificate is None:
+        raise ConfigurationError(
+            "IDEOGRAM_C2PA_TSA_URL is set and IDEOGRAM_C2PA_CERTIFICATE is not: only a signature can have a time stamp."
+        )
+    parts = urlsplit(tsa_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError("IDEOGRAM_C2PA_TSA_URL is no address: it begins with http:// or https://.")
 
 
 def _variable(field: str | int) -> str:

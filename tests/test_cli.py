@@ -300,6 +300,8 @@ def test_a_development_certificate_signs_what_verify_then_trusts(project):
     (anchors,) = re.findall(r"--anchors (\S+)", out)
     assert project("certificate", "--development", "keys")[0] == 2
     assert "signs valid Content Credentials" in project("doctor", **signing)[1]
+    code, out, _err = project("doctor", **signing, IDEOGRAM_C2PA_TSA_URL="http://127.0.0.1:9/")
+    assert "IDEOGRAM_C2PA_TSA_URL brings no time stamp" in out
     assert project("run", **signing)[0] == 0
     code, out, _err = project("verify", "--json", "--anchors", anchors, str(project.store / "images"))
     states = [json.loads(line)["credentials"]["state"] for line in out.splitlines()]

@@ -268,6 +268,9 @@ def marked(pictures: "Sequence[PictureFacts]", there: Stored) -> Verdict:
             "marked": sum(picture.sha256_received != picture.sha256 for picture in pictures),
             "unmarked": sum(picture.unmarked_because is not None for picture in pictures),
             "signed": sum(picture.manifest_id is not None for picture in pictures),
+            "without the time stamp they should have": sum(
+                picture.unstamped_because is not None for picture in pictures
+            ),
             "pictures": len(pictures),
         },
     )

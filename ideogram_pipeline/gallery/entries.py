@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -9,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation import files, readings
 from ideogram_pipeline.generation.fetching import THUMBNAIL_SIDE, thumbnail_path
 from ideogram_pipeline.generation.requests import PictureUse
 from ideogram_pipeline.generation.rows import ImageRow, OutcomeRow, OutcomeState, PlannedRow
@@ -41,6 +43,10 @@ class Entry(BaseModel):
     references: tuple[tuple[str, str], ...] = Field(
         default=(), description="Names and small pictures, or no path."
     )
+    terms: dict[str, tuple[str, str]] = Field(
+        default={},
+        description="License and notes of references, by name, where the references table has them.",
+    )
     review: str = Field(default="", description="`picked` or `rejected`, as the reviews table has it.")
     note: str = Field(default="", description="What was said with it.")
     reviewed_at: str = Field(default="", description="ISO 8601, UTC.")
@@ -67,15 +73,33 @@ class _Asked:
     speed: str
     character: str
     references: tuple[tuple[str, str], ...]
+    terms: dict[str, tuple[str, str]]
 
 
 class References:
-    """The small pictures of references, each looked for once."""
+    """The small pictures of references, each looked for once, and what their table says of them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._there = {found.path for found in store.objects("gallery/references") if found.size}
         self._paths: dict[str, str] = {}
+        self._terms = readings.terms_of(store)
+        self.named: set[str] = set()
+        """Digests of the references whose terms were asked for."""
+
+    def terms(self, uses: Iterable[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        """Return license and notes by name, of those references (name and digest) of which something is told."""
+        told = {}
+        for name, sha256 in uses:
+            self.named.add(sha256)
+            if terms := self._terms.get(sha256):
+                told[name] = (terms.license, terms.notes)
+        return told
+
+    def digest(self, sha256s: Iterable[str]) -> str:
+        """Return what changes with the licenses and notes of references."""
+        told = [self._terms.get(sha256) for sha256 in sorted(sha256s)]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def small(self, use: PictureUse) -> str:
         """Return the path of the small picture, making it if need be; empty if there is none."""
@@ -145,6 +169,7 @@ def _picture(
         thumbnail=thumbnail_path(image) if thumbnails else image,
         older=not row.current,
         references=tuple((name, references.known(sha256)) for name, sha256 in uses),
+        terms=references.terms(uses),
         review=review.review if review else "",
         note=review.note if review else "",
         reviewed_at=review.reviewed_at.astimezone(UTC).isoformat().replace("+00:00", "Z") if review else "",
@@ -163,6 +188,7 @@ def _without_picture(batch: str, outcome: OutcomeRow, asked: _Asked | None) -> E
         reason=outcome.reason or "Its picture is not in the store, or can't be opened.",
         character=asked.character if asked else "",
         references=asked.references if asked else (),
+        terms=asked.terms if asked else {},
         facts=facts,
     )
 
@@ -182,6 +208,7 @@ def _asked(
             speed=str(request.arguments.get("rendering_speed") or ""),
             character=next((use.reference_id for use in request.pictures if use.field == _CHARACTER), ""),
             references=tuple((use.reference_id, references.small(use)) for use in request.pictures),
+            terms=references.terms((use.reference_id, use.sha256) for use in request.pictures),
         )
         for row in plan
         if (request := row.request) and request.fingerprint not in pictured

@@ -68,6 +68,8 @@ class BatchPage(BaseModel):
     strip: tuple[tuple[str, str], ...] = Field(description="The first pictures: paths and words.")
     characters: tuple[InBatch, ...] = Field(default=(), description="What it has of each character.")
     sheets: int = Field(default=0, description="Printed pages.")
+    references: tuple[str, ...] = Field(default=(), description="Digests of the references it shows.")
+    terms: str = Field(default="", description="Changes with their licenses and notes.")
     sha256: str = Field(default="", description="Hex digest of the page.")
 
 
@@ -165,7 +167,12 @@ class _Gallery:
             said = "\n".join(one.model_dump_json() for _, one in sorted(self._reviews[batch].items()))
             mark = f"{results} {self._look} {_digest(said.encode())[:16]}"
             page = known.get(batch)
-            if page is None or page.mark != mark or anew:
+            if (
+                page is None
+                or page.mark != mark
+                or page.terms != self._references.digest(page.references)
+                or anew
+            ):
                 previous = page.characters if page else ()
                 page = self._written_batch(batch, mark)
                 now = {kept.character for kept in page.characters}
@@ -204,6 +211,7 @@ class _Gallery:
     def _write_batch(self, batch: str, mark: str) -> BatchPage:
         """Write a batch's page, its printed pages and its characters' entries."""
         self._tiles.clear()
+        self._references.named.clear()
         packer = Packer()
         lines: list[bytes] = []
         members: dict[str, list[bytes]] = defaultdict(list)
@@ -242,6 +250,8 @@ class _Gallery:
             strip=tuple((path, caption.partition("\n")[2][:300]) for path, caption in printed[:STRIP]),
             characters=tuple(known[name] for name in sorted(known)),
             sheets=self._write_sheets(f"gallery/batch={batch}", batch, printed),
+            references=tuple(sorted(self._references.named)),
+            terms=self._references.digest(self._references.named),
         )
         sha256 = self._write_page(
             f"gallery/batch={batch}/index.html",

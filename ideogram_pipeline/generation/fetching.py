@@ -200,7 +200,12 @@ class Fetcher:
         output = await self._answers.output(reserved, queued)
         for image in missing:
             marks = marks_of(
-                reserved, queued.request_id, settled.seed, image.index, with_prompt=image.prompt_marked
+                reserved,
+                queued.request_id,
+                settled.seed,
+                image.index,
+                with_prompt=image.prompt_marked,
+                version=image.marks_version,
             )
             make_marked = await self._mark_again(image, marks)
             url = output.images[image.index]
@@ -369,7 +374,10 @@ class Fetcher:
             sha256_received=made.received.sha256 if made.marked.is_changed else None,
             unmarked_because=made.marked.unmarked_because,
             prompt_marked=made.marked.tells_prompt,
+            marks_version=made.marked.marks_version,
             manifest_id=made.marked.manifest_id,
+            stamped_at=made.marked.stamped_at,
+            unstamped_because=made.marked.unstamped_because,
             bytes=len(made.marked.content),
             width=made.received.width,
             height=made.received.height,

@@ -392,6 +392,7 @@ class PictureFacts(NamedTuple):
     sha256_received: str
     manifest_id: str | None
     unmarked_because: str | None
+    unstamped_because: str | None
     nearest_image: str | None
     nearest_distance: int | None
     reference_distance: int | None

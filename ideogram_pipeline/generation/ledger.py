@@ -144,8 +144,17 @@ class StoredImage(_Record):
         default="", description="Why marks or a signature could not be put into it; empty where they could."
     )
     prompt_marked: bool = Field(default=False, description="Whether the marks were to tell the prompt.")
+    marks_version: int = Field(
+        default=1, description="Version of the marks, by which the same file can be made again."
+    )
     manifest_id: str | None = Field(
         default=None, description="Identity of the Content Credentials it was signed with, if it was."
+    )
+    stamped_at: datetime | None = Field(
+        default=None, description="When it was signed, as a time-stamping authority says, if one was asked."
+    )
+    unstamped_because: str = Field(
+        default="", description="Why it has no time stamp; empty where it has one, or was not to have one."
     )
     perceptual_hash: str | None = Field(
         default=None, description="What it looks like, as `likeness` has it, where its pixels were decoded."

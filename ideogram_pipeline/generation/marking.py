@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from ideogram_pipeline.generation.ledger import Reserved
 from ideogram_pipeline.marks import (
     ALGORITHM,
     TRAINED_ALGORITHM,
+    VERSION,
     CannotMark,
     Marks,
     credentials,
@@ -44,10 +46,16 @@ class Marked:
     """Why the marks could not be put into it; empty where they were, or were not to be."""
     tells_prompt: bool = False
     """Whether the marks were to tell the prompt."""
+    marks_version: int = VERSION
+    """Version of the marks that were to be put into it."""
     manifest_id: str | None = None
     """Identity of its Content Credentials, where it was signed."""
     signature: bytes | None = None
     """What signing put into it, which can't be made the same again."""
+    stamped_at: datetime | None = None
+    """When it was signed, as a time-stamping authority says."""
+    unstamped_because: str = ""
+    """Why it has no time stamp; empty where it has one, or was not to have one."""
 
 
 MakeMarked = Callable[[bytes], Marked]
@@ -55,7 +63,13 @@ MakeMarked = Callable[[bytes], Marked]
 
 
 def marks_of(
-    reserved: Reserved, request_id: str, seed: int | None, index: int, *, with_prompt: bool
+    reserved: Reserved,
+    request_id: str,
+    seed: int | None,
+    index: int,
+    *,
+    with_prompt: bool,
+    version: int = VERSION,
 ) -> Marks:
     """Return the marks of one picture of a request; the seed is the one fal says it used, if it says.
 
@@ -80,6 +94,7 @@ def marks_of(
         seed=request.seed if seed is None else seed,
         image_index=index,
         backend=reserved.backend,
+        version=version,
     )
 
 
@@ -88,8 +103,10 @@ def marked(received: bytes, marks: Marks) -> Marked:
     try:
         content = written(received, marks)
     except CannotMark as problem:
-        return Marked(received, unmarked_because=str(problem))
-    return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None)
+        return Marked(received, unmarked_because=str(problem), marks_version=marks.version)
+    return Marked(
+        content, is_changed=True, tells_prompt=marks.prompt is not None, marks_version=marks.version
+    )
 
 
 def signed(
@@ -113,7 +130,9 @@ def signed(
     except CannotSign as problem:
         if has_credentials(received):
             return Marked(
-                received, unmarked_because=f"the credentials that it brings can't be read: {problem}"
+                received,
+                marks_version=marks.version,
+                unmarked_because=f"the credentials that it brings can't be read: {problem}",
             )
         signer.check()
         return replace(marked(received, marks), unmarked_because=f"it can't be signed: {problem}")
@@ -122,15 +141,24 @@ def signed(
         is_changed=True,
         unmarked_because=unmarked_because,
         tells_prompt=marks.prompt is not None,
+        marks_version=marks.version,
         manifest_id=made.manifest_id,
         signature=difference(before, made.content),
+        stamped_at=made.stamped_at,
+        unstamped_because=made.unstamped_because,
     )
 
 
 def signed_then(received: bytes, marks: Marks, manifest_id: str, signature: bytes) -> Marked:
     """Return the picture as it was marked and signed before."""
     content = applied(_to_sign(received, marks)[0], signature)
-    return Marked(content, is_changed=True, tells_prompt=marks.prompt is not None, manifest_id=manifest_id)
+    return Marked(
+        content,
+        is_changed=True,
+        tells_prompt=marks.prompt is not None,
+        marks_version=marks.version,
+        manifest_id=manifest_id,
+    )
 
 
 def as_stored(there: bytes, received: Picture, made: Marked) -> Marked | None:
@@ -153,17 +181,34 @@ def as_stored(there: bytes, received: Picture, made: Marked) -> Marked | None:
         return None
     is_signed = has_credentials(there) and credentials.is_installed()
     credential = credentials.read(there) if is_signed else None
-    tells_prompt = said.prompt is not None if said else made.tells_prompt
     if credential is None:
-        return Marked(there, is_changed=True, tells_prompt=tells_prompt)
+        return Marked(
+            there,
+            is_changed=True,
+            tells_prompt=said.prompt is not None if said else made.tells_prompt,
+            marks_version=said.version if said else made.marks_version,
+        )
+    tells_prompt, version = (
+        made.tells_prompt,
+        made.marks_version,
+    )  # of the file to which the difference belongs
     unsigned = removed(made.content, made.signature) if made.signature else made.content
+    if (
+        said and not made.is_changed
+    ):  # left alone for the credentials it brings, which the other run has signed over
+        unsigned = _to_sign(made.content, said)[0]
+        tells_prompt, version = said.prompt is not None, said.version
+    otherwise = "another run has signed it without one" if made.stamped_at else ""
     return Marked(
         there,
         is_changed=True,
         unmarked_because=made.unmarked_because,
         tells_prompt=tells_prompt,
+        marks_version=version,
         manifest_id=credential.manifest_id,
         signature=difference(unsigned, there),
+        stamped_at=credential.stamped_at,
+        unstamped_because="" if credential.stamped_at else made.unstamped_because or otherwise,
     )
 
 

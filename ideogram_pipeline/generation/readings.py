@@ -23,15 +23,16 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import PurePosixPath
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ideogram_pipeline import digests
-from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation.buckets import bucket
 from ideogram_pipeline.generation.planner import References
 from ideogram_pipeline.storage import Store, StoredObject, parquet
@@ -260,6 +261,37 @@ def newest_prompts(store: Store) -> list[PromptsReading]:
     names = _newest_names(store, _PROMPTS).values()
     found = (_read(store, _PROMPTS, name) for name in [*names] or [_BEFORE])
     return [reading for reading in found if reading]
+
+
+class Terms(NamedTuple):
+    """What references tables say of a picture, beyond what it is; each statement once, joined by semicolons."""
+
+    license: str
+    """Terms under which it may be used; empty if none are told."""
+    notes: str
+    """What people want to remember; empty if there is nothing."""
+
+
+def terms_of(store: Store, sha256s: Collection[str] | None = None) -> dict[str, Terms]:
+    """Return what the newest reading of every references table says of pictures, by digest: of these, or of all.
+
+    What is damaged is passed over; a run makes it anew.
+    """
+    licenses: dict[str, dict[str, None]] = defaultdict(dict)
+    notes: dict[str, dict[str, None]] = defaultdict(dict)
+    where = None if sha256s is None else ("sha256", sha256s)
+    names = _newest_names(store, _REFERENCES).values()
+    for reading in filter(None, (_read(store, _REFERENCES, name) for name in names)):
+        for path in reading.rows.values():
+            with suppress(FileNotFoundError, DamagedFile):
+                for one in parquet.read(store, path, Reference, where=where):
+                    licenses[one.sha256] |= dict.fromkeys(filter(None, [one.license]))
+                    notes[one.sha256] |= dict.fromkeys(filter(None, [one.notes]))
+    return {
+        sha256: Terms("; ".join(told), "; ".join(notes[sha256]))
+        for sha256, told in licenses.items()
+        if told or notes[sha256]
+    }
 
 
 def _kept(store: Store, folder: str, model: type[Row], rows: Mapping[str, Collection[Row]]) -> dict[str, str]:

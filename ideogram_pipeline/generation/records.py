@@ -128,6 +128,8 @@ def _image(
         sha256=image.sha256,
         sha256_received=image.sha256_received or image.sha256,
         manifest_id=image.manifest_id,
+        stamped_at=image.stamped_at,
+        unstamped_because=image.unstamped_because or None,
         unmarked_because=image.unmarked_because or None,
         perceptual_hash=image.perceptual_hash,
         nearest_image=alike.file_name if alike else None,

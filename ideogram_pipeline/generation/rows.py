@@ -109,6 +109,14 @@ class ImageRow(BaseModel):
         default=None,
         description="Identity of the Content Credentials (C2PA) that it was signed with; empty where it was not.",
     )
+    stamped_at: datetime | None = Field(
+        default=None,
+        description="When it was signed, as a time-stamping authority says; empty without a time stamp.",
+    )
+    unstamped_because: str | None = Field(
+        default=None,
+        description="Why it has no time stamp though it should have one; empty where it has one.",
+    )
     unmarked_because: str | None = Field(
         default=None,
         description="Why the file lacks marks or a signature that it should have; empty where it has them.",

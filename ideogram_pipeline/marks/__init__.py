@@ -7,12 +7,26 @@ which gives other bytes each time; `difference` keeps them.
 What a picture brings may be anything: reading it is bounded, and a picture that can't take marks stays as it is.
 """
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 from ideogram_pipeline import containers
 from ideogram_pipeline.containers import OddMetadata, has_credentials
 from ideogram_pipeline.marks import xmp
-from ideogram_pipeline.marks.xmp import ALGORITHM, TRAINED_ALGORITHM, Marks
+from ideogram_pipeline.marks.xmp import ALGORITHM, TRAINED_ALGORITHM, VERSION, Marks, Origin
 
-__all__ = ["ALGORITHM", "TRAINED_ALGORITHM", "CannotMark", "Marks", "has_credentials", "read", "written"]
+__all__ = [
+    "ALGORITHM",
+    "TRAINED_ALGORITHM",
+    "VERSION",
+    "CannotMark",
+    "Marks",
+    "Origin",
+    "has_credentials",
+    "origin",
+    "read",
+    "written",
+]
 
 
 class CannotMark(Exception):
@@ -22,7 +36,9 @@ class CannotMark(Exception):
 def written(content: bytes, marks: Marks, *, to_be_signed: bool = False) -> bytes:
     """Return a whole JPEG, PNG or WebP with the marks in it.
 
-    XMP that it brings is kept, and the marks are added to it. A JPEG has room for 64 kB; a longer prompt is left out.
+    XMP that it brings is kept, wherever it stands, and the marks are added to it: one packet remains. Marks of version
+    1 are written as they were then, beside XMP that a PNG has elsewhere than in its standard place. A JPEG has room for
+    64 kB; a longer prompt is left out.
 
     Raises:
         CannotMark: it brings Content Credentials (C2PA), which are signed over its bytes, so that any change would
@@ -31,11 +47,14 @@ def written(content: bytes, marks: Marks, *, to_be_signed: bool = False) -> byte
     try:
         if has_credentials(content) and not to_be_signed:
             raise CannotMark("it brings Content Credentials, which marks would make invalid")
-        before = containers.xmp_of(content)
-        whole = containers.with_xmp(content, xmp.packet(marks, before))
+        standard_only = marks.version == 1
+        before = list(containers.xmp_of(content, standard_only=standard_only))
+        if standard_only:
+            before = before[:1]
+        whole = containers.with_xmp(content, xmp.packet(marks, before), standard_only=standard_only)
         if whole is None and marks.prompt:
             marks = marks.model_copy(update={"prompt": None})
-            whole = containers.with_xmp(content, xmp.packet(marks, before))
+            whole = containers.with_xmp(content, xmp.packet(marks, before), standard_only=standard_only)
     except CannotMark:
         raise
     except OddMetadata as problem:
@@ -48,9 +67,22 @@ def written(content: bytes, marks: Marks, *, to_be_signed: bool = False) -> byte
 
 
 def read(content: bytes) -> Marks | None:
-    """Return what a picture says of itself; None if it carries no marks of ours, or is no JPEG, PNG or WebP."""
-    try:
-        packet = containers.xmp_of(content)
-        return xmp.parsed(packet) if packet else None
-    except OddMetadata:
-        return None
+    """Return what a picture of ours says of itself; None if it carries no marks, or is no JPEG, PNG or WebP."""
+    return next((said for said in _said(content) if isinstance(said, Marks)), None)
+
+
+def origin(content: bytes) -> Origin | None:
+    """Return what a picture says of how it came to be, in IPTC's terms; None if it says nothing.
+
+    Anybody may have written it. What an editor has left of our marks counts too.
+    """
+    return read(content) or next(_said(content), None)
+
+
+def _said(content: bytes) -> Iterator[Origin]:
+    """Yield what each of a picture's packets says, as far as they can be read."""
+    with suppress(OddMetadata):
+        for packet in containers.xmp_of(content):
+            with suppress(OddMetadata):
+                if said := xmp.parsed(packet):
+                    yield said

@@ -1,7 +1,8 @@
 """Content Credentials: a signed manifest in the picture that says what made it and from which references.
 
-Written and validated by c2pa-python, the extra `c2pa`. Nothing here asks the network: no time stamps, no revocation
-lists, no manifests that lie elsewhere.
+Written and validated by c2pa-python, the extra `c2pa`. Nothing here asks the network for revocation lists or manifests
+that lie elsewhere. Only a time-stamping authority (RFC 3161) is asked, where one is named, and told nothing but a
+digest.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.metadata import version
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'ideogram_pipeline[c2pa]'"
 DEVELOPMENT_DAYS = 365
 """So long a development certificate is valid."""
+STAMP_WAIT_S = 60.0
+"""Seconds that a batch waits in all for a time-stamping authority that is slow or silent. c2pa-python gives up one
+answer after 30 s, and has no setting for that."""
+PROMPT_STAMP_S = 1.0
+"""A stamp that takes no longer counts as no waiting."""
 _OFFLINE = {"verify_after_sign": False, "remote_manifest_fetch": False, "ocsp_fetch": False}
 _PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe"
@@ -74,6 +81,10 @@ class Signed:
     """The file."""
     manifest_id: str
     """`urn:c2pa:` and a UUID."""
+    stamped_at: datetime | None = None
+    """When it was signed, as a time-stamping authority says."""
+    unstamped_because: str = ""
+    """Why it has no time stamp; empty where it has one, or was not to have one."""
 
 
 class Credentials(BaseModel):
@@ -87,6 +98,9 @@ class Credentials(BaseModel):
     )
     manifest_id: str = Field(description="Identity of the newest manifest.")
     signed_by: str = Field(description="Name in the certificate.")
+    stamped_at: datetime | None = Field(
+        default=None, description="When it was signed, as a time-stamping authority says, if one was asked."
+    )
     source_type: str = Field(default="", description="IPTC's code for how it came to be.")
     made_by: str = Field(default="", description="What made it.")
     request_id: str = Field(default="", description="fal's id of the request.")
@@ -98,10 +112,13 @@ class Credentials(BaseModel):
 
 
 class Signer:
-    """Signs pictures with one certificate. May be used by several threads."""
+    """Signs the pictures of one batch with one certificate. May be used by several threads."""
 
-    def __init__(self, certificate: bytes, key: bytes) -> None:
+    def __init__(self, certificate: bytes, key: bytes, *, tsa_url: str | None = None) -> None:
         """Take a certificate chain, its own certificate first, and its private key, both PEM.
+
+        The time-stamping authority at `tsa_url` says when each picture is signed, for so long as it answers: a batch
+        waits `STAMP_WAIT_S` for it in all.
 
         Raises:
             ConfigurationError: they can't be read, or pictures signed with them would not be valid.
@@ -114,6 +131,7 @@ class Signer:
         self._context = _context()
         try:
             self._signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(algorithm, certificate, pkcs8, None))
+            self._stamping, self._waited_s = None, 0.0
             probe = self.signed(_PIXEL, _PROBE, received=_PIXEL, references=())
         except (c2pa.C2paError, CannotSign) as error:
             raise ConfigurationError(f"IDEOGRAM_C2PA_CERTIFICATE can't be used: {error}") from None
@@ -125,34 +143,70 @@ class Signer:
                 "Check that the key belongs to the first certificate, that this is valid today, and that the chain "
                 "follows it."
             )
+        if tsa_url:
+            info = c2pa.C2paSignerInfo(algorithm, certificate, pkcs8, tsa_url.encode())
+            self._stamping = c2pa.Signer.from_info(info)
 
     @classmethod
-    def load(cls, certificate: str, key: str) -> Signer:
-        """Return a signer with the certificate chain and key in two files.
+    def load(cls, certificate: str, key: str, *, tsa_url: str | None = None) -> Signer:
+        """Return a signer with the certificate chain and key in two files, and a time-stamping authority's address.
 
         Raises:
             ConfigurationError: as above, or a file can't be read.
         """
-        return cls(_file("IDEOGRAM_C2PA_CERTIFICATE", certificate), _file("IDEOGRAM_C2PA_KEY", key))
+        return cls(
+            _file("IDEOGRAM_C2PA_CERTIFICATE", certificate), _file("IDEOGRAM_C2PA_KEY", key), tsa_url=tsa_url
+        )
 
-    def check(self) -> None:
-        """Sign a picture of one pixel.
+    def check(self) -> Signed:
+        """Sign a picture of one pixel, and return it.
 
         Raises:
             CannotSign: not even that can be signed.
         """
-        self.signed(_PIXEL, _PROBE, received=_PIXEL, references=())
+        return self.signed(_PIXEL, _PROBE, received=_PIXEL, references=())
 
     def signed(
         self, content: bytes, marks: Marks, *, received: bytes, references: Sequence[Reference]
     ) -> Signed:
         """Return a picture with a manifest that says what the marks say; no pixel is touched.
 
-        What `received` brings of credentials stays in it as the manifest's parent.
+        What `received` brings of credentials stays in it as the manifest's parent. Where no time stamp can be had it
+        has none, and says why.
 
         Raises:
             CannotSign: the picture, a reference, or the credentials they bring can't be worked with.
         """
+        if self._stamping is None:
+            return self._signed(self._signer, content, marks, received, references)
+        if self._waited_s >= STAMP_WAIT_S:
+            because = f"the time-stamping authority kept the batch waiting for {STAMP_WAIT_S:.0f} s before"
+            return self._unstamped(content, marks, received, references, because)
+        begin = time.monotonic()
+        try:
+            made = self._signed(self._stamping, content, marks, received, references)
+        except CannotSign as problem:  # the authority's fault, unless it can't be signed without it either
+            return self._unstamped(content, marks, received, references, str(problem))
+        finally:
+            took = time.monotonic() - begin
+            self._waited_s += took if took > PROMPT_STAMP_S else 0
+        found = read(made.content)
+        return replace(made, stamped_at=found.stamped_at if found else None)
+
+    def _unstamped(
+        self, content: bytes, marks: Marks, received: bytes, references: Sequence[Reference], because: str
+    ) -> Signed:
+        made = self._signed(self._signer, content, marks, received, references)
+        return replace(made, unstamped_because=because)
+
+    def _signed(
+        self,
+        signer: c2pa.Signer,
+        content: bytes,
+        marks: Marks,
+        received: bytes,
+        references: Sequence[Reference],
+    ) -> Signed:
         import c2pa
 
         manifest_id = f"urn:c2pa:{uuid.uuid4()}"
@@ -173,7 +227,7 @@ class Signer:
                             mime_type(reference.content),
                             io.BytesIO(reference.content),
                         )
-                builder.sign(self._signer, kind, io.BytesIO(content), signed)
+                builder.sign(signer, kind, io.BytesIO(content), signed)
         except c2pa.C2paError as error:
             raise CannotSign(str(error)) from None
         return Signed(signed.getvalue(), manifest_id)
@@ -276,11 +330,13 @@ def _credentials(found: dict[str, Any]) -> Credentials:
     for action in actions:
         said |= action.get("parameters", {})
     created: dict[str, Any] = next((one for one in actions if one["action"] == "c2pa.created"), {})
-    seed = said.get("seed")
+    seed, signature = said.get("seed"), manifest.get("signature_info", {})
+    stamp = signature.get("time")
     return Credentials(
         state=found["validation_state"].lower(),
         manifest_id=manifest_id,
-        signed_by=manifest.get("signature_info", {}).get("common_name", ""),
+        signed_by=signature.get("common_name", ""),
+        stamped_at=datetime.fromisoformat(stamp) if stamp else None,
         source_type=created.get("digitalSourceType", ""),
         made_by=str(created.get("softwareAgent", {}).get("name", "")),
         request_id=str(said.get("request_id", "")),

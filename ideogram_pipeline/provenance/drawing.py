@@ -34,6 +34,8 @@ def tree(lineage: Lineage) -> Tree:
     nodes = {(node.kind, node.id): node for node in lineage.nodes}
     before, after = _neighbours(lineage)
     top = Tree(Text(shown(lineage.key)))
+    if lineage.likeness is not None:
+        top.add(Text(f"likely, not certain: {_looks(lineage.likeness)}"))
 
     tells_all = len(nodes) <= TOLD_IN_FULL
 
@@ -85,6 +87,12 @@ def mermaid(lineage: Lineage) -> str:
         start, end = names[edge.from_kind, edge.from_id], names[edge.to_kind, edge.to_id]
         lines.append(f'  {start} -->|"{_how(edge)}"| {end}')
     return "\n".join(lines)
+
+
+def _looks(distance: int) -> str:
+    if not distance:
+        return "it looks the same as this"
+    return f"it looks like this, different in {distance} of 64 bits"
 
 
 def _neighbours(lineage: Lineage) -> tuple[_Near, _Near]:

@@ -11,21 +11,28 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from ideogram_pipeline import marks
+from ideogram_pipeline import marks, pictures
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.generation import files
+from ideogram_pipeline.generation import files, readings
 from ideogram_pipeline.generation.edges import submit_id
 from ideogram_pipeline.generation.ledger import Attempt, Entry, Ledger
 from ideogram_pipeline.generation.rows import EdgeRow, NodeKind
+from ideogram_pipeline.likeness import distance
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.texts import without_access
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,63}")
+
+LIKELY = 8
+"""A file that looks different from a picture in more bits is not taken for a copy of it. One that was shrunk, saved
+anew or brightened differs in 4 at most, two drawings of the sandbox in 9 at least: see docs/review.md."""
+_OF_MARKING = {"path", "prompt_marked", "marks_version"}
+"""What is recorded of a picture only to make the same file again, and its path, which is its identity."""
 
 NodeId = tuple[NodeKind, str]
 
@@ -51,6 +58,11 @@ class Lineage(BaseModel):
 
     key: str = Field(description="As it was asked for.")
     roots: tuple[NodeId, ...] = Field(description="What the key names.")
+    likeness: int | None = Field(
+        default=None,
+        description="In how many of 64 bits the file looks different from the roots, where it was found by its looks "
+        "alone: a likely answer, not a certain one.",
+    )
     upstream: tuple[NodeId, ...] = Field(description="All that the roots came from.")
     downstream: tuple[NodeId, ...] = Field(description="All that came of the roots.")
     nodes: tuple[Node, ...] = Field(
@@ -66,6 +78,9 @@ def trace(store: Store, key: str, *, upstream: bool = True, downstream: bool = T
     prompt id, a fingerprint or its first 8 digits and more, a request id of fal, a run id of Dagster, or a reference's
     id. Where one word names several of these, write what is meant before it: `prompt:ada`, `reference:ada`.
 
+    A copy of a picture that was saved anew, and has lost its marks, is looked for by what it looks like. That answer is
+    a likely one: see `Lineage.likeness`.
+
     Raises:
         UnknownKey: nothing is called so.
         ConfigurationError: the key names things of several kinds, or the store has no lineage yet.
@@ -79,6 +94,10 @@ def trace(store: Store, key: str, *, upstream: bool = True, downstream: bool = T
     words = _words(store, key)
     found = list(_looked_through(store, batches, words.match))
     roots = _one_kind(key, list(dict.fromkeys(node for edge in found for node in words.named(edge))))
+    alike = None if roots else _looking_like(store, key)
+    if alike:
+        found = list(_looked_through(store, batches, _Words("image", alike.paths).match))
+        roots = sorted({_end(edge) for edge in found if _end(edge)[1] in alike.paths})
     if not roots:
         raise UnknownKey(
             f"Nothing is called {key!r} among the pictures, prompts, requests, runs and references of "
@@ -96,6 +115,7 @@ def trace(store: Store, key: str, *, upstream: bool = True, downstream: bool = T
     return Lineage(
         key=key,
         roots=tuple(roots),
+        likeness=alike.distance if alike else None,
         upstream=tuple(before) if upstream else (),
         downstream=tuple(after) if downstream else (),
         nodes=tuple(_nodes(store, kept, edges)),
@@ -149,6 +169,39 @@ def _words(store: Store, key: str) -> _Words:
         if said and said.fingerprint:
             words.add(said.fingerprint)
     return _Words(None, words)
+
+
+class _Looks(NamedTuple):
+    """What a picture looks like; the columns are those of `ImageRow`."""
+
+    file_name: str
+    perceptual_hash: str | None
+
+
+class _Alike(NamedTuple):
+    """The pictures that look most like a file."""
+
+    paths: frozenset[str]
+    distance: int
+
+
+def _looking_like(store: Store, key: str) -> _Alike | None:
+    """Return which pictures of the store look most like a file, if any does."""
+    try:
+        looks = pictures.inspect(Path(key).read_bytes()).perceptual_hash
+    except (OSError, ValueError, pictures.BadPicture):
+        return None
+    if looks is None:
+        return None
+    nearest, paths = LIKELY + 1, set[str]()
+    for batch in files.batches_with_results(store):
+        for row in parquet.view(store, files.metadata_path(batch), _Looks):
+            bits = nearest + 1 if row.perceptual_hash is None else distance(looks, row.perceptual_hash)
+            if bits < nearest:
+                nearest, paths = bits, set()
+            if bits == nearest and bits <= LIKELY:
+                paths.add(f"images/batch={batch}/{row.file_name}")
+    return _Alike(frozenset(paths), nearest) if paths else None
 
 
 def _one_kind(key: str, nodes: list[NodeId]) -> list[NodeId]:
@@ -239,6 +292,13 @@ def _nodes(store: Store, wanted: set[NodeId], edges: Iterable[EdgeRow]) -> Itera
         for fingerprint in members & entries.keys():
             for node, says in _facts(entries[fingerprint]):
                 facts[node] = {**facts.get(node, {}), **says}
+    references = [identity for kind, identity in wanted if kind == "reference"]
+    for sha256, terms in readings.terms_of(store, references).items():
+        facts["reference", sha256] = {
+            **facts.get(("reference", sha256), {}),
+            "license": terms.license,
+            "notes": terms.notes,
+        }
     for kind, identity in sorted(wanted, key=lambda node: (get_args(NodeKind).index(node[0]), node[1])):
         known = {"batch": batches.get((kind, identity)), **facts.get((kind, identity), {})}
         if kind in ("reference", "run"):
@@ -278,7 +338,7 @@ def _facts(entry: Entry) -> Iterator[tuple[NodeId, dict[str, JsonValue]]]:
         yield ("submit", submit_id(attempt)), _submit_facts(attempt)
         yield ("run", attempt.reserved.owner), {"backend": attempt.reserved.backend}
         for image in attempt.settled.images if attempt.settled else ():
-            yield ("image", image.path), image.model_dump(mode="json", exclude={"path", "prompt_marked"})
+            yield ("image", image.path), image.model_dump(mode="json", exclude=_OF_MARKING)
 
 
 def _submit_facts(attempt: Attempt) -> dict[str, JsonValue]:

@@ -30,6 +30,11 @@ def request_of(store: Store, key: str) -> GenerationRequest:
         ConfigurationError: the key leads to more than one request, such as a run's, or to one that can't be read.
     """
     lineage = trace(store, key)
+    if lineage.likeness is not None:
+        alike = ", ".join(identity for _, identity in lineage.roots[:5])
+        raise ConfigurationError(
+            f"{key!r} only looks like {alike}, which is likely and not certain. Name the picture that you mean."
+        )
     fingerprints = _requests(lineage)
     if not fingerprints or (len(fingerprints) > 1 and lineage.roots[0][0] != "prompt"):
         raise ConfigurationError(

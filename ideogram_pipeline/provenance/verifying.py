@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ideogram_pipeline import marks, pictures
 from ideogram_pipeline.errors import ConfigurationError
-from ideogram_pipeline.marks import Marks, credentials
+from ideogram_pipeline.marks import Marks, Origin, credentials
 from ideogram_pipeline.marks.credentials import Credentials
 
 _ENDINGS = frozenset({".jpeg", ".jpg", ".png", ".webp"})
@@ -24,7 +24,10 @@ class Verified(BaseModel):
     path: str = Field(description="The file.")
     problem: str = Field(description="Why it is no whole picture; empty for one that is.")
     sha256: str = Field(description="Hex digest of its bytes.")
-    marks: Marks | None = Field(description="What it says of itself.")
+    marks: Marks | None = Field(description="What it says of itself, if it carries our marks.")
+    origin: Origin | None = Field(
+        description="What it says of how it came to be, in IPTC's terms, which other programs write and read too."
+    )
     has_credentials: bool = Field(description="Whether it brings Content Credentials (C2PA).")
     credentials: Credentials | None = Field(
         description="What they say and whether that holds; nothing where c2pa-python isn't installed."
@@ -35,7 +38,7 @@ class Verified(BaseModel):
         """Whether it is whole, says where it comes from, and was not changed since it was signed, if it was."""
         return (
             not self.problem
-            and (self.marks is not None or self.has_credentials)
+            and (self.origin is not None or self.has_credentials)
             and (self.credentials is None or self.credentials.state != "invalid")
         )
 
@@ -88,6 +91,7 @@ def _verified(path: str, content: bytes, anchors: str) -> Verified:
         problem=problem,
         sha256=hashlib.sha256(content).hexdigest(),
         marks=marks.read(content),
+        origin=marks.origin(content),
         has_credentials=marks.has_credentials(content),
         credentials=credentials.read(content, anchors=anchors) if credentials.is_installed() else None,
     )

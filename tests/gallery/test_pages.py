@@ -12,8 +12,9 @@ from PIL import Image
 from ideogram_pipeline.gallery import characters
 from ideogram_pipeline.gallery.pages import INDEX, REMEMBERED, write_gallery
 from ideogram_pipeline.generation.planner import References
+from ideogram_pipeline.generation.readings import write_references
 from ideogram_pipeline.pictures import inspect
-from ideogram_pipeline.tables.references import picture_path
+from ideogram_pipeline.tables.references import ReferencesTable, picture_path
 from ideogram_pipeline.tables.rows import Reference, Rejection, Review
 
 ENDINGS = {"g": "generated", "x": "refused", "f": "failed", "u": "unknown", "n": "not_reached"}
@@ -404,6 +405,26 @@ def test_only_pages_of_batches_that_were_run_since_are_made(store, work_batch):
     assert [batch for batch, path in paths.items() if store.etag(path) != before[batch]] == ["two"]
     assert (summary.batches, summary.rows, summary.images) == (2, 2, 2)
     assert page(store, INDEX).tags.count("img") == 2
+
+
+def test_license_and_notes_of_references_are_shown_and_followed(store, work_batch, face):
+    rows = [{"prompt_id": "g", "prompt": "x", "reference_id": "face"}, {"prompt_id": "f", "prompt": "x"}]
+    for batch, row in (("one", rows[0]), ("two", rows[1])):
+        work_batch([row], batch=batch, references=References.of([face], []))
+
+    def shown(license):
+        told = face.model_copy(update={"license": license, "notes": "<b>ask"})
+        write_references(store, ReferencesTable((told,), (), "r.csv"))
+        write_gallery(store)
+        return [
+            page(store, f"gallery/batch={batch}/index.html").entries[0].get("terms")
+            for batch in ("one", "two")
+        ]
+
+    assert shown("CC BY 4.0") == [{"face": ["CC BY 4.0", "<b>ask"]}, None]
+    other = store.etag("gallery/batch=two/index.html")
+    assert shown("none") == [{"face": ["none", "<b>ask"]}, None]
+    assert store.etag("gallery/batch=two/index.html") == other
 
 
 def test_other_thumbnails_or_a_lost_memory_make_every_page_anew(store, work_batch):

@@ -29,7 +29,7 @@ from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.fetching import thumbnail_path
 from ideogram_pipeline.generation.inbox import Address, Letter, put_letter
 from ideogram_pipeline.generation.ledger import MAX_ATTEMPTS, UNFETCHED, Ledger, Reserved
-from ideogram_pipeline.generation.marking import Marking, signature_path
+from ideogram_pipeline.generation.marking import Marking, marks_of, signature_path
 from ideogram_pipeline.generation.outcomes import (
     Failed,
     Generated,
@@ -1057,6 +1057,29 @@ def test_a_picture_whose_reference_is_gone_is_signed_all_the_same(store, sandbox
     assert isinstance(outcome, Generated)
     (image,) = outcome.entry.last.settled.images
     assert len(credentials.read(store.get(image.path)).ingredients) == len(request.pictures)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_lost_picture_of_an_older_program_comes_back_with_the_marks_of_that_time(
+    store, sandbox, rows, signing, monkeypatch, signed
+):
+    """Its ledger entry knows no version: it is the first one, whose namespace exiv2 spoilt."""
+    marking = signing if signed else Marking(True)
+    with monkeypatch.context() as older:
+        older.setitem(marks_of.__kwdefaults__, "version", 1)
+        (outcome,) = Run(store, sandbox, marking=marking)(rows(1))
+    settled = store.folder / f"ledger/batch={BATCH}/{outcome.request.fingerprint}/1-settled.json"
+    entry = json.loads(settled.read_text())
+    (image,) = entry["images"]
+    assert image.pop("marks_version") == 1
+    settled.write_text(json.dumps(entry))
+    before = store.get(image["path"])
+    assert marks.read(before).version == 1
+    store.delete(image["path"])
+    (again,) = Run(store, sandbox, marking=signing)(rows(1))
+    assert isinstance(again, Reused)
+    assert store.get(image["path"]) == before
+    assert sandbox.stats().accepted == 1
 
 
 def test_a_picture_that_was_stored_without_marks_comes_back_without(store, sandbox, rows):

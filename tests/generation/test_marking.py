@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from ideogram_pipeline import marks
-from ideogram_pipeline.generation.marking import marked, signed, signed_then
+from ideogram_pipeline.generation.marking import as_stored, marked, signed, signed_then
 from ideogram_pipeline.marks import credentials
 from ideogram_pipeline.marks.credentials import CannotSign, Reference, Signer
+from ideogram_pipeline.pictures import verify
 
 MARKS = marks.Marks(
     source_type=marks.TRAINED_ALGORITHM,
@@ -114,3 +115,33 @@ def test_a_picture_with_odd_xmp_is_left_as_it_is_and_says_why():
         False,
         "its XMP can't be read",
     )
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [{"prompt": None}, {"version": 1}, {"prompt": None, "version": 1}],
+    ids=["words", "version", "both"],
+)
+@pytest.mark.parametrize("signs", [True, False])
+def test_a_file_that_another_run_has_signed_otherwise_can_be_made_again(signer, picture, theirs, signs):
+    """What is recorded of it has to fit the difference that is kept: it once told the prompt of the other file."""
+    received = picture()
+    there = signed(received, MARKS.model_copy(update=theirs), signer, tuple)
+    ours = signed(received, MARKS, signer, tuple) if signs else marked(received, MARKS)
+    stored = as_stored(there.content, verify(received, thumbnail_side=None)[0], ours)
+    words = {"version": stored.marks_version, **({} if stored.tells_prompt else {"prompt": None})}
+    again = MARKS.model_copy(update=words)
+    assert signed_then(received, again, stored.manifest_id, stored.signature).content == there.content
+    plain = marked(received, MARKS.model_copy(update=theirs))
+    stored = as_stored(plain.content, verify(received, thumbnail_side=None)[0], ours)
+    words = {"version": stored.marks_version, **({} if stored.tells_prompt else {"prompt": None})}
+    assert marked(received, MARKS.model_copy(update=words)).content == plain.content
+
+
+def test_a_file_with_credentials_that_another_run_has_signed_over_can_be_made_again(signer, picture):
+    received = signer.signed(picture(), MARKS, received=picture(), references=()).content
+    there, ours = signed(received, MARKS, signer, tuple), marked(received, MARKS)
+    assert not ours.is_changed
+    stored = as_stored(there.content, verify(received, thumbnail_side=None)[0], ours)
+    assert stored.tells_prompt
+    assert signed_then(received, MARKS, stored.manifest_id, stored.signature).content == there.content

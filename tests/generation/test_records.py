@@ -52,6 +52,8 @@ bytes int64
 sha256 string
 sha256_received string
 manifest_id string?
+stamped_at timestamp[us, tz=UTC]?
+unstamped_because string?
 unmarked_because string?
 perceptual_hash string?
 nearest_image string?

@@ -1,7 +1,9 @@
 """Marks in JPEG, PNG and WebP files: read back whole, beside what was there, with every pixel as it was."""
 
 import io
+import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ideogram_pipeline import marks
+from ideogram_pipeline import containers, marks
+from ideogram_pipeline.marks import xmp
 
 MARKS = marks.Marks(
     source_type=marks.TRAINED_ALGORITHM,
@@ -102,6 +105,111 @@ def test_what_a_picture_said_before_stays(kind):
     assert pixels(marked) == pixels(content)
 
 
+def chunk(name: bytes, body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+
+def with_chunks(*chunks: bytes) -> bytes:
+    """A PNG with these chunks before its pixels."""
+    content = picture()
+    at = content.index(b"IDAT") - 4
+    return content[:at] + b"".join(chunks) + content[at:]
+
+
+def raw(packet: bytes, kind: bytes = b"xmp") -> bytes:
+    """A profile of hex digits, as ImageMagick writes them."""
+    digits = packet.hex().encode()
+    lines = b"\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
+    return b"\n%s\n%8d\n%s\n" % (kind, len(packet), lines)
+
+
+APP1 = b"http://ns.adobe.com/xap/1.0/\0"
+ELSEWHERE = {
+    "zTXt": lambda packet: chunk(b"zTXt", b"XML:com.adobe.xmp\0\0" + zlib.compress(packet)),
+    "tEXt": lambda packet: chunk(b"tEXt", b"XML:com.adobe.xmp\0" + packet),
+    "raw profile": lambda packet: chunk(b"zTXt", b"Raw profile type xmp\0\0" + zlib.compress(raw(packet))),
+    "plain raw profile": lambda packet: chunk(b"tEXt", b"Raw profile type xmp\0" + raw(packet)),
+    "raw profile in iTXt": lambda packet: chunk(b"iTXt", b"Raw profile type xmp\0\0\0\0\0" + raw(packet)),
+    "raw APP1": lambda packet: chunk(b"tEXt", b"Raw profile type APP1\0" + raw(APP1 + packet, b"generic")),
+}
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_xmp_that_a_png_has_elsewhere_is_read_and_one_packet_remains(place):
+    """Two packets once contradicted each other after sharp, libvips or ImageMagick had written one."""
+    content = with_chunks(ELSEWHERE[place](DC))
+    assert marks.read(content) is None
+    marked = marks.written(content, MARKS)
+    (packet,) = containers.xmp_of(marked)
+    assert b'dc:format="theirs"' in packet
+    assert marks.read(marked) == MARKS
+    assert pixels(marked) == pixels(content)
+    other = with_chunks(ELSEWHERE[place](xmp.packet(MARKS)))
+    assert marks.read(other) == MARKS
+    again = MARKS.model_copy(update={"seed": 8, "system": "another"})
+    assert marks.read(marks.written(other, again)) == again
+
+
+def test_the_words_of_several_packets_become_one_of_which_the_first_counts():
+    theirs = DC.replace(b'dc:format="theirs"', b'dc:format="other" dc:source="kept"')
+    marked = marks.written(with_chunks(ELSEWHERE["zTXt"](theirs), ELSEWHERE["tEXt"](DC)), MARKS)
+    (packet,) = containers.xmp_of(marked)
+    assert packet.count(b"dc:format=") == 1
+    assert b'dc:format="other"' in packet
+    assert b'dc:source="kept"' in packet
+
+
+def test_a_raw_profile_of_exif_stays():
+    exif = chunk(b"tEXt", b"Raw profile type APP1\0" + raw(EXIF, b"exif"))
+    broken = chunk(b"zTXt", b"Raw profile type APP1\0\0no zlib")
+    marked = marks.written(with_chunks(exif, broken), MARKS)
+    assert exif in marked
+    assert broken in marked
+    assert marks.read(marked) == MARKS
+
+
+def test_iptcs_fields_alone_are_an_answer():
+    whole = xmp.packet(MARKS)
+    left = re.sub(rb' ideogramPipeline:\w+="[^"]*"', b"", whole)
+    content = picture(kind="JPEG", xmp=left)
+    assert marks.read(content) is None
+    assert marks.origin(content) == marks.Origin.model_validate(
+        MARKS.model_dump(include={*marks.Origin.model_fields})
+    )
+    assert marks.origin(picture()) is None
+    assert marks.origin(picture(kind="JPEG", xmp=DC)) is None
+
+
+def test_marks_that_an_editor_has_spread_over_the_packet_are_replaced_whole():
+    """exiftool gives each namespace an element of its own, exiv2 puts all words into one."""
+    other = MARKS.model_copy(update={"seed": 8, "fingerprint": "e" * 64, "system": "another"})
+    attributes = re.search(rb"<rdf:Description rdf:about=\"\" (.*?) ?/>", xmp.packet(other), re.DOTALL)[1]
+    merged = xmp.packet(other).replace(attributes, attributes + b' rdf:ID="x"')
+    elements = b"".join(
+        b"<%s>%s</%s>" % (name, value, name)
+        for name, value in re.findall(rb'([\w]+:\w+)="([^"]*)"', attributes)
+    )
+    spread = re.sub(
+        rb"<rdf:Description.*?/>",
+        lambda _: b'<rdf:Description rdf:about="">' + elements + b"</rdf:Description>",
+        xmp.packet(other),
+        flags=re.DOTALL,
+    )
+    for packet in (merged, spread):
+        content = picture(kind="WEBP", xmp=packet)
+        assert marks.read(content) == other
+        assert marks.read(marks.written(content, MARKS)) == MARKS
+
+
+def test_threads_write_the_same_marks():
+    """A prefix that one thread was registering anew was missing in what another one wrote."""
+    content = picture(size=(2, 2))
+    expected = marks.written(content, MARKS)
+    with ThreadPoolExecutor(8) as threads:
+        made = set(threads.map(lambda _: marks.written(content, MARKS), range(400)))
+    assert made == {expected}
+
+
 def test_marking_again_replaces_the_marks():
     other = MARKS.model_copy(update={"seed": 8, "fingerprint": "e" * 64})
     twice = marks.written(marks.written(picture(), other), MARKS)
@@ -182,6 +290,24 @@ ODD = {
     "large": (picture(kind="WEBP", xmp=b" " * (1 << 20) + DC), "larger than 1,048,576 bytes"),
     "deep": (picture(kind="WEBP", xmp=nested(5_000)), "more than 100 elements deep"),
     "deep in a PNG": (itxt(zlib.compress(nested(5_000)), packed=True), "more than 100 elements deep"),
+    "a broken zTXt": (with_chunks(chunk(b"zTXt", b"XML:com.adobe.xmp\0\0no zlib")), "can't be unpacked"),
+    "a profile of no digits": (
+        with_chunks(chunk(b"tEXt", b"Raw profile type xmp\0xmp 4 no digits")),
+        "no profile of hex digits",
+    ),
+    "a profile of another length": (
+        with_chunks(chunk(b"tEXt", b"Raw profile type xmp\0xmp 0 00ff")),
+        "of the length it says",
+    ),
+    "a far larger profile": (
+        with_chunks(chunk(b"zTXt", b"Raw profile type xmp\0\0" + zlib.compress(raw(b" " * (2 << 20))))),
+        "larger than 1,048,576 bytes",
+    ),
+    "many packets": (with_chunks(*[ELSEWHERE["tEXt"](DC)] * 17), "more than 16 XMP packets"),
+    "many packed chunks": (
+        with_chunks(*[ELSEWHERE["zTXt"](b" " * 600_000)] * 9),
+        "larger than 1,048,576 bytes",
+    ),
     "not XML": (picture(kind="JPEG", xmp=b"<x:xmpmeta"), "can't be read"),
     "another XML": (picture(kind="JPEG", xmp=b"<svg/>"), "is not XMP"),
     "no room": (picture(kind="JPEG", xmp=DC.replace(b"theirs", b"x" * 65_000)), "no room"),

@@ -1,13 +1,17 @@
 """The lineage of every kind of key, held against the ledger."""
 
+import io
 import shutil
 
 import pytest
+from PIL import Image
+from rich.console import Console
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.provenance import drawing
-from ideogram_pipeline.provenance.lineage import UnknownKey, trace
+from ideogram_pipeline.provenance.lineage import LIKELY, UnknownKey, trace
+from ideogram_pipeline.provenance.replaying import request_of
 
 pytestmark = pytest.mark.slow
 
@@ -131,6 +135,52 @@ def test_a_copy_that_was_changed_is_known_by_its_marks(worked, tmp_path):
     changed.write_bytes(content + b"trailing")
     lineage = trace(worked.store, str(changed))
     assert lineage.roots == (("request", attempts(worked, "one", "p1")[0].reserved.request.fingerprint),)
+
+
+def test_a_copy_that_was_saved_anew_is_found_by_its_looks_as_a_likely_answer(worked, tmp_path):
+    """A smaller JPEG without any metadata once led nowhere."""
+    (image,) = attempts(worked, "one", "p1")[0].settled.images
+    copies = {name: tmp_path / name for name in ("same.png", "small.jpg", "other.png", "text.png")}
+    with Image.open(worked.folder / "store" / image.path) as picture:
+        picture.save(copies["same.png"])
+        picture.convert("RGB").resize((300, 300)).save(copies["small.jpg"], quality=40)
+    Image.effect_noise((400, 400), 90).save(copies["other.png"])
+    copies["text.png"].write_text("no picture")
+    same, small = (trace(worked.store, str(copies[name])) for name in ("same.png", "small.jpg"))
+    for found in (same, small):
+        assert ("image", image.path) in found.roots
+        assert ("prompt", "p1") in found.upstream
+    assert same.likeness == 0
+    assert 0 <= small.likeness <= LIKELY
+    console = Console(width=400, file=io.StringIO())
+    console.print(drawing.tree(small))
+    assert "likely, not certain: it looks" in console.file.getvalue()
+    assert trace(worked.store, image.path).likeness is None
+    for name in ("other.png", "text.png"):
+        with pytest.raises(UnknownKey):
+            trace(worked.store, str(copies[name]))
+    with pytest.raises(ConfigurationError, match="likely and not certain"):
+        request_of(worked.store, str(copies["small.jpg"]))
+
+
+def test_license_and_notes_of_a_reference_are_told_as_the_table_has_them_now(make_project):
+    project = make_project()
+    table = project.folder / "references.csv"
+    project.write({"prompt": "a lighthouse", "reference_id": "ada"})
+    project.run()
+    (told,) = (node.facts for node in trace(project.store, "ada").nodes if node.kind == "reference")
+    assert told.get("license") is None
+    table.write_text('reference_id,uri,license,notes\nada,ada.png,"CC BY 4.0","[asked] her, May"\n')
+    project.run()
+    lineage = trace(project.store, "ada")
+    (told,) = (node.facts for node in lineage.nodes if node.kind == "reference")
+    assert (told["license"], told["notes"]) == ("CC BY 4.0", "[asked] her, May")
+    console = Console(width=400, file=io.StringIO())
+    console.print(drawing.tree(lineage))
+    assert "license CC BY 4.0" in console.file.getvalue()
+    assert "notes [asked] her, May" in console.file.getvalue()
+    pages = (project.folder / "store" / "gallery").rglob("index.html")
+    assert any("CC BY 4.0" in page.read_text() for page in pages)
 
 
 def test_keys_that_lead_nowhere_or_to_several_things_say_so(worked):

@@ -410,7 +410,8 @@ function takesStrip(entry, takes) {
 
 function referencesStrip(entry) {
   return element("div", { class: "refs" }, ...entry.references.map(([name, path]) =>
-    element("span", {}, ...(path ? [element("img", { src: link(path), alt: "" })] : []), name)));
+    element("span", {}, ...(path ? [element("img", { src: link(path), alt: "" })] : []), name,
+      ...(entry.terms?.[name] || []).filter(Boolean).map((told) => element("small", { dir: "auto" }, told)))));
 }
 
 function factsOf(entry) {
