@@ -462,10 +462,8 @@ class _Results:
                     self._requests[name] = request
 
     def _of_metadata(self, store: Store) -> Iterator[GenerationRequest]:
-        copies = {
-            found.path.rpartition("/")[2].partition(".")[0]: found.path
-            for found in store.objects("references")
-        }
+        kept = [found.path for found in store.objects("references")]
+        copies = {path.rpartition("/")[2].partition(".")[0]: path for path in kept if path.count(".") == 1}
         rows = [rows[0] for rows in self._images.values()]
         takes = {(row.prompt_id, row.endpoint, row.take): row.fingerprint for row in rows}
         for row in rows:
@@ -511,6 +509,7 @@ def _request_of(row: ImageRow, copies: Mapping[str, str], replaces: str | None) 
         ("image_urls", row.style_reference_ids, row.style_reference_sha256s),
         *single,
     ]
+    sent = json.loads(row.sent_sha256s)
     return GenerationRequest(
         prompt_id=row.prompt_id,
         batch=row.batch,
@@ -518,7 +517,14 @@ def _request_of(row: ImageRow, copies: Mapping[str, str], replaces: str | None) 
         endpoint=endpoint.name,
         arguments=arguments,
         pictures=tuple(
-            PictureUse(field=name, reference_id=one, uri="", sha256=sha256, path=copies.get(sha256, ""))
+            PictureUse(
+                field=name,
+                reference_id=one,
+                uri="",
+                sha256=sha256,
+                path=copies.get(sha256, ""),
+                sent_sha256=sent.get(sha256),
+            )
             for name, ids, digests in used
             for one, sha256 in zip(ids, digests, strict=True)
         ),

@@ -546,8 +546,11 @@ def _uses(
                     uri=reference.uri,
                     sha256=reference.sha256,
                     path=picture_path(reference),
-                    by_address=pass_urls and reference.uri.startswith("https://"),
+                    by_address=pass_urls
+                    and reference.uri.startswith("https://")
+                    and reference.sent_sha256 is None,
                     perceptual_hash=reference.perceptual_hash,
+                    sent_sha256=reference.sent_sha256,
                 )
             )
         needed = (
@@ -652,6 +655,18 @@ def _palette(text: str) -> dict[str, Any]:
     return {"members": members}
 
 
+def _facts(reference: Reference) -> PictureFacts:
+    """Return what the rules ask of a picture as it is sent."""
+    return PictureFacts(
+        kind=reference.kind,
+        bytes=reference.bytes if reference.sent_bytes is None else reference.sent_bytes,
+        width=reference.width,
+        height=reference.height,
+        is_turned=reference.sent_sha256 is not None,
+        as_mask=reference.as_mask,
+    )
+
+
 def _checked(
     model: IdeogramInput, uses: Sequence[PictureUse], references: References, row: PromptRow
 ) -> tuple[str, ...]:
@@ -659,7 +674,7 @@ def _checked(
 
     def facts(field: str) -> tuple[PictureFacts, ...]:
         found = [references.usable[use.reference_id] for use in uses if use.field == field]
-        return tuple(PictureFacts(entry.kind, entry.bytes, entry.width, entry.height) for entry in found)
+        return tuple(map(_facts, found))
 
     pictures = Pictures(
         references=facts("reference_image_urls"),

@@ -1,14 +1,20 @@
-"""The references table: every record becomes a reference whose picture was opened, or a rejection."""
+"""The references table: every record becomes a reference whose picture was opened, or a rejection.
+
+Where EXIF turns a picture, an upright copy of it is made and sent in its place: nobody knows of every program on the
+way whether it turns pictures, and a mask fits only one of the two. The picture stays what the table names, and its
+digest what requests are told apart by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from ideogram_pipeline.errors import StoreError
-from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Picture, inspect
+from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Examined, examine
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.erased import Tombstone, refusal
 from ideogram_pipeline.tables.prompts import refuse_repeated_ids
@@ -34,6 +40,18 @@ def picture_path(reference: Reference) -> str:
     return f"references/{reference.sha256}.{EXTENSIONS[reference.kind]}"
 
 
+def upright_path(path: str, sent_sha256: str) -> str:
+    """Return where the upright copy lies of the picture at a path: under both digests, its picture's first."""
+    stem, _, extension = path.rpartition(".")
+    return f"{stem}.{sent_sha256}.{extension}"
+
+
+def upright_copies(store: Store) -> dict[str, str]:
+    """Return the digests of the pictures of which the store has an upright copy, by the digests of these."""
+    names = (found.path.rpartition("/")[2].split(".") for found in store.objects("references"))
+    return {name[1]: name[0] for name in names if len(name) == 3}
+
+
 def read_references(
     url: str,
     store: Store | None,
@@ -57,7 +75,8 @@ def read_references(
         try:
             row = parse_row(ReferenceRow, record)
             content = _content(row, sources)
-            reference = _reference(row, _picture(content))
+            found = _examined(content)
+            reference = _reference(row, found)
             if stone := erased.get(reference.sha256):
                 raise RowProblem("uri", refusal(stone))
         except RowProblem as problem:
@@ -68,8 +87,9 @@ def read_references(
                 column=problem.column,
                 reason=problem.reason,
             )
-        if store and kept.get(picture_path(reference)) != len(content):
-            store.create(picture_path(reference), content)
+        for path, copy in _copies(reference, content, found.upright):
+            if store and kept.get(path) != len(copy):
+                store.create(path, copy)
         return reference
 
     with ThreadPoolExecutor(max_workers=8) as threads:
@@ -81,7 +101,15 @@ def read_references(
     )
 
 
-def _reference(row: ReferenceRow, picture: Picture) -> Reference:
+def _copies(reference: Reference, content: bytes, upright: bytes | None) -> Iterator[tuple[str, bytes]]:
+    """Yield what is kept of a picture, and where."""
+    yield picture_path(reference), content
+    if upright is not None and reference.sent_sha256:
+        yield upright_path(picture_path(reference), reference.sent_sha256), upright
+
+
+def _reference(row: ReferenceRow, found: Examined) -> Reference:
+    picture, upright = found.picture, found.upright
     return Reference(
         **row.model_dump(exclude={"uri"}),
         uri=row.uri if not row.uri.startswith("data:") else f"data:image/{picture.kind}",
@@ -91,6 +119,9 @@ def _reference(row: ReferenceRow, picture: Picture) -> Reference:
         height=picture.height,
         bytes=picture.bytes,
         perceptual_hash=picture.perceptual_hash,
+        sent_sha256=hashlib.sha256(upright).hexdigest() if upright is not None else None,
+        sent_bytes=len(upright) if upright is not None else None,
+        as_mask=found.as_mask,
     )
 
 
@@ -101,8 +132,8 @@ def _content(row: ReferenceRow, sources: Sources) -> bytes:
         raise RowProblem("uri", f"the picture can't be read: {error}") from None
 
 
-def _picture(content: bytes) -> Picture:
+def _examined(content: bytes) -> Examined:
     try:
-        return inspect(content)
+        return examine(content)
     except BadPicture as problem:
         raise RowProblem("uri", f"the picture can't be used: {problem}") from None

@@ -11,6 +11,9 @@ from typing import Any
 from ideogram_pipeline.tables.reader import read_rows, read_table
 from ideogram_pipeline.tables.sources import Sources
 
+_READ_AS = b"upright"
+"""Changes with what is read of a picture, so that an upgrade reads a table anew that nobody has changed."""
+
 
 def prompts_version(url: str, defaults: Mapping[str, Any]) -> str:
     """Return a digest of a prompts table as it is now, and of the values its empty cells take.
@@ -33,7 +36,7 @@ def references_version(url: str) -> str:
     sources = Sources(url)
     with ThreadPoolExecutor(max_workers=16) as threads:
         stamps = threads.map(lambda uri: sources.stamp(uri).encode(), uris)
-        return _digest([content, *stamps])
+        return _digest([_READ_AS, content, *stamps])
 
 
 def _digest(parts: Iterable[bytes]) -> str:
