@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from ideogram_pipeline.likeness import distance
 from ideogram_pipeline.pictures import examine, inspect, thumbnail, verify
@@ -131,6 +132,29 @@ def test_a_copy_keeps_the_colour_profile_and_says_no_place():
         copy = pixels(examine(content).upright)
         assert copy.info["icc_profile"] == profile
         assert {"exif", "xmp"}.isdisjoint(copy.info)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_where_exif_is_silent_the_orientation_in_xmp_counts(kind):
+    said = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    xmp = PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", said.decode())
+    options = {"pnginfo": xmp} if kind == "PNG" else {"xmp": said}
+    content = encoded(STORED[6](UPRIGHT), kind, **options)
+    assert ImageOps.exif_transpose(pixels(content)).size == (96, 128)  # as fal's SDK turns it
+    found = examine(content)
+    assert (found.picture.width, found.picture.height) == (96, 128)
+    assert ImageOps.exif_transpose(pixels(found.upright)).size == (96, 128)
+    assert decode(content).size == (96, 128)
+
+
+def test_of_an_animation_the_first_frame_counts_and_is_sent_upright():
+    frames = [STORED[8](UPRIGHT), STORED[8](ImageOps.invert(UPRIGHT))]
+    for kind in ("WEBP", "PNG"):
+        content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], exif=exif(8))
+        found = examine(content)
+        assert getattr(pixels(found.upright), "n_frames", 1) == 1
+        assert unlikeness(pixels(found.upright), UPRIGHT) < 6
 
 
 def test_cmyk_keeps_its_colours():
