@@ -45,6 +45,11 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 class BadPicture(Exception):
     """The bytes aren't a whole JPEG, PNG or WebP picture. The message says what is wrong with them."""
 
+    def __init__(self, what: str, mend: str = "") -> None:
+        super().__init__(what)
+        self.mend = mend
+        """What whoever gave the picture does about it; empty where nobody knows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -180,7 +185,7 @@ def _decoded_whole(content: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadPicture(f"it claims more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
-        raise BadPicture(described(content)) from None
+        raise BadPicture(*described(content)) from None
     except (
         Exception
     ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others

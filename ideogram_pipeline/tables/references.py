@@ -136,4 +136,5 @@ def _examined(content: bytes) -> Examined:
     try:
         return examine(content)
     except BadPicture as problem:
-        raise RowProblem("uri", f"the picture can't be used: {problem}") from None
+        mend = f"; {problem.mend}" if problem.mend else ""
+        raise RowProblem("uri", f"the picture can't be used: {problem}{mend}") from None
