@@ -101,7 +101,7 @@ def described(content: bytes) -> NotPicture:
             "it holds nothing but zero bytes, as a copy leaves that was broken off", "copy it again"
         )
     found = _binary(head) or _media(head) or _text(head)
-    return found or NotPicture("it is not a picture that can be decoded")
+    return found or NotPicture("it is not a picture that can be decoded", "save it as JPEG, PNG or WebP")
 
 
 def _binary(head: bytes) -> NotPicture | None:
