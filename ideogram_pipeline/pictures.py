@@ -229,6 +229,9 @@ def _upright_copy(image: Image.Image, stored: int, content: bytes) -> bytes:
 
     Of what it says of itself only the colour profile stays: EXIF and XMP would turn it again, or tell where it was
     taken.
+
+    Raises:
+        BadPicture: it can't be written.
     """
     from PIL import JpegImagePlugin
 
@@ -245,7 +248,10 @@ def _upright_copy(image: Image.Image, stored: int, content: bytes) -> bytes:
     else:
         how["compress_level"] = 3  # a third of the time of more, for a tenth of the bytes
     sink = io.BytesIO()
-    turned.save(sink, kind.upper(), **how)
+    try:
+        turned.save(sink, kind.upper(), **how)
+    except (OSError, ValueError, SyntaxError) as error:  # as Pillow's encoders raise
+        raise BadPicture(f"its EXIF turns it, and it can't be turned ({error})", "save it upright") from None
     return sink.getvalue()
 
 

@@ -8,6 +8,7 @@ digest what requests are told apart by.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from ideogram_pipeline.tables.prompts import refuse_repeated_ids
 from ideogram_pipeline.tables.reader import RawRow, read_rows
 from ideogram_pipeline.tables.rows import Reference, ReferenceRow, Rejection, RowProblem, parse_row
 from ideogram_pipeline.tables.sources import Sources
+
+_COPY = re.compile(r"references/(?P<original>[0-9a-f]{64})\.(?P<sent>[0-9a-f]{64})\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,8 @@ def upright_path(path: str, sent_sha256: str) -> str:
 
 def upright_copies(store: Store) -> dict[str, str]:
     """Return the digests of the pictures of which the store has an upright copy, by the digests of these."""
-    names = (found.path.rpartition("/")[2].split(".") for found in store.objects("references"))
-    return {name[1]: name[0] for name in names if len(name) == 3}
+    names = (_COPY.fullmatch(found.path) for found in store.objects("references"))
+    return {name["sent"]: name["original"] for name in names if name}
 
 
 def read_references(
