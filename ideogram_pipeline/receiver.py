@@ -41,7 +41,6 @@ from starlette.routing import Route
 
 from ideogram_pipeline.errors import ConfigurationError, StoreError
 from ideogram_pipeline.fal import FalClient, FalError, FalHosts, UnsafeUrl, WebhookRejected
-from ideogram_pipeline.fal.webhooks import Succeeded
 from ideogram_pipeline.generation.inbox import Address, Letter, Secret, put_letter
 from ideogram_pipeline.settings import Settings
 from ideogram_pipeline.storage import Store
@@ -103,9 +102,7 @@ class Receiver:
         except WebhookRejected as error:
             _log.warning("a delivery to %s was refused: %s", address, error.message)
             return PlainTextResponse(NOT_SIGNED, 401)
-        payload = delivery.outcome.payload if isinstance(delivery.outcome, Succeeded) else None
-        letter = Letter(request_id=delivery.request_id, user_id=delivery.user_id, payload=payload)
-        await put_letter(self._store, address, letter)
+        await put_letter(self._store, address, Letter.of(delivery))
         return PlainTextResponse("taken")
 
     async def ready(self, _: Request) -> Response:

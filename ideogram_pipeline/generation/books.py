@@ -98,6 +98,10 @@ class Books:
         await self.ledger.release(request.fingerprint, released)
         await self._return_money(request, Decimal(0))
 
+    def caught_up(self) -> None:
+        """Know of the requests that the ledger has learned of from others."""
+        self._request_ids = request_ids(self.ledger.entries.values())
+
     def is_known(self, request_id: str) -> bool:
         """Say whether an entry of the batch holds fal's request of this id already."""
         return request_id in self._request_ids

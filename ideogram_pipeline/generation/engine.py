@@ -213,6 +213,7 @@ class Engine:
         if missing and await self._waited_for_the_end_of(missing):
             again = await search(self._fal, self._store, self._books.ledger, searched.missing, but=self._beat)
             searched = Search((*searched.found, *again.found), again.missing)
+        self._books.caught_up()
         for fingerprint, reason in searched.missing.items():
             request = unknown[fingerprint]
             outcomes.add(Unknown(request, self._books.entry(request), f"{UNANSWERED}; {reason}"))

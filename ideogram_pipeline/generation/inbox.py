@@ -34,6 +34,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from ideogram_pipeline.errors import StoreError
+from ideogram_pipeline.fal.webhooks import Delivery, Succeeded
 from ideogram_pipeline.generation.ledger import Ledger, Reserved
 from ideogram_pipeline.storage import Store
 
@@ -121,6 +122,12 @@ class Letter(BaseModel):
     payload: dict[str, JsonValue] | None = Field(
         description="The model's answer as fal sent it; None where fal's queue has to be asked how it ended."
     )
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Self:
+        """Return what a delivery says."""
+        payload = delivery.outcome.payload if isinstance(delivery.outcome, Succeeded) else None
+        return cls(request_id=delivery.request_id, user_id=delivery.user_id, payload=payload)
 
 
 async def put_letter(store: Store, address: Address, letter: Letter) -> None:

@@ -270,6 +270,11 @@ class Entry:
         return sum(attempt.released is None for attempt in self.attempts)
 
     @property
+    def lost_attempts(self) -> int:
+        """Attempts whose POST may have reached fal, and whose answer is not known."""
+        return sum(not (attempt.released or attempt.submitted) for attempt in self.attempts)
+
+    @property
     def cost(self) -> Cost:
         """What all attempts cost together, not known if one isn't; its source is the weakest of those that cost any."""
         if self.damage:

@@ -3,7 +3,8 @@
 A reservation without an answer may be a request at fal. Where fal delivers, its letter comes to the address that names
 the reservation; it counts if it is the only one about a request that fal, asked with our key, knows. Else fal's list of
 requests with payloads tells, for hardly two requests are alike: a row's seed is its own. Only an exact match counts
-that no ledger of the store has, and only where fal lists no more of them than are looked for: each row gets one then.
+that no ledger of the store has, and only where fal lists no more of them than were sent without an answer, given up or
+not: each row gets one then.
 An absence proves nothing for certain, for a letter may still come, and the list may lag and may leave out what is still
 queued, so what isn't found stays unknown.
 Where fal keeps no payloads there is nothing to match, and its bills don't help: see `billing`.
@@ -100,7 +101,7 @@ async def search(
                 break
             for sent, alike in _by_input(ledger, wanted).items():
                 matches = candidates.get(sent, [])
-                if len(matches) > len(alike):
+                if len(matches) > sum(ledger.entries[one].lost_attempts for one in alike):
                     told = f"fal's list holds {len(matches)} requests with the same input"
                     missing |= dict.fromkeys(alike, told)
                     continue

@@ -7,6 +7,7 @@ anything, but
 - the answer to a submit is another's only if that was answered before;
 - the same typed error is never told three times in a row of a request that did not end so: that is how fal proves it;
 - nothing but the truth says `{"status": "OK"}` to a cancel, or that a request ended, in the list of requests;
+- a delivery that says OK of a request has the pictures that it brought, or none;
 - a 4xx with a JSON body to a submit is true: that submit was not accepted.
 """
 
@@ -123,6 +124,20 @@ class Lag:
 
 
 @dataclass(frozen=True)
+class Early:
+    """A delivery, so many seconds before the request has ended; a negative number makes it a late one."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A delivery that comes again after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Ends:
     """How a request will end: `picture`, a typed error of `TYPED`, or `never`."""
 
@@ -143,6 +158,8 @@ class Request:
     starts_s: float
     ends_s: float
     how: str
+    webhook: str | None = None
+    """Where its end is to be delivered."""
     cancelled: bool = False
     told: deque = field(default_factory=lambda: deque(maxlen=2))
     """The typed errors that its result was said to be, in the last answers."""
@@ -167,7 +184,8 @@ class PaidTwice(AssertionError):
 class Fal:
     """fal, whoever talks to it."""
 
-    def __init__(self, loop, rng):
+    def __init__(self, loop, rng, receive):
+        """Deliver by awaiting `receive(url, body)`, which says whether it was taken."""
         self.requests = {}
         self.lies = defaultdict(deque)
         """By kind of call: what is answered next instead of the truth."""
@@ -180,6 +198,7 @@ class Fal:
         """The first time that something was paid for twice."""
         self._loop = loop
         self._rng = rng
+        self._receive = receive
         self._uploads = {}
 
     @property
@@ -233,7 +252,7 @@ class Fal:
         if isinstance(lie, Say) and (not lie.accepted or (400 <= lie.status < 500 and _is_json(lie.body))):
             return _said(lie, None)
         others = [one for one in self.requests.values() if one.sent_s < self.now_s - LATEST_ANSWER_S]
-        accepted = self._accept(url.path.strip("/"), body)
+        accepted = self._accept(url.path.strip("/"), body, parse_qs(url.query).get("fal_webhook", [None])[0])
         if isinstance(lie, Say):
             return _said(lie, accepted.id)
         told = self._rng.choice(others) if isinstance(lie, OtherRows) and others else accepted
@@ -242,7 +261,7 @@ class Fal:
         answer = _json(200, {"status": "IN_QUEUE", "request_id": told.id, **urls}, told.id)
         return lie if isinstance(lie, Drop) else answer
 
-    def _accept(self, endpoint, body):
+    def _accept(self, endpoint, body, webhook):
         fate = self.fates.popleft() if self.fates else Ends()
         starts_s = self.now_s + self._rng.choice((0.0, 0.5, 2.0))
         accepted = Request(
@@ -254,12 +273,15 @@ class Fal:
             starts_s=starts_s,
             ends_s=starts_s + fate.after_s,
             how=fate.how,
+            webhook=webhook,
         )
         before = [one for one in self.of(accepted.asks_for) if one.is_paid or not one.has_ended(self.now_s)]
         if before and accepted.asks_for not in self.excused:
             told = f"{body.get('prompt')!r} is with fal as {[one.id[:8] for one in before]}"
             self.problem = self.problem or PaidTwice(f"{told} and was submitted again at {self.now_s:.3f} s")
         self.requests[accepted.id] = accepted
+        if accepted.how != "never":
+            self._deliver(accepted)
         return accepted
 
     def _asks_for(self, body):
@@ -327,6 +349,10 @@ class Fal:
             about.told.append(about.how)
             return _said(Say(*TYPED[about.how], about.how), about.id)
         about.told.append(None)
+        return _json(200, self._brought(about, lie), about.id)
+
+    def _brought(self, about, lie):
+        """Return what a request brings, maybe in an odd form."""
         count = int(about.body.get("num_images", 1))
         images = [
             {"url": f"https://v3.fal.media/files/{about.id}-{index}.png", "content_type": "image/png"}
@@ -335,7 +361,7 @@ class Fal:
         result = {"images": images, "seed": about.body.get("seed")}
         if isinstance(lie, Odd) and lie.form in ODD:
             result = ODD[lie.form](result)
-        return _json(200, result, about.id)
+        return result
 
     def _cancel(self, about, lie):
         if about.cancelled or about.has_ended(self.now_s):
@@ -343,8 +369,49 @@ class Fal:
         if self.now_s < about.starts_s:
             about.cancelled = True
             about.ends_s = self.now_s
+            self._deliver(about)
             return _json(200, {"status": "OK"}, about.id)
         return _said(Say(202, "requested"), about.id)
+
+    # Deliveries
+
+    def _deliver(self, about):
+        """Have its end delivered, if it is to be: the truth, or the lie that is due."""
+        if about.webhook is None:
+            return
+        lie = self.lies["delivery"].popleft() if self.lies["delivery"] else None
+        in_s = max(about.ends_s - self.now_s - (lie.seconds if isinstance(lie, Early) else 0), 0)
+        for after_s in (0, lie.seconds) if isinstance(lie, Twice) else (0,):
+            self._loop.call_later(in_s + after_s, self._begin_delivery, about, lie)
+
+    def _begin_delivery(self, about, lie):
+        if not isinstance(lie, Drop | Refuse):
+            self._loop.owned(None, self._receive(about.webhook, self._delivered(about, lie)))
+
+    def _delivered(self, about, lie):
+        if isinstance(lie, OtherRows) and len(self.requests) > 1:
+            return self._delivered(
+                self._rng.choice([one for one in self.requests.values() if one is not about]), None
+            )
+        told = {"request_id": about.id, "gateway_request_id": about.id}
+        if isinstance(lie, Say):
+            said = BODIES[lie.body]
+            if lie.status == 200:
+                return json.dumps({**told, "status": "OK"})[:-1].encode() + b', "payload": ' + said + b"}"
+            error = {"status": "ERROR", "error": f"Invalid status code: {lie.status}"}
+            return (
+                json.dumps({**told, **error, "payload": json.loads(said)}).encode()
+                if _is_json(lie.body)
+                else said
+            )
+        if about.cancelled or about.how != "picture":
+            error = {"status": "ERROR", "error": "Invalid status code: 500", "payload": None}
+            return json.dumps({**told, **error}).encode()
+        if isinstance(lie, Odd) and lie.form == "withheld":
+            return json.dumps(
+                {**told, "status": "ERROR", "payload": None, "payload_error": "too large"}
+            ).encode()
+        return json.dumps({**told, "status": "OK", "payload": self._brought(about, lie)}).encode()
 
     # The list, and files
 

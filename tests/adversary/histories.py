@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from hypothesis import strategies as st
 
-from tests.adversary.fal import TYPED, Drop, Ends, Lag, Odd, OtherRows, Refuse, Say
+from tests.adversary.fal import TYPED, Drop, Early, Ends, Lag, Odd, OtherRows, Refuse, Say, Twice
 from tests.adversary.world import MOST_ROWS, a_world
 
 
@@ -35,9 +35,9 @@ reconcile, give_up, cancel = map(_step, ("reconcile", "give_up", "cancel"))
 back_up, restore, lose_ledger = map(_step, ("back_up", "restore", "lose_ledger"))
 
 
-def play(*steps, rows=1, seed=0, day_usd=None):
+def play(*steps, rows=1, seed=0, day_usd=None, delivers=False):
     """Let a history happen and check what must hold, after each step and once everything has calmed down."""
-    with a_world(rows, seed, day_usd) as world:
+    with a_world(rows, seed, day_usd, delivers) as world:
         for step in steps:
             getattr(world, step.name)(*step.given, **dict(step.named))
             world.check_the_bill()
@@ -104,6 +104,16 @@ LIES = {
         *_ANY,
         [Say(404, "no status"), Say(202, "requested"), Say(400, "too late"), Say(200, "queued")],
     ],
+    "delivery": [
+        [Drop()],
+        [OtherRows()],
+        [OtherRows()],
+        [Early(2.0), Early(-100.0), Early(-1000.0), Twice(1.0), Twice(600.0)],
+        [Odd("withheld")],
+        [Say(500, "html"), *_TYPED],
+        [Say(200, body) for body in ("null", "{}", "text", "no images", "null images", "odd images")],
+        [Odd(form) for form in ("seed null", "no seed", "huge seed", "odd size", "more fields")],
+    ],
     "media": [*_ANY, [Odd("cut short")]],
     "upload": _ANY,
     "put": [_NETWORK, [Say(500, "html"), Say(403, "text")]],
@@ -111,6 +121,7 @@ LIES = {
 """What may be said instead of the truth, by kind of call: lists of lies that are much alike."""
 
 _KINDS = ["submit"] * 3 + ["status"] * 2 + ["result"] * 5 + ["media", "list", "cancel", "upload", "put"]
+_KINDS += ["delivery"] * 2
 _BEFORE = ["lie"] * 5 + ["fate", "fate", "edit", "jump"]
 _AFTER = ["wait"] * 3 + ["lie", "lie", "start", "end", "person", "store"]
 
@@ -163,4 +174,5 @@ histories = st.lists(_a_scene(), min_size=1, max_size=4).map(
 )
 seeds = st.integers(0, 7)
 tables = st.integers(1, MOST_ROWS)
+deliveries = st.booleans()
 budgets = st.none() | st.sampled_from([Decimal("0.05"), Decimal("0.14")])

@@ -8,7 +8,10 @@ hold.
 
 A failure ends with the shortest history that fails, such as
 
-    every_history(steps=[lie('result', Say(500, 'text')), start(), wait(10.0)], rows=1, seed=0, day_usd=None)
+    every_history(
+        steps=[lie('result', Say(500, 'text')), start(), wait(10.0)],
+        rows=1, seed=0, day_usd=None, delivers=False,
+    )
 
 Read it as a script: fal's next answer to the question for a result is a lie, somebody starts a run, ten seconds pass.
 Then fal tells the truth again, and runs are started until nothing is left to do. To look closer, or to keep it as a
@@ -24,7 +27,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
-from tests.adversary.histories import budgets, histories, play, seeds, tables
+from tests.adversary.histories import budgets, deliveries, histories, play, seeds, tables
 
 HISTORIES = int(os.environ.get("HISTORIES", "300"))
 SEED = int(os.environ.get("SEED", "0"))
@@ -44,11 +47,11 @@ def test_nothing_is_paid_twice_or_lost(part):
         print_blob=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(steps=histories, rows=tables, seed=seeds, day_usd=budgets)
-    def every_history(steps, rows, seed, day_usd):
+    @given(steps=histories, rows=tables, seed=seeds, day_usd=budgets, delivers=deliveries)
+    def every_history(steps, rows, seed, day_usd, delivers):
         nonlocal played
         played += 1
-        play(*steps, rows=rows, seed=seed, day_usd=day_usd)
+        play(*steps, rows=rows, seed=seed, day_usd=day_usd, delivers=delivers)
 
     every_history()
     sys.stdout.write(f"{played} histories, {played / (time.monotonic() - begun):.1f} a second\n")

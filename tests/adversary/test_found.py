@@ -2,11 +2,13 @@
 
 import pytest
 
-from tests.adversary.fal import Ends, Odd, OtherRows, Say
+from tests.adversary.fal import Drop, Ends, Odd, OtherRows, Say
 from tests.adversary.histories import (
     back_up,
+    crash,
     edit,
     fate,
+    give_up,
     jump,
     lie,
     lose_ledger,
@@ -54,6 +56,22 @@ FOUND = {
         lose_ledger(with_copies=True),
     ],
     "yesterday's backup was paid again": [back_up(), start(), wait(10), restore(), start(), wait(10)],
+    "a request that had been found in fal's list was taken for the next submit's": [
+        lie("submit", Drop(), OtherRows()),
+        fate(Ends("downstream", 0.5)),
+        start(),
+        wait(20),
+    ],
+    "a submit that was lost again after it was given up was never found": [
+        lie("submit", Drop(), Drop()),
+        start(),
+        wait(3),
+        crash(),
+        give_up(),
+        lie("submit", Drop(), Drop()),
+        start(),
+        wait(10),
+    ],
     "takes were forgotten with the ledger": [
         start(),
         wait(10),

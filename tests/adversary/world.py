@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
+from urllib.parse import urlsplit
 
-from ideogram_pipeline.fal import FalClient
+from ideogram_pipeline.fal import FalClient, WebhookRejected
+from ideogram_pipeline.fal.webhooks import Delivery, read_delivery
 from ideogram_pipeline.generation import files, readings, runs
 from ideogram_pipeline.generation.adopting import adopt
 from ideogram_pipeline.generation.batch import WorkOptions, work
@@ -21,6 +23,7 @@ from ideogram_pipeline.generation.budget import Budget
 from ideogram_pipeline.generation.cancelling import cancel, with_fal
 from ideogram_pipeline.generation.choice import Choice, Decisions
 from ideogram_pipeline.generation.giving_up import give_up_batch
+from ideogram_pipeline.generation.inbox import Address, Letter, Secret, put_letter
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.planner import References, plan_batch, plan_row
@@ -45,6 +48,7 @@ ENDED_AFTER_S = 600.0
 CALM_RUNS = 3
 """So many runs after everything has calmed down bring all that fal has."""
 ADA = picture("ada")
+RECEIVER = "https://receiver.example"
 
 
 class Broken(AssertionError):
@@ -72,11 +76,12 @@ class Run:
 class World:
     """All of it. Every step of a history is a method."""
 
-    def __init__(self, rows, seed, day_usd):
+    def __init__(self, rows, seed, day_usd, delivers):
         self.rng = random.Random(seed)
         self.loop = VirtualLoop()
         self.disk = Disk(self.loop)
-        self.fal = Fal(self.loop, self.rng)
+        self.fal = Fal(self.loop, self.rng, self._receive)
+        self.webhook_url = RECEIVER if delivers else None
         self.table = {f"p{row}": 0 for row in range(rows)}
         """By row: the version of its prompt."""
         self.day_usd = day_usd
@@ -349,8 +354,20 @@ class World:
             max_wait_s=PATIENCE_S,
             inline_bytes=0,
             thumbnails=False,
+            webhook_url=self.webhook_url,
         )
         await work(store, plan, lambda: self._client(run.life), options, leaving=run.leaving)
+
+    async def _receive(self, url, body):
+        """Do what the receiver does with a delivery that fal has signed."""
+        store = self.disk.seen_by(self._life("receiver"))
+        batch, fingerprint, attempt, token = urlsplit(url).path.split("/")[1:]
+        address = Address(batch, fingerprint, int(attempt))
+        if address.is_ours(token, Secret.of(store)):
+            with suppress(WebhookRejected):
+                request_id, outcome = read_delivery(body)
+                delivery = Delivery(request_id, "account", outcome, repeated=False)
+                await put_letter(store, address, Letter.of(delivery))
 
     def _client(self, life):
         return FalClient("id:secret", transport=Wire(self.fal, life))
@@ -479,9 +496,12 @@ class _Nobody:
 
 
 @contextmanager
-def a_world(rows=1, seed=0, day_usd=None):
-    """A world whose processes and clocks are its own; all its runs together may spend so much a day."""
-    world = World(rows, seed, day_usd)
+def a_world(rows=1, seed=0, day_usd=None, delivers=False):
+    """A world whose processes and clocks are its own; all its runs together may spend so much a day.
+
+    Where fal delivers how requests ended, a receiver takes it.
+    """
+    world = World(rows, seed, day_usd, delivers)
     heard = _Errors()
     log = logging.getLogger("ideogram_pipeline")
     log.addHandler(heard)
