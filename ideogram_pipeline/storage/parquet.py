@@ -243,7 +243,7 @@ def _fitted(table: pa.Table, model: type[BaseModel], schema: pa.Schema) -> pa.Ta
     """Return a table with a model's columns; those that an earlier version didn't write hold their defaults."""
     import pyarrow as pa
 
-    def column(field: pa.Field) -> Any:
+    def column(field: pa.Field[Any]) -> Any:
         said = model.model_fields[field.name]
         if field.name in table.column_names:
             return table[field.name]
