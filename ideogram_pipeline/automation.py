@@ -169,14 +169,14 @@ def _new_tables(pipeline: Pipeline, settings: Settings) -> dg.SensorDefinition:
 
         try:
             now = {
-                "prompts": prompts_version(tables.prompts, tables.defaults),
-                "references": references_version(tables.references),
+                "prompts": prompts_version(tables.prompts, tables.defaults, tables.extra_columns),
+                "references": references_version(tables.references, tables.extra_columns),
             }
             read = {name: _latest(context.instance, pipeline.key(name)) for name in now}
             changed = [name for name in now if read[name].version != now[name]]
             if not changed:
                 return dg.SkipReason("Both tables are as they were last read.")
-            read_prompts(tables.prompts, tables.defaults)
+            read_prompts(tables.prompts, tables.defaults, extra_columns=tables.extra_columns)
         except PipelineError as error:
             return dg.SkipReason(f"Nothing is read: {error}")
         # A table that is changed back is read again; one whose reading failed waits for the next change, or a person.

@@ -186,18 +186,28 @@ def plan(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Say what a run would do with every row and what it would cost. Sends and writes nothing."""
+    """Say what a run would do with every row and what it would cost. Sends and writes nothing.
+
+    Exit codes: 0 every picture is there, or a run would bring some if there is money for it; 3 rows lack their
+    pictures, and a run could bring none of them; 2 bad usage or configuration.
+    """
     settings = Settings.from_environment()
     from ideogram_pipeline.generation.choice import Choice
     from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview
 
     plans = preview(settings, batch or [], Choice(regenerate, only_failed, limit, regenerate_rejected))
     lost = lost_ledgers(settings, [plan.batch for plan in plans])
-    summary = PlanSummary.of(plans, budget_left(settings), lost)
+    summary = PlanSummary.of(
+        plans,
+        budget_left(settings),
+        lost,
+        max_rejected_fraction=settings.max_rejected_fraction,
+    )
     if json:
         typer.echo(summary.model_dump_json(exclude=None if verbose else {"decisions", "advice"}))
     else:
         _print_plan(settings, summary, verbose=verbose)
+    raise typer.Exit(EXIT_INCOMPLETE if summary.is_stuck else 0)
 
 
 @app.command()
@@ -871,8 +881,6 @@ def _print_summary(settings: Settings, summary: RunSummary) -> None:
     from ideogram_pipeline.storage import Store
 
     store = Store.open(settings.store)
-    for hint in summary.hints:
-        _out.print(f"look: {hint}", highlight=False, soft_wrap=True, markup=False)
     if not summary.rows:
         _out.print("The prompts table has no rows.")
     elif summary.spent_usd == 0 and summary.generated == 0 and summary.complete:
@@ -922,6 +930,8 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
         _out.print(
             f"advice: {rows} {advice.example}: {advice.text}", highlight=False, soft_wrap=True, markup=False
         )
+    for blocked in summary.blocked:
+        _out.print(f"a run would pay for nothing in {blocked}", highlight=False, soft_wrap=True, markup=False)
     for lost in summary.lost_ledgers:
         _out.print(f"a run would refuse: {lost}", highlight=False, soft_wrap=True, markup=False)
     if summary.lost_ledgers:
@@ -951,6 +961,8 @@ def _print_plan(settings: Settings, summary: PlanSummary, *, verbose: bool) -> N
             "IDEOGRAM_ALLOW_UNKNOWN_PRICES=true.",
             soft_wrap=True,
         )
+    if summary.is_stuck:
+        _out.print("Rows lack their pictures, and a run could bring none of them.", soft_wrap=True)
 
 
 def _cost(summary: BatchPlanSummary | PlanSummary) -> str:

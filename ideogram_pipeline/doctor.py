@@ -99,7 +99,7 @@ def _settings(settings: Settings) -> str:
 
 
 def _prompts(settings: Settings) -> str:
-    table = read_prompts(settings.prompts, settings.defaults)
+    table = read_prompts(settings.prompts, settings.defaults, extra_columns=settings.extra_columns)
     if table.rejections:
         raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     rows, batches = len(table.rows), len(table.batches)
@@ -118,7 +118,12 @@ def _prompts(settings: Settings) -> str:
 
 
 def _references(settings: Settings) -> str:
-    table = read_references(settings.references, store=None, private_hosts=settings.private_hosts)
+    table = read_references(
+        settings.references,
+        store=None,
+        private_hosts=settings.private_hosts,
+        extra_columns=settings.extra_columns,
+    )
     if table.rejections:
         raise PipelineError(f"{len(table.rejections)} rows can't be used; the first: {table.rejections[0]}")
     return f"{settings.references}: {len(table.references)} pictures, {len(table.rejections)} rejected"
@@ -132,7 +137,7 @@ def _store(settings: Settings) -> str:
 
 
 def _ledger(settings: Settings) -> str:
-    batches = read_prompts(settings.prompts, settings.defaults).batches
+    batches = read_prompts(settings.prompts, settings.defaults, extra_columns=settings.extra_columns).batches
     if lost := lost_ledgers(settings, batches):
         raise PipelineError(" ".join([*lost, LOST_LEDGER]))
     store = store_as_it_is(settings)

@@ -52,9 +52,6 @@ class RunSummary(BaseModel):
     estimated_usd: float = Field(description="Dollars that the plan expected.")
     seconds: float = Field(description="Wall time.")
     store: str = Field(description="Where everything lies.")
-    hints: tuple[str, ...] = Field(
-        default=(), exclude=True, description="What looks like a mistake in the table."
-    )
     reasons: tuple[str, ...] = Field(
         default=(), exclude=True, description="Why the first rows have no picture."
     )
@@ -119,7 +116,6 @@ def run(
 
     with lasting():
         refreshed = execute("refresh_tables")
-    hints = _lines(refreshed, pipeline.key("prompts"), "hints")
     read = " ".join(
         str(refreshed.materialized[pipeline.key(table)].metadata[READING].value)
         for table in ("prompts", "references")
@@ -164,7 +160,6 @@ def run(
             **counts,
             "seconds": round(time.monotonic() - started, 3),
             "store": settings.store,
-            "hints": hints,
             "reasons": reasons,
             "waiting": waiting,
         }

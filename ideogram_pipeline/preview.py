@@ -16,7 +16,15 @@ from ideogram_pipeline.generation.choice import Choice
 from ideogram_pipeline.generation.files import NO_REVIEWS, left_without_picture, rejected_requests
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.lost_ledgers import missing_of
-from ideogram_pipeline.generation.planner import TO_PAY, Plan, References, plan_batch, plan_row
+from ideogram_pipeline.generation.planner import (
+    PERHAPS_PAID,
+    TO_PAY,
+    Plan,
+    References,
+    plan_batch,
+    plan_row,
+    with_its_references,
+)
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.resources import BudgetResource
 from ideogram_pipeline.settings import Settings
@@ -116,6 +124,13 @@ class PlanSummary(BaseModel):
         description="Dollars that the budgets of run and day leave a run now; null without any. Beyond them it stops."
     )
     decisions: tuple[RowSummary, ...] = Field(description="Each row, by batch, in the order of the table.")
+    workable: int = Field(
+        description="Rows without pictures that a run would send, fetch or look for, if there is money for it."
+    )
+    blocked: tuple[str, ...] = Field(
+        default=(),
+        description="Why a run would pay for nothing in a batch: too many of its rows are rejected.",
+    )
     lost_ledgers: tuple[str, ...] = Field(
         default=(), description="Why a run would refuse: batches whose ledger lacks what was paid for."
     )
@@ -125,9 +140,16 @@ class PlanSummary(BaseModel):
 
     @classmethod
     def of(
-        cls, plans: Sequence[Plan], budget_left_usd: float | None, lost_ledgers: Sequence[str] = ()
+        cls,
+        plans: Sequence[Plan],
+        budget_left_usd: float | None,
+        lost_ledgers: Sequence[str] = (),
+        *,
+        max_rejected_fraction: float = 1.0,
     ) -> PlanSummary:
         """Count plans."""
+        blocked = [plan for plan in plans if plan.rejected_fraction > max_rejected_fraction]
+        at_work = [] if lost_ledgers else [plan for plan in plans if plan not in blocked]
         batches = tuple(BatchPlanSummary.of(plan) for plan in plans)
         return cls(
             batches=batches,
@@ -150,6 +172,18 @@ class PlanSummary(BaseModel):
                 for plan in plans
                 for row in plan.rows
             ),
+            workable=sum(
+                plan.count(decision)
+                for plan in at_work
+                if plan.rejected_fraction <= max_rejected_fraction
+                for decision in (*TO_PAY, *PERHAPS_PAID)
+            ),
+            blocked=tuple(
+                f"{plan.batch}: {plan.count('rejected')} of {len(plan.rows)} rows can't be sent, more than "
+                f"the fraction of {max_rejected_fraction:g} that IDEOGRAM_MAX_REJECTED_FRACTION allows. Mend them, or "
+                "raise it."
+                for plan in blocked
+            ),
             lost_ledgers=tuple(lost_ledgers),
             advice=_advice(plans),
         )
@@ -158,6 +192,12 @@ class PlanSummary(BaseModel):
     def is_stopped_by_budget(self) -> bool:
         """Whether the budgets don't leave what a run would cost."""
         return self.budget_left_usd is not None and self.estimated_usd > self.budget_left_usd
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether rows lack their pictures, and a run could bring none of them."""
+        missing = self.rows - sum(batch.reused + batch.left_out for batch in self.batches)
+        return missing > 0 and self.workable == 0
 
 
 def _advice(plans: Sequence[Plan]) -> tuple[AdviceSummary, ...]:
@@ -184,10 +224,16 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
     reviews = _reviews(settings) if choice and choice.regenerate_rejected else ()
     rows: dict[str, list[PromptRow]] = defaultdict(list)
     rejections: dict[str, list[Rejection]] = defaultdict(list)
+    by_batch: dict[str, list[Review]] = defaultdict(list)
+    for review in reviews:
+        by_batch[review.batch].append(review)
     for row in table.rows:
         rows[row.batch].append(row)
     for rejection in table.rejections:
-        rejections[rejection.batch].append(rejection)
+        rest = table.rest.get(rejection.row_number)
+        rejections[rejection.batch].append(
+            with_its_references(rejection, rest, references) if rest else rejection
+        )
     return [
         plan_batch(
             batch,
@@ -197,7 +243,7 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
             Ledger(store, batch).entries,
             choice=choice,
             left_without=left_without_picture(store, batch),
-            rejected=rejected_requests(store, batch, reviews),
+            rejected=rejected_requests(store, batch, by_batch[batch]),
             pass_urls=settings.pass_urls,
         )
         for batch in batches or table.batches
@@ -205,15 +251,19 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
 
 
 def _read_tables(settings: Settings, store: Store, batches: Sequence[str]) -> tuple[PromptsTable, References]:
-    table = read_prompts(settings.prompts, settings.defaults)
+    table = read_prompts(settings.prompts, settings.defaults, extra_columns=settings.extra_columns)
     pictures = read_references(
-        settings.references, store=None, erased=refused(store), private_hosts=settings.private_hosts
+        settings.references,
+        store=None,
+        erased=refused(store),
+        private_hosts=settings.private_hosts,
+        extra_columns=settings.extra_columns,
     )
-    for batch in batches:
-        if batch not in table.batches:
-            raise ConfigurationError(
-                f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(table.batches) or 'none'}."
-            )
+    known = table.batches if batches else []
+    for batch in sorted(set(batches) - set(known)):
+        raise ConfigurationError(
+            f"No row of {settings.prompts} is in the batch {batch!r}; it has {', '.join(known) or 'none'}."
+        )
     return table, References.of(pictures.references, pictures.rejections)
 
 
@@ -271,7 +321,7 @@ def _but_seed(request: GenerationRequest) -> dict[str, JsonValue]:
 def _reviews(settings: Settings) -> Sequence[Review]:
     if settings.reviews is None:
         raise ConfigurationError(NO_REVIEWS)
-    return read_reviews(settings.reviews).reviews
+    return read_reviews(settings.reviews, extra_columns=settings.extra_columns).reviews
 
 
 def budget_left(settings: Settings) -> float | None:

@@ -110,6 +110,9 @@ class TablesResource(dg.ConfigurableResource[Any]):
     defaults: dict[str, Any] = Field(
         default={}, description="Values for cells of the prompts table that are absent or blank, by column."
     )
+    extra_columns: list[str] = Field(
+        default=[], description="Columns that are people's own, also where they resemble one that counts."
+    )
     private_hosts: list[str] = Field(
         default=[],
         description="Hosts on private networks that references may be fetched from: names or addresses.",
@@ -328,6 +331,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
             references=settings.references,
             reviews=settings.reviews,
             defaults=dict(settings.defaults),
+            extra_columns=list(settings.extra_columns),
             private_hosts=list(settings.private_hosts),
             pass_urls=settings.pass_urls,
         ),

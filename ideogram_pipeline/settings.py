@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+from collections.abc import Iterable
 from decimal import Decimal
+from functools import cache
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -14,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.logs import LogFormat
+from ideogram_pipeline.spelling import nearest
 
 Backend = Literal["sandbox", "fal"]
 Automation = Literal["off", "sensor", "schedule", "conditions"]
@@ -45,12 +50,17 @@ def _time_zone(name: str) -> str:
     return name
 
 
+_PREFIX = "IDEOGRAM_"
+_OF_KUBERNETES = re.compile(
+    r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$"
+)
+"""What Kubernetes and Docker set for a service called `ideogram` or `ideogram-…`."""
+
+
 class Settings(BaseSettings):
     """The settings: each is the environment variable `IDEOGRAM_<NAME>`, or `FAL_<NAME>` for those named `fal_…`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="IDEOGRAM_", frozen=True, extra="ignore", env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     backend: Backend = Field(
         default="sandbox",
@@ -68,6 +78,11 @@ class Settings(BaseSettings):
     defaults: dict[str, Any] = Field(
         default={},
         description='Values for absent or blank cells of the prompts table, as JSON: `{"image_size": "square"}`.',
+    )
+    extra_columns: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_members)] = Field(
+        default=(),
+        description="Columns of tables that are people's own, also where they resemble one that counts, or where a "
+        "later version knows them; with commas between. They are kept with the metadata, and change no picture.",
     )
     key_prefix: str = Field(
         default="",
@@ -228,8 +243,9 @@ class Settings(BaseSettings):
         """Read the environment for something that asks fal for nothing, and needs no key.
 
         Raises:
-            ConfigurationError: a variable is malformed; the message names it.
+            ConfigurationError: a variable is malformed, or nearly called as one that counts; the message names it.
         """
+        check_names(os.environ)
         try:
             return cls(**given)
         except ValidationError as error:
@@ -240,6 +256,35 @@ class Settings(BaseSettings):
             raise ConfigurationError(
                 'IDEOGRAM_DEFAULTS: that is no JSON object. Write it like {"rendering_speed": "TURBO"}.'
             ) from None
+
+
+def check_names(environment: Iterable[str]) -> None:
+    """Warn of variables that look like settings and are none.
+
+    Raises:
+        ConfigurationError: one is nearly called as a setting: what was meant by it would be ignored silently.
+    """
+    known = {_variable(name): _variable(name) for name in Settings.model_fields}
+    own = [name for name in known if name.startswith(_PREFIX)]
+    # without its unit, or with our prefix before fal's
+    others = {re.sub(r"_(USD|S)(?=_|$)", "", name): name for name in own}
+    others |= {f"{_PREFIX}{name}": name for name in known if name not in own}
+    for name in environment:
+        written = name.upper()
+        if not written.startswith(_PREFIX[:4]) or written in known or _OF_KUBERNETES.search(written):
+            continue
+        if meant := nearest(written, own) or others.get(nearest(written, others) or written):
+            raise ConfigurationError(
+                f"{name}: there is no such setting; did you mean {meant}? Rename it or unset it."
+            )
+        if written.startswith(_PREFIX):
+            _warn_of(name)
+
+
+@cache
+def _warn_of(name: str) -> None:
+    """Say once in a process that a variable is ignored."""
+    logging.getLogger(__name__).warning("%s is set, and is no setting of this version: it is ignored.", name)
 
 
 def check_backend(backend: Backend, has_key: bool, queue_url: str | None) -> None:
@@ -302,4 +347,4 @@ def check_signing(certificate: str | None, key: str | None) -> None:
 
 def _variable(field: str | int) -> str:
     name = str(field)
-    return name.upper() if name.upper().startswith("FAL_") else f"IDEOGRAM_{name.upper()}"
+    return name.upper() if name.upper().startswith("FAL_") else f"{_PREFIX}{name.upper()}"

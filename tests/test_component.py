@@ -112,7 +112,7 @@ def test_a_component_without_a_prefix_has_the_plain_names():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"defaults": {"rendering_sped": "TURBO"}}, "'rendering_sped'.*was 'rendering_speed' meant"),
+        ({"defaults": {"rendering_sped": "TURBO"}}, "'rendering_sped'.*did you mean 'rendering_speed'"),
         ({"defaults": {"mood": "calm"}}, "no column 'mood'.*prompt, endpoint"),
         ({"defaults": {"num_images": "many"}}, r"defaults: num_images: .*found 'many'"),
         ({"defaults": {"prompt_id": "a"}}, "prompt_id of its own"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from datetime import UTC, datetime
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,9 @@ from typer.testing import CliRunner
 from ideogram_pipeline.cli import app
 from ideogram_pipeline.preview import PlanSummary, preview
 from ideogram_pipeline.settings import Settings
+from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables import erased
+from ideogram_pipeline.tables.erased import Tombstone
 
 ODD = {"image_size": "1000x1000"}
 SURPRISE = "image_size: Ideogram does not render 1000x1000; expect 1024x1024, the nearest it does. (R11)"
@@ -49,9 +53,9 @@ def half_done(tables, work_batch):
     )
 
 
-def plan(*arguments):
+def plan(*arguments, code=0):
     done = CliRunner().invoke(app, ["plan", *arguments], catch_exceptions=False)
-    assert done.exit_code == 0
+    assert done.exit_code == code
     return done.stdout
 
 
@@ -122,3 +126,99 @@ def test_where_nothing_is_in_doubt_the_cost_is_one_number(tables):
     assert "A run would cost $0.06 of sandbox money." in shown
     assert "paid already" not in shown
     assert "advice" not in shown
+
+
+BAD = {"prompt_id": "bad", "prompt": "bad", "num_images": "9"}
+STUCK = "Rows lack their pictures, and a run could bring none of them."
+
+
+@pytest.fixture
+def is_stuck(tables, monkeypatch, work_batch):
+    """Make a table and the variables, and say whether the plan ends with 3 and says why."""
+
+    def made(rows, worked=(), endings=None, **variables):
+        if worked:
+            work_batch(worked, endings=endings or {})
+        tables(rows)
+        for name, value in variables.items():
+            monkeypatch.setenv(f"IDEOGRAM_{name}", value)
+        done = CliRunner().invoke(app, ["plan"], catch_exceptions=False)
+        assert (STUCK in done.stdout) == (done.exit_code == 3)
+        assert json.loads(plan("--json", code=done.exit_code))
+        return done.exit_code == 3
+
+    return made
+
+
+def test_a_plan_of_which_no_row_can_be_sent_ends_with_3(is_stuck):
+    assert is_stuck([BAD])
+    assert not is_stuck([BAD, {"prompt_id": "good", "prompt": "good"}])
+    # that the money is spent is said, and ends by itself
+    assert not is_stuck([BAD, {"prompt_id": "good", "prompt": "good"}], BUDGET_USD="0.02")
+
+
+def test_a_plan_whose_pictures_are_all_there_ends_with_0(is_stuck):
+    done = {"prompt_id": "done", "batch": "drop", "prompt": "done"}
+    assert not is_stuck([done], [done], BUDGET_USD="0.01")
+    assert is_stuck([done, BAD])
+    assert not is_stuck([{"prompt_id": "", "prompt": ""}])
+
+
+def test_a_plan_of_rows_that_may_be_paid_already_ends_with_0_and_of_refused_ones_with_3(is_stuck):
+    lost, no = ({"prompt_id": name, "batch": "drop", "prompt": name} for name in ("lost", "no"))
+    assert not is_stuck([lost, no], [lost, no], {"lost": "unknown", "no": "refused"}, BUDGET_USD="0.01")
+    assert is_stuck([no])
+
+
+def test_a_plan_says_in_which_batch_too_many_rows_are_rejected(tables, monkeypatch):
+    good = {"prompt_id": "good", "prompt": "good"}
+    tables([good, BAD, {**good, "prompt_id": "other", "batch": "fine"}])
+    monkeypatch.setenv("IDEOGRAM_MAX_REJECTED_FRACTION", "0.4")
+    why = (
+        "a run would pay for nothing in default: 1 of 2 rows can't be sent, more than the fraction of 0.4 that "
+        "IDEOGRAM_MAX_REJECTED_FRACTION allows. Mend them, or raise it."
+    )
+    lines = plan().splitlines()
+    assert [line for line in lines if line.startswith("a run would pay for nothing")] == [why]
+    assert json.loads(plan("--json", "--batch", "default", code=3))["workable"] == 0
+    monkeypatch.setenv("IDEOGRAM_MAX_REJECTED_FRACTION", "0.5")
+    assert "pay for nothing" not in plan("--batch", "default")
+
+
+def test_many_batches_cost_no_more_each_than_few(tables, monkeypatch, store):
+    """With each batch the tombstones of erased pictures were all read again, and all reviews gone through."""
+    stones = [
+        Tombstone(
+            sha256=f"{number:064x}",
+            erased_at=datetime(2026, 11, 30, tzinfo=UTC),
+            fingerprints=(),
+            request_ids=(),
+            cost_usd=None,
+            images=(),
+        )
+        for number in range(3)
+    ]
+    for stone in stones:
+        store.put(erased.path(stone.sha256), stone.model_dump_json().encode())
+    tables([{"prompt_id": f"p{number}", "batch": f"b{number}", "prompt": "x"} for number in range(50)])
+    read, really = [], Store.get
+    monkeypatch.setattr(Store, "get", lambda *asked, **how: read.append(asked[1]) or really(*asked, **how))
+    assert len(preview(Settings.from_environment(), [])) == 50
+    assert [path for path in read if path.startswith("erased/")] == [
+        erased.path(one.sha256) for one in stones
+    ]
+
+
+def test_what_is_wrong_with_a_row_its_cells_rules_and_references_comes_in_one_round(tables):
+    tables(
+        [BAD | {"num_images": "many", "prompt": "", "seed": "-1", "style": "FANCY", "reference_id": "nobody"}]
+    )
+    [rejected] = [line for line in plan(code=3).splitlines() if line.startswith("rejected: ")]
+    told = rejected.removeprefix("rejected: default, row 2, bad: ")
+    assert [part.partition(":")[0] for part in told.split("; ")] == [
+        "num_images",
+        "style",
+        "prompt",
+        "seed",
+        "reference_id",
+    ]

@@ -216,3 +216,58 @@ def test_a_prefix_is_a_slug(monkeypatch, prefix):
 def test_what_is_given_counts_before_the_environment(monkeypatch):
     monkeypatch.setenv("IDEOGRAM_STORE", "s3://bucket/pictures")
     assert Settings.from_environment(store="./mine").store == "./mine"
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("IDEOGRAM_BUGDET_USD", "IDEOGRAM_BUDGET_USD"),
+        ("ideogram_bugdet_usd", "IDEOGRAM_BUDGET_USD"),
+        ("IDEOGRAM_BUDGET", "IDEOGRAM_BUDGET_USD"),
+        ("IDEOGRAM_BUDGET_PER_DAY", "IDEOGRAM_BUDGET_USD_PER_DAY"),
+        ("IDEOGRAM_MAX_WAIT", "IDEOGRAM_MAX_WAIT_S"),
+        ("IDEOGRAM_BACK_END", "IDEOGRAM_BACKEND"),
+        ("IDEOGARM_BACKEND", "IDEOGRAM_BACKEND"),
+        ("IDEOGRAM_PROMPT", "IDEOGRAM_PROMPTS"),
+        ("IDEOGRAM_FAL_KEY", "FAL_KEY"),
+        ("IDEOGRAM_FAL_QUEUE_URL", "FAL_QUEUE_URL"),
+    ],
+)
+def test_a_near_miss_among_variables_is_an_error_and_no_budget_is_silently_ignored(
+    monkeypatch, variable, meant
+):
+    monkeypatch.setenv(variable, "5")
+    with pytest.raises(ConfigurationError, match=rf"^{variable}: .*did you mean {meant}\?"):
+        Settings.without_key()
+
+
+@pytest.mark.parametrize("variable", ["IDEOGRAM_TEAM", "IDEOGRAM_API_KEY", "IDEOGRAM_LATER_SETTING"])
+def test_another_unknown_variable_is_a_warning_given_once(monkeypatch, caplog, variable):
+    monkeypatch.setenv(variable, "secret")
+    Settings.without_key()
+    Settings.without_key()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{variable} is set, and is no setting of this version: it is ignored."
+    ]
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "IDEOGRAM_SERVICE_HOST",
+        "IDEOGRAM_PORT",
+        "IDEOGRAM_PORT_80_TCP_ADDR",
+        "IDEOGRAM_STORE_SERVICE_PORT_HTTP",
+        "IDEOGRAM_REVIEWS_PORT_8080_TCP",
+        "IDEOLOGY",
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_is_no_setting(monkeypatch, caplog, variable):
+    monkeypatch.setenv(variable, "tcp://10.0.0.1:80")
+    Settings.without_key()
+    assert caplog.records == []
+
+
+def test_extra_columns_have_commas_between(monkeypatch):
+    monkeypatch.setenv("IDEOGRAM_EXTRA_COLUMNS", "camera, Reference No")
+    assert Settings.without_key().extra_columns == ("camera", "Reference No")

@@ -52,12 +52,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[None]:
         """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
         from ideogram_pipeline.generation import readings
-        from ideogram_pipeline.tables.prompts import misspelt_columns, read_prompts
+        from ideogram_pipeline.tables.prompts import read_prompts
         from ideogram_pipeline.tables.versions import prompts_version
 
         opened = store.open()
-        version = prompts_version(tables.prompts, tables.defaults)  # first: what changes now is read again
-        table = read_prompts(tables.prompts, tables.defaults)
+        # first: what changes now is read again
+        version = prompts_version(tables.prompts, tables.defaults, tables.extra_columns)
+        table = read_prompts(tables.prompts, tables.defaults, extra_columns=tables.extra_columns)
         reading = readings.write_prompts(opened, table)
         register(context.instance, pipeline.batches, table.batches)
         for rejection in table.rejections[:20]:
@@ -69,9 +70,6 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
                 "rejected": len(table.rejections),
                 **metadata.rejections(table.rejections),
                 "batches": len(table.batches),
-                "hints": dg.MetadataValue.md(
-                    "\n".join(f"- {hint}" for hint in misspelt_columns(table)) or "none"
-                ),
                 "table": dg.MetadataValue.path(tables.prompts),
                 VERSION: version,
                 READING: reading,
@@ -102,9 +100,13 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.tables.versions import references_version
 
         opened = store.open()
-        version = references_version(tables.references)
+        version = references_version(tables.references, tables.extra_columns)
         table = read_references(
-            tables.references, opened, erased=refused(opened), private_hosts=tables.private_hosts
+            tables.references,
+            opened,
+            erased=refused(opened),
+            private_hosts=tables.private_hosts,
+            extra_columns=tables.extra_columns,
         )
         reading = readings.write_references(opened, table)
         for rejection in table.rejections[:20]:
@@ -144,7 +146,7 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
         from ideogram_pipeline.tables.reviews import read_reviews
 
         assert tables.reviews is not None
-        table = read_reviews(tables.reviews)
+        table = read_reviews(tables.reviews, extra_columns=tables.extra_columns)
         files.write_reviews(store.open(), table)
         for rejection in table.rejections[:20]:
             context.log.warning(logs.shown(str(rejection)))

@@ -131,12 +131,13 @@ def rejected(plan: "Plan", allowed: float) -> Verdict:
         for row in plan.rows
         if row.decision == "rejected"
     ]
-    fraction = len(found) / len(plan.rows) if plan.rows else 0.0
+    fraction = plan.rejected_fraction
     return Verdict(
         "rejected_rows_allowed",
         found,
-        f"{len(found)} of {len(plan.rows)} rows can't be sent; mend them in the prompts table and run "
-        f"`refresh_tables` again. The run ends beyond a fraction of {allowed} (IDEOGRAM_MAX_REJECTED_FRACTION).",
+        f"{len(found)} of {len(plan.rows)} rows can't be sent; mend them in the prompts table and run again "
+        f"(in Dagster `refresh_tables` first). The run ends beyond a fraction of {allowed} "
+        "(IDEOGRAM_MAX_REJECTED_FRACTION).",
         _severity(blocks=fraction > allowed),
         {"rejected": len(found), "fraction": fraction, "allowed_fraction": allowed},
     )

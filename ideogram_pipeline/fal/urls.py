@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import quote
 
 import httpx2
@@ -15,6 +15,7 @@ PUBLIC_QUEUE = "https://queue.fal.run"
 PUBLIC_BACKUP_QUEUE = "https://queue.falrun.com"
 NAMESPACES = frozenset({"workflows", "comfy"})
 """First segments that are followed by owner and app, rather than being the owner."""
+_ENDING_IN_IPV4 = tuple(map(IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48")))
 _REMEMBERED = 1024
 """URLs that are not taken apart anew: those of some hundred requests in flight."""
 
@@ -122,10 +123,22 @@ def is_address(host: str) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet: not private, loopback, link-local, multicast or reserved."""
+    """Whether an IP address is one of the public internet: not private, loopback, link-local, multicast or reserved.
+
+    An IPv6 address that leads to an IPv4 one, by a translator or a tunnel on the way, is judged by that.
+    """
     parsed = ip_address(address.partition("%")[0])
-    parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+    if isinstance(parsed, IPv6Address):
+        parsed = _embedded(parsed) or parsed
     return parsed.is_global and not parsed.is_multicast
+
+
+def _embedded(address: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address in an IPv6 one: mapped, compatible, 6to4 (RFC 3056), or for NAT64 (RFC 6052, 8215)."""
+    last = IPv4Address(int(address) & 0xFFFFFFFF)
+    if any(address in network for network in _ENDING_IN_IPV4):
+        return last
+    return address.ipv4_mapped or address.sixtofour
 
 
 def app_path(endpoint_id: str) -> str:

@@ -19,13 +19,13 @@ from ideogram_pipeline.generation.planner import (
     NOT_REJECTED,
     NOT_WORKED,
     ONLY_FAILED,
-    PICTURE_COLUMNS,
     Plan,
 )
 from ideogram_pipeline.generation.readings import newest_numbers, table_and_number
 from ideogram_pipeline.generation.rows import EdgeRow, ImageRow, OutcomeRow, OutcomeState, PlannedRow
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables.erased import refusal, refused
+from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS
 from ideogram_pipeline.tables.reviews import ReviewsTable
 from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, Review
 

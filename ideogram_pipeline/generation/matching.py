@@ -24,11 +24,11 @@ from pydantic import JsonValue, ValidationError
 from ideogram_pipeline.fal import FalClient, FalError
 from ideogram_pipeline.fal.platform import PastRequest
 from ideogram_pipeline.generation.fetching import MAX_PICTURE_BYTES
-from ideogram_pipeline.generation.planner import PICTURE_COLUMNS
 from ideogram_pipeline.generation.reconcile import MAX_LISTED, SKEWS, digest
 from ideogram_pipeline.generation.requests import GenerationRequest, take_seed
 from ideogram_pipeline.generation.uploads import Upload
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS
 from ideogram_pipeline.tables.references import upright_copies
 
 LISTED_FOR = timedelta(days=31)

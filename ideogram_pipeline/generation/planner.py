@@ -6,7 +6,6 @@ asked of this run, so that its retries ask for the same.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,7 @@ from decimal import Decimal
 from functools import cached_property
 from heapq import merge
 from itertools import islice, takewhile
-from typing import Any, NamedTuple
-
-from pydantic import ValidationError
+from typing import NamedTuple
 
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation.choice import Choice, Decisions
@@ -30,27 +27,21 @@ from ideogram_pipeline.generation.requests import (
     take_seed,
 )
 from ideogram_pipeline.generation.rows import Decision, PlannedRow
-from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, Endpoint, IdeogramInput, wire
+from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, wire
 from ideogram_pipeline.ideogram.prices import price
-from ideogram_pipeline.ideogram.rules import PictureFacts, Pictures, Violation, check
-from ideogram_pipeline.ideogram.sizes import PRESET_SIZES
+from ideogram_pipeline.ideogram.rules import Known, PictureFacts, Pictures, check
 from ideogram_pipeline.storage.parquet import Rows
+from ideogram_pipeline.tables.inputs import (
+    PICTURE_COLUMNS,
+    endpoint_of,
+    input_of,
+    named_pictures,
+    violations,
+)
 from ideogram_pipeline.tables.references import picture_path
-from ideogram_pipeline.tables.rows import PromptRow, Reference, Rejection, RowProblem, first_problem
-
-PICTURE_COLUMNS: Mapping[str, str] = {
-    "reference_image_urls": "reference_id",
-    "reference_mask_urls": "reference_mask_id",
-    "image_urls": "style_reference_ids",
-    "image_url": "image_id",
-    "mask_url": "mask_id",
-}
-"""The prompts table's column for each of an endpoint's picture fields; every other field is named as its column."""
+from ideogram_pipeline.tables.rows import Problem, PromptRow, Reference, Rejection, RowProblem
 
 _LONG = ("prompt", "negative_prompt", "color_palette")
-_UPPER_CASE = ("rendering_speed", "style", "style_preset")
-_SIZE = re.compile(r"([0-9]{1,5})\s*[xX*]\s*([0-9]{1,5})")
-_COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})(?::\s*([0-9.]+))?")
 
 TO_PAY: Collection[Decision] = ("new", "stale")
 """Rows that a run pays for."""
@@ -130,6 +121,11 @@ class Plan:
     def count(self, decision: Decision) -> int:
         """Return how many rows have a decision."""
         return self.tally.decisions.get(decision, 0)
+
+    @property
+    def rejected_fraction(self) -> float:
+        """Share of the rows that can't be sent."""
+        return self.count("rejected") / len(self.rows) if self.rows else 0.0
 
     @property
     def has_work(self) -> bool:
@@ -498,10 +494,19 @@ def plan_row(row: PromptRow, references: References, *, pass_urls: bool = False)
     Raises:
         RowProblem: the row can't be sent; names the column at fault and the way to mend it.
     """
-    endpoint = _endpoint(row)
-    uses = _uses(row, endpoint, references, pass_urls)
-    model = _input(row, endpoint, uses)
-    advice = _checked(model, uses, references, row)
+    uses, problems = _uses(row, references, pass_urls)
+    try:
+        endpoint = endpoint_of(row)
+    except RowProblem as problem:
+        raise RowProblem(*problems, *problem.problems) from None
+    model, found = input_of(row, endpoint, _tokens(row, uses), derived_seed(row.prompt_id))
+    findings = check(model, _pictures(row, references)) if model else []
+    problems += found + violations(findings, found)
+    if problems or model is None:
+        raise RowProblem(*problems)
+    advice = [str(finding) for finding in findings]
+    if row.prompt and "prompt" not in type(model).model_fields:
+        advice.append("prompt: the endpoint has no prompt; it is not sent")
     arguments = wire(model)
     return GenerationRequest(
         prompt_id=row.prompt_id,
@@ -517,28 +522,27 @@ def plan_row(row: PromptRow, references: References, *, pass_urls: bool = False)
     )
 
 
-def _endpoint(row: PromptRow) -> Endpoint:
-    name = row.endpoint or ("character" if row.reference_ids else "v3")
-    endpoint = ENDPOINTS.get(name.removeprefix("fal-ai/ideogram/").lower())
-    if endpoint is None:
-        raise RowProblem("endpoint", f"there is no endpoint {name!r}; choose one of {', '.join(ENDPOINTS)}")
-    return endpoint
+def with_its_references(rejection: Rejection, rest: PromptRow, references: References) -> Rejection:
+    """Return the rejection of a row with what is wrong with its references; `rest` is the row without its bad cells."""
+    _, problems = _uses(rest, references, pass_urls=False)
+    reason = "; ".join(
+        [rejection.reason, *(f"{one.column}: {one.reason}" for one in dict.fromkeys(problems))]
+    )
+    return rejection.model_copy(update={"reason": reason})
 
 
 def _uses(
-    row: PromptRow, endpoint: Endpoint, references: References, pass_urls: bool
-) -> tuple[PictureUse, ...]:
-    asked: dict[str, tuple[str, ...]] = {
-        "reference_image_urls": row.reference_ids,
-        "reference_mask_urls": row.reference_mask_ids,
-        "image_urls": row.style_reference_ids,
-        "image_url": (row.image_id,) if row.image_id else (),
-        "mask_url": (row.mask_id,) if row.mask_id else (),
-    }
+    row: PromptRow, references: References, pass_urls: bool
+) -> tuple[tuple[PictureUse, ...], list[Problem]]:
+    """Return the pictures that a row names, and what is wrong with the others."""
     uses: list[PictureUse] = []
-    for field, ids in asked.items():
+    problems: list[Problem] = []
+    for field, ids in named_pictures(row).items():
         for reference_id in ids:
-            reference = _reference(PICTURE_COLUMNS[field], reference_id, references)
+            reference = references.usable.get(reference_id)
+            if reference is None:
+                problems.append(Problem(PICTURE_COLUMNS[field], _why_not(reference_id, references)))
+                continue
             uses.append(
                 PictureUse(
                     field=field,
@@ -553,13 +557,21 @@ def _uses(
                     sent_sha256=reference.sent_sha256,
                 )
             )
-        needed = (
-            field in endpoint.input_model.model_fields
-            and endpoint.input_model.model_fields[field].is_required()
-        )
-        if needed and not ids:
-            raise RowProblem(PICTURE_COLUMNS[field], f"it is empty; the endpoint {endpoint.name} needs it")
-    return tuple(uses)
+    return tuple(uses), problems
+
+
+def _why_not(reference_id: str, references: References) -> str:
+    if reference_id in references.rejected:
+        return f"the reference {reference_id!r} can't be used: {references.rejected[reference_id]}"
+    return f"there is no reference {reference_id!r} in the references table"
+
+
+def _tokens(row: PromptRow, uses: Sequence[PictureUse]) -> dict[str, list[str]]:
+    """Return what stands for each picture that a row names, by field; for one that can't be used its id."""
+    known = {(use.field, use.reference_id): use.token for use in uses}
+    return {
+        field: [known.get((field, one), one) for one in ids] for field, ids in named_pictures(row).items()
+    }
 
 
 def _passed_on(uses: Iterable[PictureUse]) -> tuple[str, ...]:
@@ -570,89 +582,6 @@ def _passed_on(uses: Iterable[PictureUse]) -> tuple[str, ...]:
         "what this row was planned with."
         for column in columns
     )
-
-
-def _reference(column: str, reference_id: str, references: References) -> Reference:
-    if reference_id in references.usable:
-        return references.usable[reference_id]
-    if reference_id in references.rejected:
-        raise RowProblem(
-            column, f"the reference {reference_id!r} can't be used: {references.rejected[reference_id]}"
-        )
-    raise RowProblem(column, f"there is no reference {reference_id!r} in the references table")
-
-
-def _input(row: PromptRow, endpoint: Endpoint, uses: Sequence[PictureUse]) -> IdeogramInput:
-    values = _given(row)
-    for use in uses:
-        if use.field in ("image_url", "mask_url"):
-            values[use.field] = use.token
-        else:
-            values.setdefault(use.field, []).append(use.token)
-    known = endpoint.input_model.model_fields
-    if "prompt" not in known:
-        values.pop("prompt", None)
-    for field in values:
-        if field not in known:
-            column = PICTURE_COLUMNS.get(field, field)
-            raise RowProblem(column, f"the endpoint {endpoint.name} has no {column}; leave the cell empty")
-    for field, default in {"expand_prompt": False, "seed": derived_seed(row.prompt_id)}.items():
-        if field in known:
-            values.setdefault(field, default)
-    try:
-        return endpoint.input_model.model_validate(values)
-    except ValidationError as error:
-        field, reason = first_problem(error)
-        if reason.startswith("it is empty"):
-            reason = f"it is empty; the endpoint {endpoint.name} needs it"
-        raise RowProblem(PICTURE_COLUMNS.get(field, field), reason) from None
-
-
-def _given(row: PromptRow) -> dict[str, Any]:
-    """Return the cells that are not empty, under the endpoints' field names and in the endpoints' types."""
-    values: dict[str, Any] = {
-        "prompt": row.prompt,
-        "negative_prompt": row.negative_prompt,
-        "rendering_speed": row.rendering_speed,
-        "style": row.style,
-        "style_preset": row.style_preset,
-        "style_codes": list(row.style_codes) or None,
-        "color_palette": _palette(row.color_palette) if row.color_palette else None,
-        "image_size": _image_size(row.image_size) if row.image_size else None,
-        "num_images": row.num_images,
-        "strength": row.strength,
-        "expand_prompt": row.expand_prompt,
-        "sync_mode": row.sync_mode,
-        "seed": row.seed,
-    }
-    given = {field: value for field, value in values.items() if value is not None}
-    return {field: value.upper() if field in _UPPER_CASE else value for field, value in given.items()}
-
-
-def _image_size(text: str) -> Any:
-    match = _SIZE.fullmatch(text)
-    if match:
-        return {"width": int(match[1]), "height": int(match[2])}
-    if text.lower() not in PRESET_SIZES:
-        presets = ", ".join(PRESET_SIZES)
-        raise RowProblem("image_size", f"{text!r} is no size; write {presets}, or a size such as 1280x720")
-    return text.lower()
-
-
-def _palette(text: str) -> dict[str, Any]:
-    if "#" not in text and "|" not in text and ":" not in text:
-        return {"name": text.upper()}
-    members = []
-    for part in text.split("|"):
-        match = _COLOR.fullmatch(part.strip())
-        if not match:
-            raise RowProblem(
-                "color_palette", f"{part.strip()!r} is no colour; write `#RRGGBB:0.5|#RRGGBB:0.3`"
-            )
-        red, green, blue, weight = match.groups()
-        member: dict[str, Any] = {"rgb": {"r": int(red, 16), "g": int(green, 16), "b": int(blue, 16)}}
-        members.append(member | ({"color_weight": weight} if weight else {}))
-    return {"members": members}
 
 
 def _facts(reference: Reference) -> PictureFacts:
@@ -667,28 +596,18 @@ def _facts(reference: Reference) -> PictureFacts:
     )
 
 
-def _checked(
-    model: IdeogramInput, uses: Sequence[PictureUse], references: References, row: PromptRow
-) -> tuple[str, ...]:
-    """Return the advice of the endpoint's rules; raise the first violation."""
+def _pictures(row: PromptRow, references: References) -> Pictures:
+    """Return what is known of the pictures that a row names."""
+    asked = named_pictures(row)
 
-    def facts(field: str) -> tuple[PictureFacts, ...]:
-        found = [references.usable[use.reference_id] for use in uses if use.field == field]
-        return tuple(map(_facts, found))
+    def facts(field: str) -> Known:
+        found = [references.usable.get(one) for one in asked[field]]
+        return tuple(_facts(entry) if entry else None for entry in found)
 
-    pictures = Pictures(
+    return Pictures(
         references=facts("reference_image_urls"),
         reference_masks=facts("reference_mask_urls"),
         style_references=facts("image_urls"),
         image=next(iter(facts("image_url")), None),
         mask=next(iter(facts("mask_url")), None),
     )
-    findings = check(model, pictures)
-    for finding in findings:
-        if isinstance(finding, Violation):
-            column = PICTURE_COLUMNS.get(finding.field, finding.field)
-            raise RowProblem(column, f"{finding.message} {finding.fix} (rule {finding.rule})")
-    advice = [str(finding) for finding in findings]
-    if row.prompt and "prompt" not in type(model).model_fields:
-        advice.append("prompt: the endpoint has no prompt; it is not sent")
-    return tuple(advice)

@@ -1,10 +1,10 @@
 """Finding the requests whose submit was never answered: in the inbox, and in fal's own list of what it was sent.
 
 A reservation without an answer may be a request at fal. Where fal delivers, its letter comes to the address that names
-the reservation; it counts if it is the only one about a request that fal, asked with our key, knows. Else fal's list of
-requests with payloads tells, for hardly two requests are alike: a row's seed is its own. Only an exact match counts
-that no ledger of the store has, and only where fal lists no more of them than were sent without an answer, given up or
-not: each row gets one then.
+the reservation; it counts if it is the only one about a request that fal, asked with our key, knows and calls ours.
+Else fal's list of requests with payloads tells, for hardly two requests are alike: a row's seed is its own. Only an
+exact match counts that no ledger of the store has, and only where fal lists no more of them than were sent without an
+answer, given up or not: each row gets one then.
 An absence proves nothing for certain, for a letter may still come, and the list may lag and may leave out what is still
 queued, so what isn't found stays unknown.
 Where fal keeps no payloads there is nothing to match, and its bills don't help: see `billing`.
@@ -24,7 +24,7 @@ from decimal import Decimal
 from pydantic import JsonValue
 
 from ideogram_pipeline.fal import FalClient, FalError
-from ideogram_pipeline.generation.inbox import letters_about, read_letter
+from ideogram_pipeline.generation.inbox import Letter, letters_about, read_letter
 from ideogram_pipeline.generation.ledger import (
     AlreadyWritten,
     Entry,
@@ -36,6 +36,7 @@ from ideogram_pipeline.generation.ledger import (
     request_ids,
 )
 from ideogram_pipeline.generation.runs import is_alive
+from ideogram_pipeline.ideogram.endpoints import Output
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables import erased
 
@@ -139,8 +140,12 @@ async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Itera
     taken = request_ids(ledger.entries.values()) if any(paths for _, paths in about) else set()
     found = []
     for reserved, paths in about:
-        told = [letter.request_id for path in paths if (letter := await read_letter(store, path))]
-        ours = [one for one in told if one not in taken and await _is_ours(fal, reserved, one)]
+        told = [letter for path in paths if (letter := await read_letter(store, path))]
+        ours = [
+            one.request_id
+            for one in told
+            if one.request_id not in taken and await _is_ours(fal, reserved, one)
+        ]
         if len(ours) == 1:
             await _attach(fal, ledger, reserved.request.fingerprint, ours[0])
             taken.add(ours[0])
@@ -148,13 +153,27 @@ async def _delivered(fal: FalClient, store: Store, ledger: Ledger, wanted: Itera
     return found
 
 
-async def _is_ours(fal: FalClient, reserved: Reserved, request_id: str) -> bool:
-    """Ask fal, with our key, whether it knows a request; where it can't say, the request is nobody's yet."""
+async def _is_ours(fal: FalClient, reserved: Reserved, letter: Letter) -> bool:
+    """Say whether a letter is about the request of an unanswered submit, and not about another one of the account.
+
+    fal is asked with our key; the seed of what the request brought, or else what was asked in it, must be ours. Where
+    fal can't say, the request is nobody's yet.
+    """
+    endpoint_id = reserved.request.endpoint_id
     try:
-        await fal.status(fal.attach(reserved.request.endpoint_id, request_id))
+        await fal.status(fal.attach(endpoint_id, letter.request_id))
     except FalError:
         return False
-    return True
+    output = Output.read(letter.payload) if letter.payload is not None else None
+    if output is not None and output.seed is not None:
+        return output.seed == reserved.request.seed
+    try:
+        past = await fal.past_request(endpoint_id, letter.request_id)
+    except FalError:
+        return True  # most keys can't read the list, and fal delivers to the address that it was given
+    if past is None:
+        return False
+    return not isinstance(past.json_input, dict) or digest(past.json_input) == reserved.sent_sha256
 
 
 def _held(store: Store, own: Ledger) -> set[str]:

@@ -43,6 +43,7 @@ from ideogram_pipeline.ideogram.rules import (
     check,
 )
 from ideogram_pipeline.ideogram.sizes import (
+    ASPECT_RATIOS,
     NOMINAL_SIZES,
     PRESET_SIZES,
     RESOLUTIONS,
@@ -53,6 +54,7 @@ from ideogram_pipeline.ideogram.sizes import (
 )
 
 __all__ = [
+    "ASPECT_RATIOS",
     "ENDPOINTS",
     "ENDPOINTS_BY_ID",
     "MAX_TOTAL_BYTES",

@@ -83,6 +83,26 @@ PRESET_SIZES: Mapping[ImageSizePreset, Size] = {
 }
 """What a preset is expected to come back as."""
 
+ASPECT_RATIOS: Mapping[tuple[int, int], ImageSizePreset | Size] = {
+    (1, 1): "square_hd",
+    (16, 9): "landscape_16_9",
+    (9, 16): "portrait_16_9",
+    (4, 3): "landscape_4_3",
+    (3, 4): "portrait_4_3",
+    (5, 4): Size(1120, 896),
+    (4, 5): Size(896, 1120),
+    (3, 2): Size(1248, 832),
+    (2, 3): Size(832, 1248),
+    (16, 10): Size(1280, 800),
+    (10, 16): Size(800, 1280),
+    (2, 1): Size(1408, 704),
+    (1, 2): Size(704, 1408),
+    (3, 1): Size(1536, 512),
+    (1, 3): Size(512, 1536),
+}
+"""What to ask fal for where somebody wants one of Ideogram's 15 aspect ratios: fal has a name for five of them, and for
+the others the resolution is asked for that has just this ratio."""
+
 NOMINAL_SIZES: Mapping[ImageSizePreset, Size] = {
     "square_hd": Size(1024, 1024),
     "square": Size(512, 512),

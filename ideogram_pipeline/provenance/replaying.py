@@ -13,10 +13,10 @@ from pydantic import JsonValue
 from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.fal import FalHosts
 from ideogram_pipeline.generation.ledger import Entry, Ledger
-from ideogram_pipeline.generation.planner import PICTURE_COLUMNS
 from ideogram_pipeline.generation.requests import GenerationRequest
 from ideogram_pipeline.provenance.lineage import Lineage, trace
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS
 
 Form = Literal["row", "curl", "python", "javascript"]
 

@@ -14,9 +14,8 @@ import types
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -52,6 +51,8 @@ _ROW_GROUP = 500
 """Rows of a row group."""
 _AT_ONCE = 100
 """Rows that are Python objects at a time."""
+_FEW = 8
+"""Rows that take about as much memory as objects as their file would."""
 
 
 class Column(NamedTuple):
@@ -152,33 +153,59 @@ def write(store: Store, path: str, model: type[Row], rows: Iterable[Row]) -> byt
     return content
 
 
-@dataclass(frozen=True, slots=True)
 class Rows(Collection[Row]):
     """The rows of one Parquet file that was written from a model, decoded anew each time they are gone through.
 
-    A row as an object takes ten times the memory it takes here.
+    A row as an object takes ten times the memory it takes here; but a file of a few rows takes more than they do, and
+    the time of a hundred. So a few are kept as they are, until somebody asks for their file.
     """
 
-    content: bytes = field(repr=False)
-    """The file."""
-    model: type[Row]
-    """What each row is."""
-    where: str = field(default="", compare=False)
-    """Where the file lies; empty for one that was not read."""
+    def __init__(self, content: bytes, model: type[Row], where: str = "") -> None:
+        """Take a file's bytes for rows; `where` it lies is empty for one that was not read."""
+        self._content: bytes | None = content
+        self._few: tuple[Row, ...] | None = None
+        self.model = model
+        """What each row is."""
+        self.where = where
+        """Where the file lies; empty for one that was not read."""
 
     @classmethod
     def of(cls, model: type[Row], rows: Iterable[Row]) -> Rows[Row]:
         """Return rows as their file would hold them."""
-        return cls(encode(model, rows), model)
+        waiting = iter(rows)
+        first = tuple(islice(waiting, _FEW + 1))
+        if len(first) > _FEW:
+            return cls(encode(model, chain(first, waiting)), model)
+        found = cls(b"", model)
+        found._content, found._few = None, first
+        return found
+
+    @property
+    def content(self) -> bytes:
+        """The file."""
+        if self._content is None:
+            self._content = encode(self.model, self._few or ())
+        return self._content
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether others are the same rows."""
+        return isinstance(other, Rows) and (self.model, self.content) == (other.model, other.content)
+
+    def __hash__(self) -> int:
+        """Hash the file."""
+        return hash(self.content)
 
     def __iter__(self) -> Iterator[Row]:
         """Yield the rows in the file's order."""
+        if self._few is not None:
+            yield from self._few
+            return
         with _readable(self.where):
             yield from _decoded(self.model, self.file().iter_batches(batch_size=_AT_ONCE, use_threads=False))
 
     def __len__(self) -> int:
         """Return how many rows there are."""
-        return int(self.file().metadata.num_rows)
+        return len(self._few) if self._few is not None else int(self.file().metadata.num_rows)
 
     def __contains__(self, row: object) -> bool:
         """Say whether a row is among them; goes through all."""

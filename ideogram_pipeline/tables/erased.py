@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.storage.store import StoredObject
 
 FOLDER = "erased"
 _NAME = re.compile(rf"{FOLDER}/[0-9a-f]{{64}}\.json")
@@ -51,16 +53,22 @@ def tombstones(store: Store) -> list[Tombstone]:
     Raises:
         StoreError: one can't be read.
     """
-    stones = []
-    for one in sorted(one.path for one in store.objects(FOLDER) if _NAME.fullmatch(one.path)):
-        try:
-            stones.append(Tombstone.model_validate_json(store.get(one)))
-        except ValidationError:
-            raise StoreError(
-                f"{store.where(one)!r} says that a picture was erased, and can't be read. Restore it from a backup: "
-                "nothing is planned meanwhile, so that nothing is made from that picture."
-            ) from None
-    return stones
+    found = sorted(
+        (one for one in store.objects(FOLDER) if _NAME.fullmatch(one.path)), key=lambda one: one.path
+    )
+    return [_read(store, one) for one in found]
+
+
+@lru_cache(maxsize=4096)
+def _read(store: Store, there: StoredObject) -> Tombstone:
+    """Read a tombstone, and once only as long as its listing shows the same: every batch's ledger asks for all."""
+    try:
+        return Tombstone.model_validate_json(store.get(there.path))
+    except ValidationError:
+        raise StoreError(
+            f"{store.where(there.path)!r} says that a picture was erased, and can't be read. Restore it from a backup: "
+            "nothing is planned meanwhile, so that nothing is made from that picture."
+        ) from None
 
 
 def refused(store: Store) -> Mapping[str, Tombstone]:

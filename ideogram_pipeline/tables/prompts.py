@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from ideogram_pipeline.errors import ConfigurationError, TableError
+from ideogram_pipeline.spelling import nearest
+from ideogram_pipeline.tables.columns import columns_of, refuse_mistyped
+from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS, problems_of_cells
 from ideogram_pipeline.tables.reader import RawRow, read_rows
 from ideogram_pipeline.tables.rows import (
     DEFAULT_BATCH,
     REJECTED_BATCH,
+    Problem,
     PromptRow,
     Rejection,
     RowProblem,
@@ -23,12 +25,18 @@ from ideogram_pipeline.tables.rows import (
     parse_row,
 )
 
-PROMPT_COLUMNS = tuple(
-    field.alias or name
-    for name, field in PromptRow.model_fields.items()
-    if name not in ("row_number", "extra")
-)
+PROMPT_COLUMNS = columns_of(PromptRow)
 """The columns of a prompts table that count, as people write them."""
+OTHER_NAMES: Mapping[str, str] = {
+    **PICTURE_COLUMNS,
+    "reference": "reference_id",
+    "reference_mask": "reference_mask_id",
+    "style_reference": "style_reference_ids",
+    "image": "image_id",
+    "mask": "mask_id",
+    "aspect_ratio": "image_size",
+}
+"""What people call some of them: as fal or Ideogram does, or without the `id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,8 @@ class PromptsTable:
     """The others, in table order, each in the batch it is shown in."""
     url: str = ""
     """Where it was read from."""
+    rest: Mapping[int, PromptRow] = field(default_factory=dict, compare=False)
+    """What is left of rejected rows without their bad cells, by row number; of some nothing is."""
 
     @property
     def batches(self) -> list[str]:
@@ -50,29 +60,44 @@ class PromptsTable:
         return list(dict.fromkeys(batch for _, batch in sorted(places)))
 
 
-def read_prompts(url: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> PromptsTable:
+def read_prompts(
+    url: str,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    extra_columns: Collection[str] = (),
+) -> PromptsTable:
     """Read a prompts table (CSV, JSONL, Parquet or Excel, by its ending); `defaults` fill cells that are empty.
+
+    `extra_columns` are people's own, whatever they are called.
 
     Raises:
         ConfigurationError: the defaults can't stand in the table.
-        TableError: the file is missing or unreadable, has no `prompt_id` or `prompt` column, or repeats a `prompt_id`.
+        TableError: the file is missing or unreadable, has no `prompt_id` or `prompt` column or one that is nearly
+            called as one that counts, or repeats a `prompt_id`.
     """
-    check_defaults(defaults)
+    check_defaults(defaults, extra_columns)
     required = tuple(column for column in ("prompt_id", "prompt") if column not in defaults)
     records = read_rows(url, required=required)
+    refuse_mistyped(url, records, PromptRow, extra_columns, OTHER_NAMES)
     refuse_repeated_ids(url, "prompt_id", records)
     rows: list[PromptRow] = []
     rejections: list[Rejection] = []
+    rest: dict[int, PromptRow] = {}
+
+    def also_wrong(row: PromptRow) -> list[Problem]:
+        rest[row.row_number] = row
+        return problems_of_cells(row)
+
     for written in records:
         record = replace(written, cells={**defaults, **written.cells})
         try:
-            rows.append(parse_row(PromptRow, record))
+            rows.append(parse_row(PromptRow, record, extra_columns, also_wrong))
         except RowProblem as problem:
             rejections.append(_rejection(url, record, problem))
-    return PromptsTable(tuple(rows), tuple(rejections), url)
+    return PromptsTable(tuple(rows), tuple(rejections), url, rest)
 
 
-def check_defaults(defaults: Mapping[str, Any]) -> None:
+def check_defaults(defaults: Mapping[str, Any], extra_columns: Collection[str] = ()) -> None:
     """Check values for empty cells as the cells would be.
 
     Raises:
@@ -80,29 +105,19 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
     """
     for column in defaults:
         if column not in PROMPT_COLUMNS:
-            near = get_close_matches(column, PROMPT_COLUMNS, n=1)
-            hint = f"was {near[0]!r} meant?" if near else f"the columns are {', '.join(PROMPT_COLUMNS)}."
+            near = nearest(column, PROMPT_COLUMNS)
+            hint = f"did you mean {near!r}?" if near else f"the columns are {', '.join(PROMPT_COLUMNS)}."
             raise ConfigurationError(f"defaults: there is no column {column!r} in a prompts table; {hint}")
+    if both := sorted(defaults.keys() & set(extra_columns)):
+        raise ConfigurationError(
+            f"defaults: {both[0]!r} stands in IDEOGRAM_EXTRA_COLUMNS too, and so doesn't count; leave it out of one."
+        )
     if "prompt_id" in defaults:
         raise ConfigurationError("defaults: every row needs a prompt_id of its own; leave it out.")
     try:
         parse_row(PromptRow, RawRow(0, {**defaults, "prompt_id": "any"}))
     except RowProblem as problem:
         raise ConfigurationError(f"defaults: {problem.column}: {problem.reason}.") from None
-
-
-def misspelt_columns(table: PromptsTable) -> list[str]:
-    """Return a hint for each of the table's own columns whose name is nearly that of one that would count."""
-    extra = {column for row in table.rows for column in json.loads(row.extra)}
-    near = {
-        column: get_close_matches(column.lower(), PROMPT_COLUMNS, n=1, cutoff=0.75)
-        for column in sorted(extra)
-    }
-    return [
-        f"the column {column!r} is only kept with the metadata; was {found[0]!r} meant?"
-        for column, found in near.items()
-        if found
-    ]
 
 
 def refuse_repeated_ids(url: str, column: str, records: list[RawRow]) -> None:

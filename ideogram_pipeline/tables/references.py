@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,10 +17,19 @@ from types import MappingProxyType
 from ideogram_pipeline.errors import StoreError
 from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Examined, examine
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.columns import refuse_mistyped
 from ideogram_pipeline.tables.erased import Tombstone, refusal
 from ideogram_pipeline.tables.prompts import refuse_repeated_ids
 from ideogram_pipeline.tables.reader import RawRow, read_rows
-from ideogram_pipeline.tables.rows import Reference, ReferenceRow, Rejection, RowProblem, parse_row
+from ideogram_pipeline.tables.rows import (
+    Problem,
+    Reference,
+    ReferenceRow,
+    Rejection,
+    RowProblem,
+    as_text,
+    parse_row,
+)
 from ideogram_pipeline.tables.sources import Sources
 
 _COPY = re.compile(r"references/(?P<original>[0-9a-f]{64})\.(?P<sent>[0-9a-f]{64})\.\w+")
@@ -61,27 +70,42 @@ def read_references(
     *,
     erased: Mapping[str, Tombstone] = MappingProxyType({}),
     private_hosts: Collection[str] = (),
+    extra_columns: Collection[str] = (),
 ) -> ReferencesTable:
     """Read a references table and open every picture in it; keep a copy of the bytes in `store`, where one is given.
 
     A picture that was `erased` is refused, and no copy is kept. Pictures on the web may also lie on `private_hosts`.
+    `extra_columns` are people's own, whatever they are called.
 
     Raises:
-        TableError: the file is missing or unreadable, lacks `reference_id` or `uri`, or repeats a `reference_id`.
+        TableError: the file is missing or unreadable, lacks `reference_id` or `uri`, has a column that is nearly called
+            as one that counts, or repeats a `reference_id`.
     """
     records = read_rows(url, required=("reference_id", "uri"))
+    refuse_mistyped(url, records, ReferenceRow, extra_columns)
     refuse_repeated_ids(url, "reference_id", records)
     sources = Sources(url, private_hosts)
     kept = {found.path: found.size for found in store.objects("references")} if store else {}
 
+    def opened(row: ReferenceRow) -> tuple[Reference, Mapping[str, bytes]]:
+        content = _content(row, sources)
+        found = _examined(content)
+        reference = _reference(row, found)
+        if stone := erased.get(reference.sha256):
+            raise RowProblem(Problem("uri", refusal(stone)))
+        return reference, dict(_copies(reference, content, found.upright))
+
     def open_one(record: RawRow) -> Reference | Rejection:
+        def of_its_picture(row: ReferenceRow) -> Iterable[Problem]:
+            try:
+                if row.uri == as_text(record.cells.get("uri")):
+                    opened(row)
+            except RowProblem as problem:
+                return problem.problems
+            return ()
+
         try:
-            row = parse_row(ReferenceRow, record)
-            content = _content(row, sources)
-            found = _examined(content)
-            reference = _reference(row, found)
-            if stone := erased.get(reference.sha256):
-                raise RowProblem("uri", refusal(stone))
+            reference, copies = opened(parse_row(ReferenceRow, record, extra_columns, of_its_picture))
         except RowProblem as problem:
             return Rejection(
                 file=url,
@@ -90,16 +114,16 @@ def read_references(
                 column=problem.column,
                 reason=problem.reason,
             )
-        for path, copy in _copies(reference, content, found.upright):
+        for path, copy in copies.items():
             if store and kept.get(path) != len(copy):
                 store.create(path, copy)
         return reference
 
     with ThreadPoolExecutor(max_workers=8) as threads:
-        opened = list(threads.map(open_one, records))
+        entries = list(threads.map(open_one, records))
     return ReferencesTable(
-        references=tuple(entry for entry in opened if isinstance(entry, Reference)),
-        rejections=tuple(entry for entry in opened if isinstance(entry, Rejection)),
+        references=tuple(entry for entry in entries if isinstance(entry, Reference)),
+        rejections=tuple(entry for entry in entries if isinstance(entry, Rejection)),
         url=url,
     )
 
@@ -132,7 +156,7 @@ def _content(row: ReferenceRow, sources: Sources) -> bytes:
     try:
         return sources.reference(row.uri)
     except (OSError, StoreError) as error:
-        raise RowProblem("uri", f"the picture can't be read: {error}") from None
+        raise RowProblem(Problem("uri", f"the picture can't be read: {error}")) from None
 
 
 def _examined(content: bytes) -> Examined:
@@ -140,4 +164,4 @@ def _examined(content: bytes) -> Examined:
         return examine(content)
     except BadPicture as problem:
         mend = f"; {problem.mend}" if problem.mend else ""
-        raise RowProblem("uri", f"the picture can't be used: {problem}{mend}") from None
+        raise RowProblem(Problem("uri", f"the picture can't be used: {problem}{mend}")) from None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime, time
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ideogram_pipeline.pictures import MaskLook
+from ideogram_pipeline.tables.columns import counting, needed_by
 from ideogram_pipeline.tables.reader import RawRow
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 DEFAULT_BATCH = "default"
 REJECTED_BATCH = "_rejected"
@@ -58,10 +63,21 @@ def _members(cell: Any) -> Any:
     return cell if isinstance(cell, list | tuple) else (cell,)
 
 
-def _utc(cell: Any) -> Any:
-    """Take a time without a zone for UTC."""
-    at = datetime.fromisoformat(cell.strip()) if isinstance(cell, str) else cell
-    return at.replace(tzinfo=UTC) if isinstance(at, datetime) and at.tzinfo is None else at
+def _time(cell: Any) -> Any:
+    return datetime.fromisoformat(cell.strip()) if isinstance(cell, str) else cell
+
+
+def _utc(at: datetime) -> datetime:
+    """Take a time without a zone for UTC, and one of another zone to UTC, so that all can be compared."""
+    try:
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except OverflowError:
+        raise ValueError("in UTC it is beyond the calendar, which goes from the year 1 to 9999") from None
+
+
+def _ratio(cell: Any) -> Any:
+    """Give back the aspect ratio that a spreadsheet takes for a time of day: 16:9 becomes nine past four."""
+    return f"{cell.hour}:{cell.minute}" if isinstance(cell, time) else cell
 
 
 Text = Annotated[str, BeforeValidator(as_text)]
@@ -108,8 +124,9 @@ class PromptRow(_Row):
     color_palette: Text | None = Field(
         default=None, description="A preset name, or `#RRGGBB:0.5|#RRGGBB:0.3`."
     )
-    image_size: Text | None = Field(
-        default=None, description="A preset name, or width x height such as `1280x720`."
+    image_size: Annotated[Text | None, BeforeValidator(_ratio)] = Field(
+        default=None,
+        description="A preset name, an aspect ratio such as `16:9`, or width x height such as `1280x720`.",
     )
     num_images: Whole | None = Field(
         default=None, description="Pictures asked for in one request; 1 if empty."
@@ -181,7 +198,7 @@ class Review(_Row):
     )
     review: Literal["picked", "rejected"] = Field(description="The verdict.")
     note: Text = Field(default="", description="Why, or anything else.")
-    reviewed_at: Annotated[datetime, BeforeValidator(_utc)] = Field(
+    reviewed_at: Annotated[datetime, BeforeValidator(_time), AfterValidator(_utc)] = Field(
         description="When, in UTC unless it says otherwise."
     )
     extra: str = Field(default="{}", description="The table's other columns, as a JSON object.")
@@ -209,40 +226,80 @@ class Rejection(_Row):
         return f"{place}: {self.reason}"
 
 
-def parse_row(model: type[Row], raw: RawRow) -> Row:
-    """Turn a raw record into a typed row; columns the model doesn't know go to `extra`.
+class Problem(NamedTuple):
+    """Something that is wrong with a row."""
+
+    column: str
+    """The column at fault; empty for the whole row."""
+    reason: str
+    """What is wrong and how to mend it."""
+
+
+class RowProblem(Exception):
+    """A record that is no row: everything that is wrong with it, at least one thing."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+        """What is wrong, in the order in which it was found."""
+
+    @property
+    def column(self) -> str:
+        """The first column at fault."""
+        return self.problems[0].column
+
+    @property
+    def reason(self) -> str:
+        """Why that one is at fault, then the others, each with its column."""
+        first, *others = dict.fromkeys(self.problems)
+        return "; ".join([first.reason, *(f"{one.column}: {one.reason}" for one in others)])
+
+
+def parse_row(
+    model: type[Row],
+    raw: RawRow,
+    extra_columns: Collection[str] = (),
+    further: Callable[[Row], Iterable[Problem]] = lambda _: (),
+) -> Row:
+    """Turn a raw record into a typed row; columns the model doesn't know, and `extra_columns`, go to `extra`.
+
+    `further` looks for what else is wrong with a row that can't be used, of whose cells the bad ones are left empty.
 
     Raises:
-        RowProblem: the record can't be one; names the column and the reason.
+        RowProblem: the record can't be a row; names each column at fault and the reason.
     """
     if raw.malformed:
-        raise RowProblem("", raw.malformed)
-    columns = {field.alias or name for name, field in model.model_fields.items()} - {"row_number", "extra"}
+        raise RowProblem(Problem("", raw.malformed))
+    columns = counting(model, extra_columns)
     known = {name: cell for name, cell in raw.cells.items() if name in columns}
     extra = {name: cell for name, cell in raw.cells.items() if name not in columns}
     as_json = json.dumps(extra, default=str, ensure_ascii=False, sort_keys=True)
     try:
         return model.model_validate({**known, "row_number": raw.number, "extra": as_json})
     except ValidationError as error:
-        raise RowProblem(*first_problem(error)) from None
+        problems = problems_of(error)
+    bad = {problem.column for problem in problems}
+    stand_ins = {column: "any" for column in bad if column in needed_by(model)}
+    rest = {name: cell for name, cell in known.items() if name not in bad} | stand_ins
+    with suppress(ValidationError):  # where what is needed is no text
+        problems += further(model.model_validate({**rest, "row_number": raw.number}))
+    raise RowProblem(*problems)
 
 
-class RowProblem(Exception):
-    """A record that is no row: the column at fault (empty for the whole record) and why."""
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Return what a validation error finds: of each column, or member of a list in it, the first thing."""
+    found: dict[tuple[str, int | None], Problem] = {}
+    for finding in error.errors(include_url=False):
+        column, member = (*finding["loc"], None, None)[:2]
+        place = str(column or ""), member if isinstance(member, int) else None
+        found.setdefault(place, Problem(place[0], _reason(finding)))
+    return list(found.values())
 
-    def __init__(self, column: str, reason: str) -> None:
-        super().__init__(column, reason)
-        self.column = column
-        self.reason = reason
 
-
-def first_problem(error: ValidationError) -> tuple[str, str]:
-    """Return the field at fault, the reason and the value found, from a validation error's first finding."""
-    finding: Mapping[str, Any] = error.errors(include_url=False)[0]
-    column = str(finding["loc"][0]) if finding["loc"] else ""
+def _reason(finding: ErrorDetails) -> str:
     reason = str(finding["msg"]).removeprefix("Value error, ")
     if finding["type"] == "missing":
-        return column, "it is empty; every row needs one"
+        return "it is empty; every row needs one"
     found = repr(finding["input"])
     shortened = found if len(found) <= 80 else f"{found[:79]}…"
-    return column, f"{reason[:1].lower()}{reason[1:]} (found {shortened})"
+    return f"{reason[:1].lower()}{reason[1:]} (found {shortened})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import posixpath
+import stat
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -127,9 +128,16 @@ class Sources:
 
 
 def _file(path: Path, max_bytes: int) -> bytes:
-    if path.stat().st_size > max_bytes:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{str(path)!r} is a folder, not a file")
+    if not stat.S_ISREG(mode):  # a pipe would be waited for, and a device read, without end
+        raise OSError(f"{str(path)!r} is no file, but a pipe, a socket or a device")
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
         raise OSError(f"the file is larger than {max_bytes // 1024 // 1024} MiB")
-    return path.read_bytes()
+    return content
 
 
 def _from_data_uri(uri: str) -> bytes:

@@ -72,6 +72,12 @@ FOUND = {
         start(),
         wait(10),
     ],
+    "a delivery that was another row's took that row's request": [
+        lie("submit", *[Drop()] * 4),
+        lie("delivery", *[OtherRows()] * 4),
+        start(),
+        wait(60),
+    ],
     "takes were forgotten with the ledger": [
         start(),
         wait(10),
@@ -82,7 +88,8 @@ FOUND = {
 }
 
 
+@pytest.mark.parametrize("delivers", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("steps", FOUND.values(), ids=FOUND)
-def test_what_was_found_once(steps, rows):
-    play(*steps, rows=rows)
+def test_what_was_found_once(steps, rows, delivers):
+    play(*steps, rows=rows, delivers=delivers)

@@ -141,9 +141,20 @@ def test_a_base_url_that_is_none_is_refused_at_once(base):
         FalHosts.at(base)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "100.64.0.1", "192.168.0.1", "224.0.0.1", "fd00::1", "::"])
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0", "100.64.0.1", "192.168.0.1", "224.0.0.1", "fd00::1", "::", "::1"]
+)
 def test_special_addresses_are_not_public(address):
     assert not is_public(address)
+
+
+@pytest.mark.parametrize("prefix", ["::", "::ffff:", "64:ff9b::", "64:ff9b:1::"])
+def test_an_address_that_leads_to_an_ipv4_one_is_as_public_as_that(prefix):
+    for private in ("127.0.0.1", "10.0.0.5", "169.254.169.254"):
+        assert not is_public(f"{prefix}{private}")
+    assert is_public(f"{prefix}93.184.216.34")
+    assert not is_public("2002:a00:5::1")  # 6to4 of 10.0.0.5
+    assert is_public("2002:5db8:d822::1")
 
 
 @pytest.mark.parametrize(

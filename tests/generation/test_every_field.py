@@ -14,12 +14,13 @@ from ideogram_pipeline.generation.engine import Engine
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.generation.marking import Marking
 from ideogram_pipeline.generation.outcomes import Generated
-from ideogram_pipeline.generation.planner import PICTURE_COLUMNS, Plan, References, plan_batch
+from ideogram_pipeline.generation.planner import Plan, References, plan_batch
 from ideogram_pipeline.generation.records import image_rows
 from ideogram_pipeline.ideogram import ENDPOINTS, output_size
 from ideogram_pipeline.ideogram.sizes import Size
 from ideogram_pipeline.sandbox import SandboxSettings, running_sandbox
 from ideogram_pipeline.storage import Store
+from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS
 from ideogram_pipeline.tables.prompts import read_prompts
 from ideogram_pipeline.tables.references import read_references
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from functools import cache
 from typing import Any
 
@@ -356,6 +356,73 @@ def test_a_row_that_cannot_be_sent_says_what_to_change(cells, column, reason):
 def test_an_empty_prompt_is_a_rejection():
     with pytest.raises(RowProblem, match="Say what to paint"):
         plan_row(parse_row(PromptRow, RawRow(2, {"prompt_id": "a"})), REFERENCES)
+
+
+def test_all_problems_of_a_row_come_at_once():
+    found = problem(
+        prompt="",
+        endpoint="character/edit",
+        reference_id="nobody|broken",
+        image_id="face",
+        image_size="square",
+        num_images=9,
+        seed=-1,
+        rendering_speed="FAST",
+    )
+    assert [one.column for one in found.problems] == [
+        "reference_id",
+        "reference_id",
+        "mask_id",
+        "image_size",
+        "rendering_speed",
+        "num_images",
+        "prompt",
+        "seed",
+    ]
+    assert found.reason.startswith(
+        "there is no reference 'nobody' in the references table; reference_id: the refer"
+    )
+    assert (
+        "; image_size: the endpoint character/edit has no image_size; leave the cell empty; " in found.reason
+    )
+
+
+def test_rules_and_missing_references_are_said_together():
+    found = problem(prompt="", reference_id="nobody", seed=-1, style_codes="zz")
+    assert [one.column for one in found.problems] == ["reference_id", "prompt", "seed", "style_codes"]
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("9:16", "portrait_16_9"),
+        ("16:9", "landscape_16_9"),
+        ("3:4", "portrait_4_3"),
+        ("4:3", "landscape_4_3"),
+        ("1:1", "square_hd"),
+        (" 16 : 9 ", "landscape_16_9"),
+        ("09:16", "portrait_16_9"),
+        ("16:09:00", "landscape_16_9"),
+        (time(16, 9), "landscape_16_9"),
+        (time(4, 5), {"width": 896, "height": 1120}),
+        ("4:5", {"width": 896, "height": 1120}),
+        ("16:10", {"width": 1280, "height": 800}),
+        ("16x9", {"width": 16, "height": 9}),
+    ],
+)
+def test_an_aspect_ratio_is_asked_for_by_fals_name_or_its_resolution(written, sent):
+    assert planned(image_size=written).arguments["image_size"] == sent
+
+
+def test_an_aspect_ratio_asks_for_what_its_preset_asks_for_and_is_not_paid_again():
+    assert planned(image_size="9:16").fingerprint == planned(image_size="portrait_16_9").fingerprint
+
+
+@pytest.mark.parametrize("written", ["21:9", "0:0", "16:9:30", "2:3:4"])
+def test_another_aspect_ratio_is_a_rejection_that_lists_the_fifteen(written):
+    found = problem(image_size=written)
+    assert found.column == "image_size"
+    assert "4:5" in found.reason or "such as 16:9" in found.reason
 
 
 def test_a_size_of_endless_digits_is_a_rejection():

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ideogram_pipeline.ideogram import (
+    ASPECT_RATIOS,
     NOMINAL_SIZES,
     PRESET_SIZES,
     RESOLUTIONS,
@@ -130,3 +131,11 @@ def test_a_request_without_a_size_follows_its_source(request_: IdeogramInput) ->
 
 def test_a_size_prints_as_people_write_it() -> None:
     assert f"{Size(1024, 768)}" == "1024x768"
+
+
+def test_every_aspect_ratio_of_ideogram_is_asked_for_as_what_has_it() -> None:
+    assert len(ASPECT_RATIOS) == 15
+    for (width, height), asked in ASPECT_RATIOS.items():
+        size = PRESET_SIZES[asked] if isinstance(asked, str) else asked
+        assert size in RESOLUTIONS
+        assert snap(width, height) == size

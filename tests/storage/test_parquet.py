@@ -163,3 +163,17 @@ def test_a_file_of_an_earlier_version_has_what_is_taken_for_empty_in_the_columns
 
     with pytest.raises(DamagedFile, match=r"old\.parquet"):
         list(parquet.rows(on_disk, "old.parquet", Later, where=("name", ["a"])))
+
+
+@pytest.mark.parametrize("number", [0, 1, 8, 9])
+@given(first=SAMPLES)
+def test_rows_are_the_same_few_or_many_and_with_their_file(number, first):
+    rows = [first.model_copy(update={"count": index}) for index in range(number)]
+    held = parquet.Rows.of(Sample, iter(rows))
+    read = parquet.Rows(held.content, Sample)
+    assert held.content == parquet.encode(Sample, rows)
+    assert list(held) == list(held) == list(read) == rows
+    assert len(held) == len(read) == number
+    assert held == read
+    assert hash(held) == hash(read)
+    assert held != parquet.Rows.of(Sample, [*rows, first])

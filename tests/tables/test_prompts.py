@@ -137,7 +137,7 @@ def test_a_default_can_stand_for_the_whole_prompt_column(write):
 @pytest.mark.parametrize(
     ("defaults", "says"),
     [
-        ({"stile": "FICTION"}, "'stile'.*was 'style' meant"),
+        ({"stile": "FICTION"}, "'stile'.*did you mean 'style'"),
         ({"row_number": 3}, "no column 'row_number'"),
         ({"reference_id": "a/b"}, "defaults: reference_id: names are letters"),
         ({"prompt_id": "a"}, "prompt_id of its own"),
@@ -146,3 +146,45 @@ def test_a_default_can_stand_for_the_whole_prompt_column(write):
 def test_defaults_that_no_cell_could_hold_are_refused(write, defaults, says):
     with pytest.raises(ConfigurationError, match=says):
         read_prompts(write("p.csv", "prompt_id,prompt\na,b\n"), defaults)
+
+
+def test_all_that_is_wrong_with_a_row_is_said_at_once(write):
+    cells = {
+        "prompt_id": "a",
+        "prompt": "x",
+        "endpoint": "v3/remix",
+        "num_images": "many",
+        "strength": 7,
+        "rendering_speed": "fast",
+        "image_size": "21:9",
+        "color_palette": "#red|#blue",
+        "style_codes": "AAFF5733|zz",
+        "seed": -1,
+        "reference_id": "a/b|ada|c/d",
+    }
+    [rejection] = read_prompts(write("p.jsonl", json.dumps(cells))).rejections
+    assert (rejection.row_id, rejection.column) == ("a", "reference_id")
+    told = str(rejection)
+    for column in (
+        "reference_id",
+        "num_images",
+        "rendering_speed",
+        "image_size",
+        "color_palette",
+        "image_id",
+    ):
+        assert f"{column}: " in told, column
+    assert told.count("reference_id: names are letters") == 2
+    assert "strength: input should be less than or equal to 1" in told
+    assert "there is no aspect ratio 21:9; write 1:1, 16:9, 9:16, " in told
+
+
+def test_a_row_that_only_rules_forbid_says_every_rule(write):
+    path = write("p.csv", "prompt_id,prompt,style_codes,num_images\nbad id,,AAFF5733|zz,2.5\n")
+    [rejection] = read_prompts(path).rejections
+    assert [part.partition(":")[0] for part in str(rejection).split(", column ")[1].split("; ")] == [
+        "prompt_id",
+        "num_images",
+        "prompt",
+        "style_codes",
+    ]

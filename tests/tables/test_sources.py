@@ -1,6 +1,8 @@
 """Where bytes come from: the web, data URIs and files, each with its own way to fail."""
 
 import base64
+import os
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -29,6 +31,8 @@ class Web(BaseHTTPRequestHandler):
 
     agents: ClassVar[list[str]] = []
     """Who has asked."""
+    gone: ClassVar[threading.Event] = threading.Event()
+    """Never set: who waits for it waits as long as it says."""
 
     def do_GET(self) -> None:
         self.agents.append(self.headers["User-Agent"])
@@ -44,12 +48,25 @@ class Web(BaseHTTPRequestHandler):
             case "/slow":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab")
                 self.rfile.read()  # until the reader has gone
+            case "/dripping":
+                self.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            case "/dripping-head":
+                self.drip(b"HTTP/1.1 200 OK\r\nX-Long: ")
             case "/huge":
                 self.answer(200, b"x", length=50 * 1024 * 1024 + 1, times=50 * 1024 * 1024 + 1)
             case "/cut":
                 self.answer(200, b"half", length=8)
             case _:
                 self.answer(404, b"")
+
+    def drip(self, head: bytes) -> None:
+        """Give a byte now and then, so that no wait for the next one is ever long."""
+        try:
+            self.wfile.write(head)
+            while not self.gone.wait(0.05):
+                self.wfile.write(b"a")
+        except OSError:
+            return  # the reader had enough
 
     def answer(
         self, status: int, body: bytes, length: int | None = None, times: int = 1, **headers: str
@@ -140,10 +157,11 @@ def test_what_the_web_does_not_give_whole_is_an_error(web, path, reason):
         Sources("r.csv", HERE).reference(f"{web}{path}")
 
 
-def test_a_picture_that_comes_too_slowly_is_an_error(web, monkeypatch):
+@pytest.mark.parametrize("path", ["/slow", "/dripping", "/dripping-head"])
+def test_a_picture_that_comes_too_slowly_is_an_error(web, monkeypatch, path):
     monkeypatch.setattr(sources, "DEADLINE_S", 0.3)
-    with pytest.raises(OSError, match=r"can't be fetched .*/slow"):
-        Sources("r.csv", HERE).reference(f"{web}/slow")
+    with pytest.raises(OSError, match=rf"can't be fetched .*{path}"):
+        Sources("r.csv", HERE).reference(f"{web}{path}")
 
 
 @pytest.mark.parametrize("private", [[], ["localhost"], ["127.0.0.2"]])
@@ -260,3 +278,44 @@ def test_a_table_that_is_too_large_is_not_read(bucket, tmp_path, monkeypatch, pl
     table = str(tmp_path / "r.csv") if place == "disk" else f"{bucket.url}/r.csv"
     with pytest.raises((OSError, StoreError), match="larger than 1 MiB"):
         Sources(table).table()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link to a fifo", "device", "socket", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+    path = tmp_path / "a.png"
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "link to a fifo":
+            os.mkfifo(tmp_path / "pipe")
+            path.symlink_to("pipe")
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "socket":
+            socket.socket(socket.AF_UNIX).bind(str(path))
+        case "folder":
+            path.mkdir()
+    with pytest.raises(OSError, match=r"a\.png' is (a folder, not a file|no file)"):
+        Sources(str(tmp_path / "r.csv")).reference("a.png")
+
+
+def test_a_table_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "p.csv")
+    with pytest.raises(OSError, match="is no file"):
+        Sources(str(tmp_path / "p.csv")).table()
+
+
+def test_a_file_that_says_it_is_small_and_goes_on_is_not_read_on(monkeypatch):
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    with pytest.raises(OSError, match="larger than"):  # its size is said to be 0
+        Sources("r.csv").reference("/proc/self/maps")
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost", "127.1", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"]
+)
+def test_this_machine_is_refused_by_each_of_its_names(web, name):
+    asked = len(Web.agents)
+    with pytest.raises(OSError, match=r"IDEOGRAM_PRIVATE_HOSTS|InvalidUrl"):
+        Sources("r.csv").reference(web.replace("127.0.0.1", name) + "/a.png")
+    assert len(Web.agents) == asked
