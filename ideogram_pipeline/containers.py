@@ -91,6 +91,14 @@ def has_credentials(content: bytes) -> bool:
         return False
 
 
+def has_part(content: bytes, name: bytes) -> bool:
+    """Say whether a picture has a part of this name, such as the chunk `VP8L`; False for bytes that are no picture."""
+    try:
+        return any(part[0] == name for part in _parts(content))
+    except UnknownContainer:
+        return False
+
+
 def with_xmp(content: bytes, packet: bytes, *, standard_only: bool = False) -> bytes | None:
     """Return a picture with this packet and no other; None where a JPEG has no room for so long a one.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ideogram_pipeline.errors import ConfigurationError
+from ideogram_pipeline.seeing import flat, orientation, upright
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +82,8 @@ class Faces:
         from PIL import Image
 
         try:
-            image = Image.open(io.BytesIO(picture)).convert("RGB")
+            opened = Image.open(io.BytesIO(picture))
+            image = upright(flat(opened), orientation(opened))
         except (
             OSError,
             SyntaxError,

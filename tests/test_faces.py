@@ -47,6 +47,19 @@ def test_a_picture_or_references_without_a_face_have_no_distance(faces):
     assert faces.distance(ASTRONAUT[:20_000], {"a": lambda: ASTRONAUT}) is None
 
 
+@pytest.mark.parametrize(
+    ("orientation", "stored"), [(6, Image.Transpose.ROTATE_90), (3, Image.Transpose.ROTATE_180)]
+)
+def test_a_face_in_a_photo_that_exif_turns_is_found(faces, orientation, stored):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    sink = io.BytesIO()
+    Image.open(io.BytesIO(ASTRONAUT)).convert("RGB").transpose(stored).save(
+        sink, "JPEG", exif=tags, quality=90
+    )
+    assert 0 < faces.distance(ASTRONAUT, {"phone": sink.getvalue}) < FAR / 2
+
+
 @pytest.mark.parametrize("absent", ["dlib", "face_recognition_models"])
 def test_without_the_extra_it_is_said_how_to_install_it(monkeypatch, absent):
     monkeypatch.setitem(sys.modules, absent, None)

@@ -74,6 +74,7 @@ def image_sources() -> dict[str, list[Source]]:
     return {
         **sources,
         **digests,
+        "sent_sha256s": [request, ("references", "sha256"), ("references", "sent_sha256")],
         "endpoint": [("generation_requests", "endpoint"), ("prompts", "endpoint")],
         "fingerprint": [("generation_requests", "fingerprint")],
         "request_json": [request],

@@ -23,7 +23,7 @@ REASONS = 20
 """So many reasons for which rows have no picture stand in the log and the metadata."""
 RUN_TAG = "ideogram_pipeline/run"
 """Names the command that several Dagster runs belong to, so that they share one budget."""
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 """Changes with the columns of the pictures' rows or the way pictures are made."""
 
 

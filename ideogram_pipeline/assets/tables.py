@@ -18,7 +18,7 @@ from ideogram_pipeline.texts import shown
 
 PROMPTS_VERSION = "1"
 """Changes with the columns of the prompts table or what they mean."""
-REFERENCES_VERSION = "1"
+REFERENCES_VERSION = "2"
 """Changes with the columns of the references table or what they mean."""
 
 REVIEWS_VERSION = "1"

@@ -154,8 +154,9 @@ def references(plan: "Plan", store: "Store") -> Verdict:
         to_pay += 1
         for use in row.request.pictures if row.request else ():
             if not use.by_address:
-                users.setdefault(use.path, []).append(row.prompt_id)
-                expected[use.path] = (use.reference_id, use.sha256)
+                sha256, path = use.sent
+                users.setdefault(path, []).append(row.prompt_id)
+                expected[path] = (use.reference_id, sha256)
     there = {found.path for found in store.objects("references")} if expected else set()
     found = [(expected[path][0], f"{path} is missing") for path in expected if path not in there]
     broken = {path for path in expected if path not in there}

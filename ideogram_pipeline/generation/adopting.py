@@ -513,6 +513,7 @@ def _request_of(row: ImageRow, copies: Mapping[str, str], replaces: str | None) 
         ("image_urls", row.style_reference_ids, row.style_reference_sha256s),
         *single,
     ]
+    sent = json.loads(row.sent_sha256s)
     return GenerationRequest(
         prompt_id=row.prompt_id,
         batch=row.batch,
@@ -520,7 +521,14 @@ def _request_of(row: ImageRow, copies: Mapping[str, str], replaces: str | None) 
         endpoint=endpoint.name,
         arguments=arguments,
         pictures=tuple(
-            PictureUse(field=name, reference_id=one, uri="", sha256=sha256, path=copies.get(sha256, ""))
+            PictureUse(
+                field=name,
+                reference_id=one,
+                uri="",
+                sha256=sha256,
+                path=copies.get(sha256, ""),
+                sent_sha256=sent.get(sha256),
+            )
             for name, ids, digests in used
             for one, sha256 in zip(ids, digests, strict=True)
         ),

@@ -37,6 +37,7 @@ def edges_of(entry: Entry) -> Iterator[EdgeRow]:
             at=first.reserved_at,
             reference_id=use.reference_id,
             field=use.field,
+            sent_sha256=use.sent_sha256,
         )
     for attempt in entry.attempts:
         submit, at = ("submit", submit_id(attempt)), attempt.reserved.reserved_at

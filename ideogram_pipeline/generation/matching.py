@@ -29,6 +29,7 @@ from ideogram_pipeline.generation.requests import GenerationRequest, take_seed
 from ideogram_pipeline.generation.uploads import Upload
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS
+from ideogram_pipeline.tables.references import upright_copies
 
 LISTED_FOR = timedelta(days=31)
 """How far back fal is asked: a day more than it keeps what was sent."""
@@ -107,6 +108,12 @@ class Matcher:
         self._told = told
         self._listed = Listed()
         self._digests: dict[str, str | None] = {}
+        self._originals = {
+            use.sent_sha256: use.sha256
+            for request in wanted
+            for use in request.pictures
+            if use.sent_sha256 is not None
+        }
         self._seeds: dict[str, set[int]] = defaultdict(set)
         self._takes: dict[str, set[int]] = {}
         self._endpoints = sorted({request.endpoint_id for request in wanted})
@@ -121,6 +128,7 @@ class Matcher:
         """
         if self._endpoints:
             self._digests.update(_uploaded(self._store))
+            self._originals.update(upright_copies(self._store))
         now = datetime.now(UTC)
         for endpoint_id in self._endpoints:
             end, seen = now + SKEWS[-1], 0  # our clock may be slow by a day
@@ -190,7 +198,10 @@ class Matcher:
         return {name: put_in(value) if name in PICTURE_COLUMNS else value for name, value in sent.items()}
 
     async def _digest(self, url: str) -> str | None:
-        """Return the digest of the bytes behind a URL, or None if they can't be had any more."""
+        """Return the digest of the picture behind a URL, or None if it can't be had any more.
+
+        A copy that was sent in the place of a picture counts as that.
+        """
         if url not in self._digests:
             self._digests[url] = self._signed(url) or await self._fetched(url)
         return self._digests[url]
@@ -208,7 +219,8 @@ class Matcher:
             found = await self._fal.download(url, max_bytes=MAX_PICTURE_BYTES)
         except FalError:
             return None
-        return hashlib.sha256(found.content).hexdigest()
+        sha256 = hashlib.sha256(found.content).hexdigest()
+        return self._originals.get(sha256, sha256)
 
 
 def _uploaded(store: Store) -> Iterator[tuple[str, str]]:

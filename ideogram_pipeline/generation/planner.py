@@ -553,8 +553,11 @@ def _uses(
                     uri=reference.uri,
                     sha256=reference.sha256,
                     path=picture_path(reference),
-                    by_address=pass_urls and reference.uri.startswith("https://"),
+                    by_address=pass_urls
+                    and reference.uri.startswith("https://")
+                    and reference.sent_sha256 is None,
                     perceptual_hash=reference.perceptual_hash,
+                    sent_sha256=reference.sent_sha256,
                 )
             )
     return tuple(uses), problems
@@ -584,16 +587,25 @@ def _passed_on(uses: Iterable[PictureUse]) -> tuple[str, ...]:
     )
 
 
+def _facts(reference: Reference) -> PictureFacts:
+    """Return what the rules ask of a picture as it is sent."""
+    return PictureFacts(
+        kind=reference.kind,
+        bytes=reference.bytes if reference.sent_bytes is None else reference.sent_bytes,
+        width=reference.width,
+        height=reference.height,
+        is_turned=reference.sent_sha256 is not None,
+        as_mask=reference.as_mask,
+    )
+
+
 def _pictures(row: PromptRow, references: References) -> Pictures:
     """Return what is known of the pictures that a row names."""
     asked = named_pictures(row)
 
     def facts(field: str) -> Known:
         found = [references.usable.get(one) for one in asked[field]]
-        return tuple(
-            PictureFacts(entry.kind, entry.bytes, entry.width, entry.height) if entry else None
-            for entry in found
-        )
+        return tuple(_facts(entry) if entry else None for entry in found)
 
     return Pictures(
         references=facts("reference_image_urls"),

@@ -106,6 +106,7 @@ def _image(
         image_sha256=image_sha256,
         mask_id=mask_id,
         mask_sha256=mask_sha256,
+        sent_sha256s=_copies(request),
         rendering_speed=_text(sent.get("rendering_speed")),
         style=_text(sent.get("style")),
         style_preset=_text(sent.get("style_preset")),
@@ -237,6 +238,11 @@ def _ids(request: GenerationRequest, field: str) -> tuple[str, ...]:
 
 def _digests(request: GenerationRequest, field: str) -> tuple[str, ...]:
     return tuple(use.sha256 for use in request.pictures if use.field == field)
+
+
+def _copies(request: GenerationRequest) -> str:
+    sent = {use.sha256: use.sent_sha256 for use in request.pictures if use.sent_sha256}
+    return json.dumps(sent, sort_keys=True)
 
 
 def _first(request: GenerationRequest, field: str) -> tuple[str | None, str | None]:

@@ -10,6 +10,7 @@ from decimal import Decimal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, EndpointName
+from ideogram_pipeline.tables.references import upright_path
 
 FINGERPRINT_VERSION = 1
 """Part of every fingerprint; changes only if what is hashed changes, which would make every picture new."""
@@ -32,11 +33,22 @@ class PictureUse(BaseModel):
     perceptual_hash: str | None = Field(
         default=None, description="What it looks like, as `likeness` has it, where that is known."
     )
+    sent_sha256: str | None = Field(
+        default=None,
+        description="Hex digest of the upright copy that is sent in its place, where EXIF turns the picture.",
+    )
 
     @property
     def token(self) -> str:
         """What stands for the picture in the arguments until it is sent."""
         return f"sha256:{self.sha256}"
+
+    @property
+    def sent(self) -> tuple[str, str]:
+        """What is sent: the digest of its bytes, and where in the store they lie."""
+        if self.sent_sha256 is None:
+            return self.sha256, self.path
+        return self.sent_sha256, upright_path(self.path, self.sent_sha256)
 
 
 class GenerationRequest(BaseModel):

@@ -80,6 +80,11 @@ class ImageRow(BaseModel):
     image_sha256: str | None = Field(description="Hex digest of its bytes.")
     mask_id: str | None = Field(description="Mask of an edit.")
     mask_sha256: str | None = Field(description="Hex digest of its bytes.")
+    sent_sha256s: str = Field(
+        default="{}",
+        description="Pictures that EXIF turns were sent as upright copies: the digests of these by the digests above, "
+        "a JSON object; `{}` where there were none.",
+    )
     rendering_speed: str | None = Field(description="As sent: TURBO, BALANCED or QUALITY.")
     style: str | None = Field(description="As sent.")
     style_preset: str | None = Field(description="As sent.")
@@ -192,6 +197,9 @@ class EdgeRow(BaseModel):
         default=None, description="For uses: the row of the references table it was."
     )
     field: str | None = Field(default=None, description="For uses: fal's parameter, such as `image_url`.")
+    sent_sha256: str | None = Field(
+        default=None, description="For uses: hex digest of the upright copy that was sent, where one was."
+    )
     sha256: str | None = Field(default=None, description="For made: hex digest of the file.")
     sha256_received: str | None = Field(default=None, description="For made: hex digest of what fal sent.")
 

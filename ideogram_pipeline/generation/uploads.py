@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 class Upload(BaseModel):
-    """An upload as the store remembers it, under `uploads/<sha256>.json`."""
+    """An upload as the store remembers it, under `uploads/<sha256>.json`; a copy's has both digests in its name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -121,18 +121,18 @@ class ReferenceUrls:
         for use in reserved.request.pictures:
             if not reserved.uploaded and (place := self._place(use)):
                 await self._remember_unreadable(place)
-            known = self._urls.get(use.sha256)
+            known = self._urls.get(use.sent[0])
             if known is None or not _is_later(known, reserved.reserved_at):
-                self._urls.pop(use.sha256, None)
+                self._urls.pop(use.sent[0], None)
                 await self._store.delete_async([_path(use)])
         may_help = reserved.request.fingerprint not in self._given_anew
         self._given_anew.add(reserved.request.fingerprint)
         return may_help
 
     async def _url(self, use: PictureUse) -> _Found:
-        found = self._urls.get(use.sha256)
+        found = self._urls.get(use.sent[0])
         if found is None or _is_over(found):
-            found = self._urls[use.sha256] = asyncio.create_task(self._found(use))
+            found = self._urls[use.sent[0]] = asyncio.create_task(self._found(use))
             found.add_done_callback(_heard)
         return await asyncio.shield(found)
 
@@ -152,7 +152,7 @@ class ReferenceUrls:
             return signed
         if place and (remembered := await self._remembered(use)):
             return _Found(remembered.url)
-        name = use.path.rpartition("/")[2]
+        name = use.sent[1].rpartition("/")[2]
         uploaded = await self._fal.upload(content, file_name=name, lifetime_s=int(LIFETIME.total_seconds()))
         upload = Upload(url=uploaded.url, expires_at=uploaded.expires_at or datetime.now(UTC) + LIFETIME)
         await self._store.put_async(_path(use), upload.model_dump_json().encode())
@@ -193,20 +193,21 @@ class ReferenceUrls:
 
     async def _signed(self, use: PictureUse) -> _Found | None:
         """Return a signed URL of the store's copy, if the credentials last long enough."""
-        url = await self._store.presigned(use.path, lasting_s=self._wait_s + SIGN_AGAIN_S)
+        url = await self._store.presigned(use.sent[1], lasting_s=self._wait_s + SIGN_AGAIN_S)
         until = asyncio.get_running_loop().time() + SIGN_AGAIN_S
         return _Found(url, uploaded=False, until=until) if url else None
 
     async def _content(self, use: PictureUse) -> bytes:
         """Return the bytes that were planned with: others would be paid for under a false fingerprint."""
+        sha256, path = use.sent
         try:
-            content = await self._store.get_async(use.path)
+            content = await self._store.get_async(path)
         except FileNotFoundError:
             content = b""
-        if hashlib.sha256(content).hexdigest() != use.sha256:
+        if hashlib.sha256(content).hexdigest() != sha256:
             raise LeftOpen(
                 NotReached,
-                f"the store's copy of the reference {use.reference_id!r}, {use.path}, is "
+                f"the store's copy of the reference {use.reference_id!r}, {path}, is "
                 f"{'damaged' if content else 'missing'}; delete it and materialize `references` again",
             )
         return content
@@ -261,4 +262,5 @@ def _unreadable_path(place: str) -> str:
 
 
 def _path(use: PictureUse) -> str:
-    return f"uploads/{use.sha256}.json"
+    """Return where the upload of a picture is noted: under the name of what was uploaded."""
+    return f"uploads/{'.'.join(filter(None, (use.sha256, use.sent_sha256)))}.json"

@@ -28,6 +28,7 @@ U01  violation  a seed is 0 to 2147483647                                       
 U02  advice     a prompt has at most 10,000 characters                                    Ideogram
 U03  advice     source and mask are JPEG, PNG or WebP of at most 10 MB each               Ideogram
 P01  violation  a prompt has words                                                        this project
+P02  advice     a mask has black and white                                                this project
 ===  =========  ========================================================================  =============
 
 "fal" is the prose of fal's field descriptions and of its Ideogram Character page, "Ideogram" the OpenAPI
@@ -76,6 +77,7 @@ RuleId = Literal[
     "U02",
     "U03",
     "P01",
+    "P02",
 ]
 """R: a rule of fal's or Ideogram's for an input, U: a limit Ideogram alone states, P: this project's own."""
 
@@ -87,6 +89,10 @@ _MAX_SEED = 2_147_483_647
 _MAX_PALETTE_MEMBERS = 8
 _KINDS = ("jpeg", "png", "webp")
 _STYLE_CODE = re.compile(r"[0-9a-fA-F]{8}")
+
+
+MaskLook = Literal["black and white", "white", "black", "transparent"]
+"""How a picture reads as a mask: in both colours, in one, or by what is transparent in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,10 @@ class PictureFacts:
     """Pixels across."""
     height: int
     """Pixels down."""
+    is_turned: bool = False
+    """Whether its file says how it is to be turned: ``width`` and ``height`` are those of the picture upright."""
+    as_mask: MaskLook | None = None
+    """How it would read as a mask, where somebody has looked."""
 
     @property
     def size(self) -> Size:
@@ -299,6 +309,7 @@ def _character(request: IdeogramInput, pictures: Pictures) -> Iterator[Finding]:
         yield from _same_pixels(
             "R08", "reference_mask_urls", pictures.reference_masks[0], pictures.references[0], "its reference"
         )
+        yield from _two_colours("reference_mask_urls", pictures.reference_masks[0])
 
     if request.style_codes or request.image_urls:
         yield Advice(
@@ -338,6 +349,7 @@ def _source(request: IdeogramInput, pictures: Pictures) -> Iterator[Finding]:
 
 def _edit(pictures: Pictures) -> Iterator[Finding]:
     yield from _same_pixels("R09", "mask_url", pictures.mask, pictures.image, "the source")
+    yield from _two_colours("mask_url", pictures.mask)
     yield Advice(
         "R10",
         "mask_url",
@@ -368,10 +380,32 @@ def _crop(source: Size, target: Size) -> Iterator[Finding]:
 def _same_pixels(
     rule: RuleId, field: str, mask: PictureFacts | None, picture: PictureFacts | None, whose: str
 ) -> Iterator[Finding]:
-    if mask and picture and mask.size != picture.size:
-        yield Violation(
-            rule,
-            field,
-            f"The mask is {mask.size}, but {whose} is {picture.size}.",
-            f"Scale the mask to {picture.size}.",
-        )
+    if mask is None or picture is None or mask.size == picture.size:
+        return
+    turned = " upright, as its EXIF says and as it is sent" if picture.is_turned else ""
+    if mask.width * picture.height == mask.height * picture.width:
+        fix = f"Scale the mask to {picture.size}."
+    elif mask.size == Size(picture.height, picture.width):
+        fix = f"Turn the mask as {whose} is turned, so that both show the same, at {picture.size}."
+    else:
+        fix = f"Scaling would distort it: paint or export the mask anew over {whose}, at {picture.size}."
+    yield Violation(rule, field, f"The mask is {mask.size}, but {whose} is {picture.size}{turned}.", fix)
+
+
+def _two_colours(field: str, mask: PictureFacts | None) -> Iterator[Finding]:
+    """Black and white are how a mask speaks, whichever of them is repainted."""
+    match mask and mask.as_mask:
+        case "white" | "black" as colour:
+            yield Advice(
+                "P02",
+                field,
+                f"The mask is all {colour}: it marks everything or nothing. Paint the region in black and the rest in "
+                "white, or the other way round, before you pay for it.",
+            )
+        case "transparent":
+            yield Advice(
+                "P02",
+                field,
+                "The mask marks by transparency: without it, it is another mask, and nobody says that fal looks at it. "
+                "Save it in black and white, with no transparency, before you pay for it.",
+            )

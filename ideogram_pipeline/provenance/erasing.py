@@ -23,6 +23,7 @@ from ideogram_pipeline.provenance.traces import Gone, Trace
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables import erased
 from ideogram_pipeline.tables.erased import ErasedImage, Tombstone
+from ideogram_pipeline.tables.references import upright_copies
 
 Item = TypeVar("Item")
 
@@ -86,9 +87,12 @@ def descent(store: Store, reference: str) -> Descent:
     called = {*named, *(name for request in requests for name in request.uses)}
     digests = {sha256 for name, sha256 in called if reference in (name, sha256)}
     digests |= {stone.sha256 for stone in stones if stone.sha256 == reference}
+    copies = upright_copies(store)
+    digests |= {sha256 for sent, sha256 in copies.items() if sent == reference}
     found, made = _closure(requests, digests)
     digests |= {sha256 for request in requests for _, sha256 in request.uses if sha256 in made}
     digests |= {sha256 for _, sha256 in named if sha256 in made}
+    digests |= {sent for sent, sha256 in copies.items() if sha256 in digests}
     buried = [stone for stone in stones if stone.sha256 in digests]
     reference_ids = {name for name, sha256 in named if sha256 in digests}
     if reference not in digests and reference not in (name for name, _ in named):

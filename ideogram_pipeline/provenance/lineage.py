@@ -20,6 +20,7 @@ from ideogram_pipeline.errors import ConfigurationError
 from ideogram_pipeline.generation import files, readings
 from ideogram_pipeline.generation.edges import submit_id
 from ideogram_pipeline.generation.ledger import Attempt, Entry, Ledger
+from ideogram_pipeline.generation.requests import PictureUse
 from ideogram_pipeline.generation.rows import EdgeRow, NodeKind
 from ideogram_pipeline.likeness import distance
 from ideogram_pipeline.storage import Store, parquet
@@ -137,7 +138,7 @@ class _Words:
     def named(self, edge: EdgeRow) -> Iterator[NodeId]:
         """Yield those ends of an edge that the key names."""
         for node, names in (
-            (_start(edge), (edge.from_id, edge.reference_id)),
+            (_start(edge), (edge.from_id, edge.reference_id, edge.sent_sha256)),
             (_end(edge), (edge.to_id, edge.sha256, edge.sha256_received)),
         ):
             if self._kind in (None, node[0]) and any(self._is_named(node, name) for name in names):
@@ -332,13 +333,24 @@ def _facts(entry: Entry) -> Iterator[tuple[NodeId, dict[str, JsonValue]]]:
     for use in request.pictures:
         yield (
             ("reference", use.sha256),
-            {"reference_id": use.reference_id, "uri": without_access(use.uri), "path": use.path},
+            {
+                "reference_id": use.reference_id,
+                "uri": without_access(use.uri),
+                "path": use.path,
+                **_copy_facts(use),
+            },
         )
     for attempt in entry.attempts:
         yield ("submit", submit_id(attempt)), _submit_facts(attempt)
         yield ("run", attempt.reserved.owner), {"backend": attempt.reserved.backend}
         for image in attempt.settled.images if attempt.settled else ():
             yield ("image", image.path), image.model_dump(mode="json", exclude=_OF_MARKING)
+
+
+def _copy_facts(use: PictureUse) -> dict[str, JsonValue]:
+    """Return what was sent in the place of a picture, where that was an upright copy."""
+    sha256, path = use.sent
+    return {"sent_sha256": sha256, "sent_path": path} if use.sent_sha256 else {}
 
 
 def _submit_facts(attempt: Attempt) -> dict[str, JsonValue]:

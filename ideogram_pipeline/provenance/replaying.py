@@ -135,7 +135,7 @@ def _with_urls(request: GenerationRequest, url: Mapping[str, str]) -> dict[str, 
 
 def _curl(request: GenerationRequest, store: Store) -> str:
     urls = {
-        use.token: use.uri if use.by_address else f"URL of {store.where(use.path)}"
+        use.token: use.uri if use.by_address else f"URL of {store.where(use.sent[1])}"
         for use in request.pictures
     }
     arguments = json.dumps(_with_urls(request, urls), ensure_ascii=False, indent=2)
@@ -182,6 +182,6 @@ def _code(request: GenerationRequest, store: Store, literal: Callable[[JsonValue
     """Return the arguments as code, with a call that uploads in the place of each picture not passed by address."""
     code = literal(request.arguments)
     for use in request.pictures:
-        call = literal(use.uri) if use.by_address else upload.format(literal(store.where(use.path)))
+        call = literal(use.uri) if use.by_address else upload.format(literal(store.where(use.sent[1])))
         code = code.replace(literal(use.token), call)
     return code

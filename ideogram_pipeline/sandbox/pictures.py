@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import httpx2
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ideogram_pipeline.sandbox.http import outward_client
 from ideogram_pipeline.sandbox.state import State
+from ideogram_pipeline.seeing import flat, orientation, upright, upright_size
 
 MAX_BYTES = 50 * 1024 * 1024
 """Larger pictures are refused: the largest limit Ideogram states for any picture."""
@@ -47,7 +48,7 @@ class Picture:
     digest: str
     """SHA-256 of its bytes, in hexadecimal."""
     size: tuple[int, int]
-    """Pixels across and down of the original."""
+    """Pixels across and down of the original, upright."""
     image: Image.Image = field(compare=False, repr=False)
     """The pixels, RGB."""
 
@@ -123,24 +124,13 @@ def decode(content: bytes) -> Picture:
     """The picture in these bytes. Raises PictureProblem."""
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
-            size = opened.size
-            if size[0] * size[1] > MAX_PIXELS:
+            seen = upright_size(opened, orientation(opened))
+            if opened.width * opened.height > MAX_PIXELS:
                 raise PictureProblem("image_too_large", f"The picture has more than {MAX_PIXELS} pixels.")
             opened.draft("RGB", (_LONGEST_SIDE, _LONGEST_SIDE))
-            upright = ImageOps.exif_transpose(opened)
-            turned = upright.size != opened.size
-            image = _flat(upright)
+            stored = orientation(opened)
+            image = upright(flat(opened), stored)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureProblem("image_load_error", "The file is not a JPEG, PNG or WebP picture.") from error
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    return Picture(hashlib.sha256(content).hexdigest(), size[::-1] if turned else size, image)
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """The picture as RGB, on white where it is transparent."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    clear = image.convert("RGBA")
-    ground = Image.new("RGB", clear.size, "white")
-    ground.paste(clear, mask=clear.getchannel("A"))
-    return ground
+    return Picture(hashlib.sha256(content).hexdigest(), seen, image)

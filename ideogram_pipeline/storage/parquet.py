@@ -247,7 +247,9 @@ def _readable(where: str) -> Iterator[None]:
 def rows(
     store: Store, path: str, model: type[Row], *, where: tuple[str, Collection[str]] | None = None
 ) -> Rows[Row]:
-    """Return the rows of a Parquet file that was written from `model`; `where` as in `read`.
+    """Return the rows of a Parquet file that was written from `model`, or its like of an earlier version.
+
+    `where` is as in `read`.
 
     Raises:
         DamagedFile: it is none.
@@ -258,8 +260,25 @@ def rows(
         return found_rows
     import pyarrow as pa
 
+    schema = arrow_schema(model)
     found = (pa.Table.from_batches([batch]) for batch in _batches(store, path, where, _ROW_GROUP))
-    return Rows(encode_tables(arrow_schema(model), found), model)
+    with _readable(store.where(path)):
+        return Rows(encode_tables(schema, (_fitted(table, model, schema) for table in found)), model)
+
+
+def _fitted(table: pa.Table, model: type[BaseModel], schema: pa.Schema) -> pa.Table:
+    """Return a table with a model's columns; those that an earlier version didn't write hold their defaults."""
+    import pyarrow as pa
+
+    def column(field: pa.Field[Any]) -> Any:
+        said = model.model_fields[field.name]
+        if field.name in table.column_names:
+            return table[field.name]
+        if said.is_required():
+            raise ValueError(f"it has no column {field.name!r}")
+        return pa.array([said.get_default(call_default_factory=True)] * table.num_rows, field.type)
+
+    return pa.Table.from_arrays([column(field) for field in schema], schema=schema)
 
 
 def view(store: Store, path: str, kind: type[View]) -> list[View]:

@@ -92,7 +92,7 @@ def open_s3(url: str) -> S3:
                 "there are no AWS credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, log "
                 "in with `aws sso login`, or give the machine a role"
             )
-        authorities = _authorities(session)
+        authorities = trust(session)
         region = os.environ.get("AWS_REGION") or session.get_config_variable("region") or "us-east-1"
         configured = ConfiguredEndpointProvider(
             session.full_config, session.get_scoped_config(), "s3"
@@ -287,7 +287,7 @@ def _client(endpoint: str) -> ClientConfig:
     return config
 
 
-def _authorities(session: Session) -> ClientConfig:
+def trust(session: Session) -> ClientConfig:
     """Return what S3 has to trust beside the system's authorities, and have botocore trust what all else does.
 
     Raises:

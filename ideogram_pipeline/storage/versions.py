@@ -179,7 +179,11 @@ def _bucket_of(store: Store) -> _Bucket | None:
     from botocore.config import Config
     from botocore.session import Session
 
-    client = Session().create_client(
+    from ideogram_pipeline.storage.remote import trust
+
+    session = Session()
+    trust(session)
+    client = session.create_client(
         "s3",
         region_name=store.s3.region,
         endpoint_url=store.s3.endpoint,

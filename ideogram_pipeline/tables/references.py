@@ -1,14 +1,21 @@
-"""The references table: every record becomes a reference whose picture was opened, or a rejection."""
+"""The references table: every record becomes a reference whose picture was opened, or a rejection.
+
+Where EXIF turns a picture, an upright copy of it is made and sent in its place: nobody knows of every program on the
+way whether it turns pictures, and a mask fits only one of the two. The picture stays what the table names, and its
+digest what requests are told apart by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from ideogram_pipeline.errors import StoreError
-from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Picture, inspect
+from ideogram_pipeline.pictures import EXTENSIONS, BadPicture, Examined, examine
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.columns import refuse_mistyped
 from ideogram_pipeline.tables.erased import Tombstone, refusal
@@ -24,6 +31,8 @@ from ideogram_pipeline.tables.rows import (
     parse_row,
 )
 from ideogram_pipeline.tables.sources import Sources
+
+_COPY = re.compile(r"references/(?P<original>[0-9a-f]{64})\.(?P<sent>[0-9a-f]{64})\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,18 @@ class ReferencesTable:
 def picture_path(reference: Reference) -> str:
     """Return where in the store a reference lies: under its digest, so that what was hashed is what is sent."""
     return f"references/{reference.sha256}.{EXTENSIONS[reference.kind]}"
+
+
+def upright_path(path: str, sent_sha256: str) -> str:
+    """Return where the upright copy lies of the picture at a path: under both digests, its picture's first."""
+    stem, _, extension = path.rpartition(".")
+    return f"{stem}.{sent_sha256}.{extension}"
+
+
+def upright_copies(store: Store) -> dict[str, str]:
+    """Return the digests of the pictures of which the store has an upright copy, by the digests of these."""
+    names = (_COPY.fullmatch(found.path) for found in store.objects("references"))
+    return {name["sent"]: name["original"] for name in names if name}
 
 
 def read_references(
@@ -66,12 +87,13 @@ def read_references(
     sources = Sources(url, private_hosts)
     kept = {found.path: found.size for found in store.objects("references")} if store else {}
 
-    def opened(row: ReferenceRow) -> tuple[Reference, bytes]:
+    def opened(row: ReferenceRow) -> tuple[Reference, Mapping[str, bytes]]:
         content = _content(row, sources)
-        reference = _reference(row, _picture(content))
+        found = _examined(content)
+        reference = _reference(row, found)
         if stone := erased.get(reference.sha256):
             raise RowProblem(Problem("uri", refusal(stone)))
-        return reference, content
+        return reference, dict(_copies(reference, content, found.upright))
 
     def open_one(record: RawRow) -> Reference | Rejection:
         def of_its_picture(row: ReferenceRow) -> Iterable[Problem]:
@@ -83,7 +105,7 @@ def read_references(
             return ()
 
         try:
-            reference, content = opened(parse_row(ReferenceRow, record, extra_columns, of_its_picture))
+            reference, copies = opened(parse_row(ReferenceRow, record, extra_columns, of_its_picture))
         except RowProblem as problem:
             return Rejection(
                 file=url,
@@ -92,8 +114,9 @@ def read_references(
                 column=problem.column,
                 reason=problem.reason,
             )
-        if store and kept.get(picture_path(reference)) != len(content):
-            store.create(picture_path(reference), content)
+        for path, copy in copies.items():
+            if store and kept.get(path) != len(copy):
+                store.create(path, copy)
         return reference
 
     with ThreadPoolExecutor(max_workers=8) as threads:
@@ -105,7 +128,15 @@ def read_references(
     )
 
 
-def _reference(row: ReferenceRow, picture: Picture) -> Reference:
+def _copies(reference: Reference, content: bytes, upright: bytes | None) -> Iterator[tuple[str, bytes]]:
+    """Yield what is kept of a picture, and where."""
+    yield picture_path(reference), content
+    if upright is not None and reference.sent_sha256:
+        yield upright_path(picture_path(reference), reference.sent_sha256), upright
+
+
+def _reference(row: ReferenceRow, found: Examined) -> Reference:
+    picture, upright = found.picture, found.upright
     return Reference(
         **row.model_dump(exclude={"uri"}),
         uri=row.uri if not row.uri.startswith("data:") else f"data:image/{picture.kind}",
@@ -115,6 +146,9 @@ def _reference(row: ReferenceRow, picture: Picture) -> Reference:
         height=picture.height,
         bytes=picture.bytes,
         perceptual_hash=picture.perceptual_hash,
+        sent_sha256=hashlib.sha256(upright).hexdigest() if upright is not None else None,
+        sent_bytes=len(upright) if upright is not None else None,
+        as_mask=found.as_mask,
     )
 
 
@@ -125,8 +159,9 @@ def _content(row: ReferenceRow, sources: Sources) -> bytes:
         raise RowProblem(Problem("uri", f"the picture can't be read: {error}")) from None
 
 
-def _picture(content: bytes) -> Picture:
+def _examined(content: bytes) -> Examined:
     try:
-        return inspect(content)
+        return examine(content)
     except BadPicture as problem:
-        raise RowProblem(Problem("uri", f"the picture can't be used: {problem}")) from None
+        mend = f"; {problem.mend}" if problem.mend else ""
+        raise RowProblem(Problem("uri", f"the picture can't be used: {problem}{mend}")) from None

@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
 )
 
+from ideogram_pipeline.pictures import MaskLook
 from ideogram_pipeline.tables.cells import BadCell
 from ideogram_pipeline.tables.columns import counting, needed_by
 from ideogram_pipeline.tables.reader import RawRow
@@ -218,11 +219,20 @@ class Reference(ReferenceRow):
 
     sha256: str = Field(description="Hex digest of the picture's bytes.")
     kind: Literal["jpeg", "png", "webp"] = Field(description="What the bytes are, whatever the name says.")
-    width: int = Field(description="Pixels.")
-    height: int = Field(description="Pixels.")
+    width: int = Field(description="Pixels across, upright.")
+    height: int = Field(description="Pixels down, upright.")
     bytes: int = Field(description="Length of the file.")
     perceptual_hash: str | None = Field(
         default=None, description="64-bit difference hash of what it looks like, 16 hex digits."
+    )
+    sent_sha256: str | None = Field(
+        default=None,
+        description="Hex digest of the upright copy that is sent, where EXIF turns the picture; empty for others.",
+    )
+    sent_bytes: int | None = Field(default=None, description="Length of that copy.")
+    as_mask: MaskLook | None = Field(
+        default=None,
+        description="How it would read as a mask: in both colours, in one, or by what is transparent in it.",
     )
 
 

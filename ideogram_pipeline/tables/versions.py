@@ -11,6 +11,9 @@ from typing import Any
 from ideogram_pipeline.tables.reader import read_rows, read_table
 from ideogram_pipeline.tables.sources import Sources
 
+_READ_AS = b"upright"
+"""Changes with what is read of a picture, so that an upgrade reads a table anew that nobody has changed."""
+
 
 def prompts_version(url: str, defaults: Mapping[str, Any], extra_columns: Collection[str] = ()) -> str:
     """Return a digest of a prompts table as it is now, of the values its empty cells take, and of its extra columns.
@@ -36,7 +39,7 @@ def references_version(url: str, extra_columns: Collection[str] = ()) -> str:
     sources = Sources(url)
     with ThreadPoolExecutor(max_workers=16) as threads:
         stamps = threads.map(lambda uri: sources.stamp(uri).encode(), uris)
-        return _digest([content, *stamps, *_names(extra_columns)])
+        return _digest([_READ_AS, content, *stamps, *_names(extra_columns)])
 
 
 def _names(columns: Collection[str]) -> list[bytes]:

@@ -427,6 +427,21 @@ def test_a_reference_that_travelled_in_the_request_is_known_by_its_bytes(tmp_pat
     assert (project.accepted, sandbox.stats().uploads) == (3, 0)
 
 
+@pytest.mark.parametrize("way", ["uploaded", "fetched", "inline"])
+def test_a_photo_that_was_sent_upright_is_known_by_its_copy(tmp_path, sandbox, way):
+    project = Project(tmp_path / "project", sandbox, inline_bytes=100_000 if way == "inline" else 0)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    Image.effect_noise((64, 48), 50).save(project.folder / "ada.png", exif=tags)
+    assert project.run() == 3
+    (use,) = next(iter(project.entries.values())).last.reserved.request.pictures
+    assert use.sent_sha256
+    project.lose("ledger", *DERIVED, *(["uploads", "references"] if way == "fetched" else []))
+    assert len(project.adopt().adopted) == 3
+    assert project.run() == 3
+    assert project.accepted == 3
+
+
 def test_a_request_with_another_picture_is_another_request(project):
     project.run()
     project.lose("ledger", *DERIVED)

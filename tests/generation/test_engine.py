@@ -645,6 +645,35 @@ def test_a_reference_in_s3_is_fetched_by_a_signed_url_that_nothing_keeps(
 
 
 @on_s3
+def test_a_photo_that_exif_turns_is_signed_for_as_its_upright_copy(store, sandbox, tmp_path, s3_wire):
+    tags = Image.Exif()
+    tags[0x0112] = 8
+    Image.effect_noise((64, 48), 50).save(tmp_path / "phone.jpg", exif=tags)
+    (tmp_path / "phones.csv").write_text("reference_id,uri\nphone,phone.jpg\n")
+    phone = read_references(str(tmp_path / "phones.csv"), store).references
+    row = PromptRow(prompt_id="p", batch=BATCH, row_number=1, prompt="x", reference_ids=("phone",))
+    request = plan_row(row, References.of(phone, ()))
+    assert kinds(Run(store, sandbox)([request])) == {Generated: 1}
+    (path,) = {urlsplit(target).path for target in fetched(s3_wire)}
+    (use,) = request.pictures
+    assert path.endswith(f"/references/{use.sha256}.{use.sent_sha256}.jpg")
+    assert hashlib.sha256(store.get(use.sent[1])).hexdigest() == use.sent_sha256
+    assert sandbox.stats().uploads == 0
+
+
+def test_the_address_of_a_photo_that_exif_turns_is_not_passed_on(references):
+    turned = references.usable["ada"].model_copy(
+        update={"uri": "https://example.org/ada.png", "sent_sha256": "0" * 64, "sent_bytes": 100}
+    )
+    row = PromptRow(prompt_id="p", batch=BATCH, row_number=1, prompt="x", reference_ids=("ada",))
+    request = plan_row(row, References.of([turned], ()), pass_urls=True)
+    assert [use.by_address for use in request.pictures] == [False]
+    assert "IDEOGRAM_PASS_URLS" not in " ".join(request.advice)
+    straight = turned.model_copy(update={"sent_sha256": None})
+    assert plan_row(row, References.of([straight], ()), pass_urls=True).fingerprint == request.fingerprint
+
+
+@on_s3
 def test_a_signed_url_serves_several_requests_and_not_for_ever(store, sandbox, rows, s3_wire, monkeypatch):
     def looked_at():
         return sum("/references/" in target and "X-Amz" not in target for _, target in s3_wire.seen)

@@ -30,6 +30,7 @@ image_id string?
 image_sha256 string?
 mask_id string?
 mask_sha256 string?
+sent_sha256s string
 rendering_speed string?
 style string?
 style_preset string?

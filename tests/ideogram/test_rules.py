@@ -38,8 +38,16 @@ RED = {"rgb": {"r": 255}}
 UNKNOWN = Pictures()
 
 
-def picture(kind: str = "png", bytes: int = 1000, width: int = 1024, height: int = 1024) -> PictureFacts:
-    return PictureFacts(kind=kind, bytes=bytes, width=width, height=height)
+def picture(
+    kind: str = "png",
+    bytes: int = 1000,
+    width: int = 1024,
+    height: int = 1024,
+    *,
+    is_turned: bool = False,
+    as_mask: rules.MaskLook | None = None,
+) -> PictureFacts:
+    return PictureFacts(kind, bytes, width, height, is_turned, as_mask)
 
 
 def palette(count: int) -> dict[str, Any]:
@@ -245,6 +253,29 @@ CASES = [
         )
         for endpoint, body in (("v3/remix", REMIX), ("character/remix", REMIX | CHARACTER))
     ),
+    *(
+        Case(
+            "P02",
+            Advice,
+            "mask_url",
+            "v3/edit",
+            EDIT,
+            EDIT,
+            Pictures(image=picture(), mask=picture(as_mask=look)),
+            Pictures(image=picture(), mask=picture(as_mask="black and white")),
+        )
+        for look in ("white", "black", "transparent")
+    ),
+    Case(
+        "P02",
+        Advice,
+        "reference_mask_urls",
+        "character",
+        CHARACTER | {"reference_mask_urls": [MASK]},
+        CHARACTER | {"reference_mask_urls": [MASK]},
+        Pictures(references=(picture(),), reference_masks=(picture(as_mask="black"),)),
+        Pictures(references=(picture(),), reference_masks=(picture(as_mask="black and white"),)),
+    ),
     Case(
         "R14",
         Advice,
@@ -332,6 +363,28 @@ def test_an_edit_is_always_advised_that_mask_colours_are_uncertain(
 def test_a_plain_input_without_a_mask_has_no_findings(endpoint: str, body: dict[str, Any]) -> None:
     square = picture()
     assert check(parse(endpoint, body), Pictures(references=(square,), image=square)) == []
+
+
+@pytest.mark.parametrize(
+    ("mask", "source", "says"),
+    [
+        (picture(width=800, height=600), picture(width=400, height=300), "Scale the mask to 400x300."),
+        (
+            picture(width=400, height=300),
+            picture(width=300, height=400, is_turned=True),
+            "the source is 300x400 upright, as its EXIF says and as it is sent. Turn the mask as the source is turned",
+        ),
+        (
+            picture(width=1000, height=300),
+            picture(width=400, height=300),
+            "Scaling would distort it: paint or export the mask anew over the source, at 400x300.",
+        ),
+    ],
+    ids=["of the same shape", "on its side", "of another shape"],
+)
+def test_a_mask_of_another_size_is_told_what_mends_it(mask, source, says):
+    first, *_ = check(parse("v3/edit", EDIT), Pictures(image=source, mask=mask))
+    assert says in str(first)
 
 
 def test_the_documented_table_is_what_the_cases_cover() -> None:

@@ -140,6 +140,31 @@ def test_every_column_of_every_file_says_what_it_means(model, on_disk):
     assert described == {name: field.description for name, field in model.model_fields.items()}
 
 
+def test_a_file_of_an_earlier_version_has_what_is_taken_for_empty_in_the_columns_it_lacks(on_disk):
+    class Before(BaseModel):
+        name: str
+        gone: str
+
+    class Now(BaseModel):
+        name: str
+        note: str | None = None
+        tags: tuple[str, ...] = ()
+        told: str = "{}"
+
+    parquet.write(on_disk, "old.parquet", Before, [Before(name=name, gone="x") for name in "abc"])
+    expected = [Now(name="a"), Now(name="c")]
+    assert list(parquet.rows(on_disk, "old.parquet", Now, where=("name", ["a", "c"]))) == expected
+    assert list(parquet.read(on_disk, "old.parquet", Now, where=("name", ["a", "c"]))) == expected
+    assert len(list(parquet.rows(on_disk, "old.parquet", Now))) == 3
+
+    class Later(BaseModel):
+        name: str
+        needed: str
+
+    with pytest.raises(DamagedFile, match=r"old\.parquet"):
+        list(parquet.rows(on_disk, "old.parquet", Later, where=("name", ["a"])))
+
+
 @pytest.mark.parametrize("number", [0, 1, 8, 9])
 @given(first=SAMPLES)
 def test_rows_are_the_same_few_or_many_and_with_their_file(number, first):

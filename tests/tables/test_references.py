@@ -80,7 +80,7 @@ def unusable(picture, name: str) -> bytes | None:
     [
         ("missing.png", "the picture can't be read: there is no file"),
         ("words.png", "not a picture that can be decoded"),
-        ("empty.png", "not a picture that can be decoded"),
+        ("empty.png", "the file is empty; download or copy it again"),
         ("cut.png", "can't be decoded to the end"),
         ("film.gif", "it is GIF, not JPEG, PNG or WebP"),
         ("bomb.png", "it claims"),
