@@ -50,7 +50,10 @@ def test_a_coroutine_ends_as_it_would_anywhere_with_the_variables_of_its_caller(
 
 INTERRUPTED = """
 import asyncio
+import signal
 from ideogram_pipeline.threads import result_of
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what the background of a shell starts
 
 async def work():
     print("begun", flush=True)
