@@ -54,7 +54,7 @@ def first_sheet(url: str, content: bytes) -> Sheet:
     """Return the first sheet of a workbook.
 
     Raises:
-        TableError: it is no workbook, is too large, or has merged cells in its header.
+        TableError: it is no workbook, is too large, or has merged cells or failed formulas in its header.
     """
     if content.startswith(_COMPOUND):
         raise TableError(
@@ -83,6 +83,7 @@ def first_sheet(url: str, content: bytes) -> Sheet:
         raise
     except Exception as error:  # openpyxl raises zipfile, KeyError, ValueError and its own, by the damage
         raise TableError(f"{url}: the file is not a readable Excel workbook ({error}).") from None
+    _check_names(url, rows)
     _lay_out(url, first.title, sheet.merged, rows)
     return Sheet(first.title, rows, filled)
 
@@ -187,6 +188,14 @@ def _shown(number: int, parts: tuple[str, ...]) -> str:
 def _character(escaped: re.Match[str]) -> str:
     code = int(escaped[1], 16)
     return escaped[0] if 0xD800 <= code < 0xE000 else chr(code)  # half a surrogate pair is no character
+
+
+def _check_names(url: str, rows: dict[int, dict[int, Any]]) -> None:
+    """Refuse a column whose name can't be read, where it is filled: it may be one that counts."""
+    unread = {column: name for column, name in rows.get(1, {}).items() if isinstance(name, BadCell)}
+    for number, cells in rows.items() if unread else ():
+        for column in cells.keys() & unread.keys() if number > 1 else ():
+            raise TableError(f"{url}: a column has no name: {unread[column].reason}.")
 
 
 def _lay_out(url: str, sheet: str, merges: list[CellRange], rows: dict[int, dict[int, Any]]) -> None:

@@ -167,6 +167,15 @@ def test_a_merged_header_is_an_error(workbook):
         read_rows(path, required=("prompt_id",))
 
 
+@pytest.mark.parametrize("name", ["#N/A", '=CONCATENATE("reference","_id")'])
+def test_a_header_that_cannot_be_read_is_an_error_where_its_column_is_filled(workbook, name):
+    path = workbook(["prompt_id", "prompt", name], ["a", "x", "eileen"])
+    with pytest.raises(TableError, match=r"a column has no name: .* cell C1 of the sheet 'Prompts'"):
+        read_rows(path, required=("prompt_id",))
+    path = workbook(["prompt_id", "prompt", name], ["a", "x"])
+    assert [row.cells["prompt_id"] for row in read_rows(path, required=("prompt_id",))] == ["a"]
+
+
 def test_line_breaks_and_other_escaped_characters_arrive_as_they_were_written(workbook):
     path = workbook(
         ["prompt_id", "prompt", "no_x000D_te"],
