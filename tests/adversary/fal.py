@@ -165,7 +165,7 @@ class Request:
     """The typed errors that its result was said to be, in the last answers."""
 
     def has_ended(self, now_s):
-        return self.how != "never" and now_s >= self.ends_s
+        return (self.how != "never" or self.cancelled) and now_s >= self.ends_s
 
     @property
     def is_paid(self):
