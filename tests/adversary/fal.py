@@ -4,7 +4,7 @@ A request's truth is decided when it is accepted: it will bring a picture, end w
 or never end. `Fal.lies` holds, for each kind of call, what is answered next instead of the truth. A lie may be
 anything, but
 
-- the answer to a submit is another's only if that was answered before;
+- the answer to a submit is another's only if that one is known: it was the answer to a submit, or its result was asked;
 - the same typed error is never told three times in a row of a request that did not end so: that is how fal proves it;
 - nothing but the truth says `{"status": "OK"}` to a cancel, or that a request ended, in the list of requests;
 - a delivery that says OK of a request has the pictures that it brought, or none;
@@ -160,12 +160,14 @@ class Request:
     how: str
     webhook: str | None = None
     """Where its end is to be delivered."""
+    is_known: bool = False
+    """Whether a submit was answered with it, or its result was asked for."""
     cancelled: bool = False
     told: deque = field(default_factory=lambda: deque(maxlen=2))
     """The typed errors that its result was said to be, in the last answers."""
 
     def has_ended(self, now_s):
-        return self.how != "never" and now_s >= self.ends_s
+        return (self.how != "never" or self.cancelled) and now_s >= self.ends_s
 
     @property
     def is_paid(self):
@@ -251,7 +253,11 @@ class Fal:
         body = json.loads(request.content)
         if isinstance(lie, Say) and (not lie.accepted or (400 <= lie.status < 500 and _is_json(lie.body))):
             return _said(lie, None)
-        others = [one for one in self.requests.values() if one.sent_s < self.now_s - LATEST_ANSWER_S]
+        others = [
+            one
+            for one in self.requests.values()
+            if one.is_known and one.sent_s < self.now_s - LATEST_ANSWER_S
+        ]
         accepted = self._accept(url.path.strip("/"), body, parse_qs(url.query).get("fal_webhook", [None])[0])
         if isinstance(lie, Say):
             return _said(lie, accepted.id)
@@ -259,7 +265,10 @@ class Fal:
         base = f"https://queue.fal.run/fal-ai/ideogram/requests/{told.id}"
         urls = {"status_url": f"{base}/status", "response_url": base, "cancel_url": f"{base}/cancel"}
         answer = _json(200, {"status": "IN_QUEUE", "request_id": told.id, **urls}, told.id)
-        return lie if isinstance(lie, Drop) else answer
+        if isinstance(lie, Drop):
+            return lie
+        told.is_known = True
+        return answer
 
     def _accept(self, endpoint, body, webhook):
         fate = self.fates.popleft() if self.fates else Ends()
@@ -301,6 +310,7 @@ class Fal:
         about = self.requests.get(name)
         if about is None:
             return _said(Say(404, "no status" if kind != "result" else "no request"), name)
+        about.is_known |= kind == "result"
         if isinstance(lie, OtherRows) and kind != "cancel" and len(self.requests) > 1:
             other = self._rng.choice([one for one in self.requests.values() if one is not about])
             return truth(other, None)

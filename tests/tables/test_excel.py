@@ -287,7 +287,7 @@ def test_a_table_on_another_sheet_than_the_first_is_an_error_that_says_so(workbo
         read_rows(path, required=("prompt_id",))
 
 
-@pytest.mark.parametrize("stray", ["XFD1048576", "A1048576", "XFD2"])
+@pytest.mark.parametrize("stray", ["AZ100000", "A1048576", "XFD2"])
 def test_one_stray_cell_far_away_takes_no_memory(workbook, stray):
     read_rows(workbook(["prompt_id"]), required=())  # what is imported counts elsewhere
     path = workbook(
@@ -298,7 +298,7 @@ def test_one_stray_cell_far_away_takes_no_memory(workbook, stray):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * 1024**2
-    if stray.startswith("XFD"):
+    if not stray.startswith("A1"):
         assert f"the cell {stray} is filled, and its column has no name in the header" in str(
             rows[-1].malformed
         )
