@@ -21,7 +21,7 @@ from ideogram_pipeline.fal.answers import Answer
 from ideogram_pipeline.fal.media import ask_anybody
 from ideogram_pipeline.generation.inbox import Address, Secret
 from ideogram_pipeline.generation.ledger import Ledger
-from ideogram_pipeline.generation.lost_ledgers import LOST_LEDGER
+from ideogram_pipeline.generation.lost_ledgers import LOST_LEDGER, paid_batches
 from ideogram_pipeline.generation.readings import newest_prompts, table_key
 from ideogram_pipeline.preview import PlanSummary, budget_left, lost_ledgers, preview, store_as_it_is
 from ideogram_pipeline.receiver import NOT_SIGNED
@@ -155,10 +155,15 @@ def _erasing(settings: Settings) -> str:
 
 
 def _ledger(settings: Settings) -> str:
-    batches = read_prompts(settings.prompts, settings.defaults, extra_columns=settings.extra_columns).batches
+    store = store_as_it_is(settings)
+    batches = read_prompts(
+        settings.prompts,
+        settings.defaults,
+        extra_columns=settings.extra_columns,
+        paid_batches=partial(paid_batches, store),
+    ).batches
     if lost := lost_ledgers(settings, batches):
         raise PipelineError(" ".join([*lost, LOST_LEDGER]))
-    store = store_as_it_is(settings)
     entries = (entry for batch in batches for entry in Ledger(store, batch).entries.values())
     if damaged := [entry.damage for entry in entries if entry.damage]:
         raise PipelineError(f"{counted(len(damaged), 'row is', 'rows are')} unknown. The first: {damaged[0]}")

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -20,7 +21,7 @@ from ideogram_pipeline.generation.files import (
     rejected_requests,
 )
 from ideogram_pipeline.generation.ledger import Ledger
-from ideogram_pipeline.generation.lost_ledgers import missing_of
+from ideogram_pipeline.generation.lost_ledgers import missing_of, paid_batches
 from ideogram_pipeline.generation.planner import (
     PERHAPS_PAID,
     TO_PAY,
@@ -275,7 +276,12 @@ def preview(settings: Settings, batches: Sequence[str], choice: Choice | None = 
 
 
 def _read_tables(settings: Settings, store: Store, batches: Sequence[str]) -> tuple[PromptsTable, References]:
-    table = read_prompts(settings.prompts, settings.defaults, extra_columns=settings.extra_columns)
+    table = read_prompts(
+        settings.prompts,
+        settings.defaults,
+        extra_columns=settings.extra_columns,
+        paid_batches=partial(paid_batches, store),
+    )
     pictures = read_references(
         settings.references,
         store=None,

@@ -229,3 +229,14 @@ def test_rows_that_are_rejected_for_one_reason_are_told_together(tables):
     [line] = [line for line in plan(code=3).splitlines() if line.startswith("rejected: ")]
     assert line.startswith("rejected: default, row 2, p0 and 29 more (--verbose names them): num_images: ")
     assert plan("--verbose", code=3).count("rejected: default, row ") == 30
+
+
+def test_a_batch_that_an_earlier_version_called_by_another_number_is_not_paid_for_again(tables, work_batch):
+    rows = [{"prompt_id": "a", "batch": "2.0", "prompt": "a"}]
+    work_batch(rows, batch="2.0")
+    tables([*rows, {"prompt_id": "b", "batch": "3.0", "prompt": "b"}])
+    plans = preview(Settings.from_environment(), [])
+    assert [(plan.batch, plan.count("reused"), plan.count("new")) for plan in plans] == [
+        ("2.0", 1, 0),
+        ("3", 0, 1),
+    ]

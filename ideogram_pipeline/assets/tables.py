@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 import dagster as dg
 from pydantic import BaseModel
@@ -53,13 +54,19 @@ def define(pipeline: Pipeline) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult[None]:
         """The prompts table: one row a request. Rows that can't be used are kept beside it, each with its reason."""
         from ideogram_pipeline.generation import readings
+        from ideogram_pipeline.generation.lost_ledgers import paid_batches
         from ideogram_pipeline.tables.prompts import read_prompts
         from ideogram_pipeline.tables.versions import prompts_version
 
         opened = store.open()
         # first: what changes now is read again
         version = prompts_version(tables.prompts, tables.defaults, tables.extra_columns)
-        table = read_prompts(tables.prompts, tables.defaults, extra_columns=tables.extra_columns)
+        table = read_prompts(
+            tables.prompts,
+            tables.defaults,
+            extra_columns=tables.extra_columns,
+            paid_batches=partial(paid_batches, opened),
+        )
         reading = readings.write_prompts(opened, table)
         register(context.instance, pipeline.batches, table.batches)
         for rejection in table.rejections[:20]:

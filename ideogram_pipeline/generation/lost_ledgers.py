@@ -76,6 +76,12 @@ class _Edge(NamedTuple):
 View = TypeVar("View", bound=NamedTuple)
 
 
+def paid_batches(store: Store) -> set[str]:
+    """Return the batches that the store may have paid rows of: those with a ledger, outcomes or metadata."""
+    folders = (folder for place in ("outcomes", "catalog") for folder in store.folders(place))
+    return {*ledger.batches(store), *(folder.removeprefix("batch=") for folder in folders)}
+
+
 def lacking(store: Store, batch: str, known: Collection[str] = ()) -> dict[str, PaidRequest]:
     """Return what names requests of a batch that its ledger lacks, by fingerprint; erased ones excepted.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -67,10 +68,12 @@ def read_prompts(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     *,
     extra_columns: Collection[str] = (),
+    paid_batches: Callable[[], Collection[str]] = tuple,
 ) -> PromptsTable:
     """Read a prompts table (CSV, TSV, JSONL, Parquet or Excel, by its ending); `defaults` fill cells that are empty.
 
-    `extra_columns` are people's own, whatever they are called.
+    `extra_columns` are people's own, whatever they are called. `paid_batches` finds those that a store has rows of: one
+    that an earlier version has called `2.0` stays that, because its rows are paid for there.
 
     Raises:
         ConfigurationError: the defaults can't stand in the table.
@@ -82,6 +85,7 @@ def read_prompts(
     records = read_rows(url, required=required)
     refuse_mistyped(url, records, PromptRow, extra_columns, OTHER_NAMES)
     refuse_repeated_ids(url, "prompt_id", records)
+    paid_batches = cache(paid_batches)
     rows: list[PromptRow] = []
     rejections: list[Rejection] = []
     rest: dict[int, PromptRow] = {}
@@ -91,7 +95,7 @@ def read_prompts(
         return problems_of_cells(row)
 
     for written in records:
-        record = replace(written, cells={**defaults, **written.cells})
+        record = _in_its_batch({**defaults, **written.cells}, written, paid_batches)
         try:
             rows.append(parse_row(PromptRow, record, extra_columns, also_wrong))
         except RowProblem as problem:
@@ -137,8 +141,18 @@ def refuse_repeated_ids(url: str, column: str, records: list[RawRow]) -> None:
             )
 
 
+def _in_its_batch(
+    cells: dict[str, Any], written: RawRow, paid_batches: Callable[[], Collection[str]]
+) -> RawRow:
+    """Return a record whose batch is called by the one spelling of a whole number, or as it was paid for."""
+    as_written, name = as_id(cells.get("batch")), as_name(cells.get("batch"))
+    if as_written != name and as_written not in paid_batches():
+        cells["batch"] = name
+    return replace(written, cells=cells)
+
+
 def _rejection(url: str, record: RawRow, problem: RowProblem) -> Rejection:
-    batch = str(as_name(record.cells.get("batch", DEFAULT_BATCH)))
+    batch = str(as_id(record.cells.get("batch", DEFAULT_BATCH)))
     return Rejection(
         file=url,
         row_number=record.number,

@@ -147,7 +147,7 @@ class PromptRow(_Row):
     """One row of the prompts table. Values that only some endpoints know are checked by the planner, not here."""
 
     prompt_id: Id = Field(description="Unique in the table; part of the picture's file name.")
-    batch: Name = Field(default=DEFAULT_BATCH, description="The partition the row belongs to.")
+    batch: Id = Field(default=DEFAULT_BATCH, description="The partition the row belongs to.")
     row_number: int = Field(description="Row number in the table, as a spreadsheet or editor shows it.")
     prompt: Text = Field(default="", description="What to draw.")
     endpoint: Text | None = Field(

@@ -194,3 +194,11 @@ def test_two_spellings_of_one_word_are_one_id(write):
     path = write("p.csv", "prompt_id,prompt\nëmilie,x\ne\N{COMBINING DIAERESIS}milie,y\n")
     with pytest.raises(TableError, match="prompt_id 'ëmilie' stands in rows 2, 3"):
         read_prompts(path)
+
+
+def test_a_batch_that_is_a_whole_number_has_one_spelling_but_where_another_one_was_paid_for(write):
+    path = write("p.csv", "prompt_id,batch,prompt\na,2.0,x\nb,3.0,x\nc,3,x\nd,v4.0,x\n")
+    found = [row.batch for row in read_prompts(path).rows]
+    assert found == ["2", "3", "3", "v4.0"]
+    found = [row.batch for row in read_prompts(path, paid_batches=lambda: {"3.0", "3"}).rows]
+    assert found == ["2", "3.0", "3", "v4.0"]

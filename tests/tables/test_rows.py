@@ -159,12 +159,17 @@ def test_a_mark_alone_begins_no_name(text):
     assert not is_name(text)
 
 
-def test_a_whole_number_with_a_point_names_the_same_batch_and_reference_and_leaves_the_prompt_id():
+def test_a_whole_number_with_a_point_names_the_same_reference_and_leaves_prompt_id_and_batch():
     row = parse_row(
         PromptRow,
         RawRow(2, {"prompt_id": "1.0", "batch": "20261.0", "reference_id": "7.0|8", "mask_id": "v1.0"}),
     )
-    assert (row.prompt_id, row.batch, row.reference_ids, row.mask_id) == ("1.0", "20261", ("7", "8"), "v1.0")
+    assert (row.prompt_id, row.batch, row.reference_ids, row.mask_id) == (
+        "1.0",
+        "20261.0",
+        ("7", "8"),
+        "v1.0",
+    )
 
 
 @pytest.mark.parametrize(
