@@ -153,7 +153,7 @@ def test_a_run_with_rows_that_end_otherwise_exits_with_3_and_says_where_the_reas
     assert code == 3
     assert "2 rejected" in out
     assert "outcomes" in out
-    outcomes = pd.read_parquet(project.store / "outcomes")
+    outcomes = pd.read_parquet(project.store / "outcomes", partitioning=None)
     reasons = dict(zip(outcomes["prompt_id"], outcomes["reason"], strict=True))
     assert "num_images" in reasons["bad"]
     assert "prompt_id" in reasons["../../escape"]

@@ -164,7 +164,7 @@ def test_a_run_with_a_row_too_many_without_a_picture_fails_after_all_is_recorded
     description = whole.description
     assert "1 of 3 rows" in description
     assert "1 rejected" in description
-    assert "a3: reference_id: there is no reference 'nobody'" in description
+    assert r"a3: rejected: reference\_id: there is no reference 'nobody'" in description
     assert instance.get_materialized_partitions(IMAGES) == {"one"}
     (event,) = [event for event in result.get_asset_materialization_events() if event.asset_key == IMAGES]
     assert {"dagster/data_version", "dagster/code_version"} <= set(event.materialization.tags)

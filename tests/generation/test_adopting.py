@@ -218,7 +218,7 @@ def test_a_row_without_an_answer_whose_one_ledger_file_is_at_0_bytes_is_not_paid
     project.sandbox.change(Change(faults=()))
     for path in (project.folder / "store/ledger").rglob("*.json"):
         path.write_bytes(b"" if len(list(path.parent.iterdir())) == 1 else path.read_bytes())
-    with pytest.raises(ConfigurationError, match="lacks 1 requests"):
+    with pytest.raises(ConfigurationError, match="lacks 1 request that"):
         project.run()
     project.api = api
     assert "from fal's list" in told(project.adopt())["p1", 0]
