@@ -482,7 +482,7 @@ class World:
             never_ends = row.request_id and self.fal.requests[row.request_id].how == "never"
             asked = entry.last.reserved.request.arguments if entry else {}
             is_nowhere = row.state == "unknown" and not self.fal.holds(
-                asked, lambda one: one.how == "picture"
+                asked, lambda one: one.how == "picture" and not one.cancelled
             )
             if row.state in ("unknown", "not_reached") and not never_ends and not is_nowhere:
                 raise Broken(f"{row.prompt_id} stays {row.state}: {row.reason}")

@@ -212,7 +212,11 @@ def test_a_signature_that_no_longer_holds_warns(project, evaluations, rows_of, c
     ("what", "instead", "says"),
     [
         (b"XML:com.adobe.xmp", b"XML:com.adobe.old", "has no marks"),
-        (b'ideogramPipeline:Fingerprint="', b'ideogramPipeline:Fingerprint="0', "says it is another request's"),
+        (
+            b'ideogramPipeline:Fingerprint="',
+            b'ideogramPipeline:Fingerprint="0',
+            "says it is another request's",
+        ),
     ],
 )
 def test_marks_that_somebody_has_changed_warn(worked, rows_of, what, instead, says):

@@ -171,7 +171,9 @@ def test_a_batch_goes_the_whole_way_in_azure(project, container, tmp_path):
     code, out = project("doctor", IDEOGRAM_STORE=url)
     assert f"{url}/: readable, writable, creates only what is absent" in out
     code, out = project("erase", "--reference", "ada", "--yes", IDEOGRAM_STORE=url)
-    assert code == 3, project.output[-2:]  # nobody can see through the store what Azure keeps of what was deleted
+    assert code == 3, project.output[
+        -2:
+    ]  # nobody can see through the store what Azure keeps of what was deleted
     assert "erased; fal has deleted" in out
     [kept] = [line for line in out.splitlines() if line.startswith("still there:")]
     assert "soft delete" in kept
