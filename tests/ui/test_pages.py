@@ -20,8 +20,8 @@ CHECKS = (
 
 
 def cell(page, name):
-    """The value that stands beside a name in a table of metadata."""
-    return page.locator("tr", has=page.locator("td", has_text=re.compile(f"^{name}$"))).locator("td").nth(1)
+    """The value that stands beside a name in a table of metadata; tables inside of it have rows of their own."""
+    return page.locator(f"xpath=//tr[not(ancestor::tr)][td[1][normalize-space()='{name}']]/td[2]")
 
 
 def shown(locator):
