@@ -33,6 +33,8 @@ PROMPT_COLUMNS = columns_of(PromptRow)
 OTHER_NAMES: Mapping[str, str] = {
     **PICTURE_COLUMNS,
     "reference": "reference_id",
+    "character_id": "reference_id",
+    "character_reference_id": "reference_id",
     "reference_mask": "reference_mask_id",
     "style_reference": "style_reference_ids",
     "image": "image_id",
