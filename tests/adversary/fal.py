@@ -4,7 +4,7 @@ A request's truth is decided when it is accepted: it will bring a picture, end w
 or never end. `Fal.lies` holds, for each kind of call, what is answered next instead of the truth. A lie may be
 anything, but
 
-- the answer to a submit is another's only if that one is known: it was the answer to a submit, or its result was asked;
+- the answer to a submit is another's only if that one is known: its result was asked for;
 - the same typed error is never told three times in a row of a request that did not end so: that is how fal proves it;
 - nothing but the truth says `{"status": "OK"}` to a cancel, or that a request ended, in the list of requests;
 - a delivery that says OK of a request has the pictures that it brought, or none;
@@ -161,7 +161,7 @@ class Request:
     webhook: str | None = None
     """Where its end is to be delivered."""
     is_known: bool = False
-    """Whether a submit was answered with it, or its result was asked for."""
+    """Whether its result was asked for: some ledger has it."""
     cancelled: bool = False
     told: deque = field(default_factory=lambda: deque(maxlen=2))
     """The typed errors that its result was said to be, in the last answers."""
@@ -265,10 +265,7 @@ class Fal:
         base = f"https://queue.fal.run/fal-ai/ideogram/requests/{told.id}"
         urls = {"status_url": f"{base}/status", "response_url": base, "cancel_url": f"{base}/cancel"}
         answer = _json(200, {"status": "IN_QUEUE", "request_id": told.id, **urls}, told.id)
-        if isinstance(lie, Drop):
-            return lie
-        told.is_known = True
-        return answer
+        return lie if isinstance(lie, Drop) else answer
 
     def _accept(self, endpoint, body, webhook):
         fate = self.fates.popleft() if self.fates else Ends()
