@@ -107,9 +107,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 def main() -> None:
     """Run the command; a mistake that a person can mend ends in one line and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a terminal may lack a character, and get its escape
+        # A terminal may lack a character, and gets its escape.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except KeyboardInterrupt:
@@ -657,14 +656,10 @@ def export(
     from ideogram_pipeline.storage import Store
     from ideogram_pipeline.tables.reviews import read_reviews
 
-    store = Store.open(settings.store)
-    chosen = Selection(
-        store,
-        batch or (),
-        all_takes=all_takes,
-        with_rejected=with_rejected,
-        reviews=read_reviews(settings.reviews) if settings.reviews else None,
-    )
+    store, reviews = Store.open(settings.store), None
+    if settings.reviews:
+        reviews = read_reviews(settings.reviews, extra_columns=settings.extra_columns)
+    chosen = Selection(store, batch or (), all_takes=all_takes, with_rejected=with_rejected, reviews=reviews)
     with Progress(TextColumn("{task.completed} pictures"), TimeElapsedColumn(), console=_err) as bar:
         task = bar.add_task("pictures", total=None)
         exported = write(

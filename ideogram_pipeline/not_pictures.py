@@ -139,9 +139,7 @@ def _text(head: bytes) -> NotPicture | None:
             "it is what a server answers with that has no picture", "open its address and read what it says"
         )
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(
-            written
-        )  # which leaves out a letter that is cut at the end
+        codecs.getincrementaldecoder("utf-8")().decode(written)  # leaves out a letter cut at the end
     except UnicodeDecodeError:
         return None
     return None if not written or _CONTROL.search(written) else _TEXT

@@ -112,17 +112,6 @@ class AdviceSummary(BaseModel):
     example: str = Field(description="The prompt id of the first of them.")
 
 
-class PickSummary(BaseModel):
-    """A picture that a person has picked, and that a run would replace."""
-
-    model_config = ConfigDict(frozen=True)
-
-    batch: str = Field(description="The partition.")
-    row_number: int = Field(description="Where its row stands in the table.")
-    prompt_id: str = Field(description="Its row.")
-    file_name: str = Field(description="The picture, in its batch's folder.")
-
-
 class PlanSummary(BaseModel):
     """All batches in numbers."""
 
@@ -153,7 +142,7 @@ class PlanSummary(BaseModel):
     lost_ledgers: tuple[str, ...] = Field(
         default=(), description="Why a run would refuse: batches whose ledger lacks what was paid for."
     )
-    replaces_picked: tuple[PickSummary, ...] = Field(
+    replaces_picked: tuple[PickedPicture, ...] = Field(
         default=(),
         description="Picked pictures that are no longer current after a run: their rows get others.",
     )
@@ -173,7 +162,7 @@ class PlanSummary(BaseModel):
     ) -> PlanSummary:
         """Count plans."""
         blocked = [plan for plan in plans if plan.rejected_fraction > max_rejected_fraction]
-        at_work = [] if lost_ledgers else [plan for plan in plans if plan not in blocked]
+        at_work = [plan for plan in plans if plan.rejected_fraction <= max_rejected_fraction]
         batches = tuple(BatchPlanSummary.of(plan) for plan in plans)
         return cls(
             batches=batches,
@@ -198,8 +187,7 @@ class PlanSummary(BaseModel):
             ),
             workable=sum(
                 plan.count(decision)
-                for plan in at_work
-                if plan.rejected_fraction <= max_rejected_fraction
+                for plan in (() if lost_ledgers else at_work)
                 for decision in (*TO_PAY, *PERHAPS_PAID)
             ),
             blocked=tuple(
@@ -209,7 +197,7 @@ class PlanSummary(BaseModel):
                 for plan in blocked
             ),
             lost_ledgers=tuple(lost_ledgers),
-            replaces_picked=tuple(PickSummary(**one._asdict()) for one in picked),
+            replaces_picked=tuple(picked),
             advice=_advice(plans),
         )
 

@@ -43,6 +43,7 @@ KEEPALIVE_S = 3.0
 """How long an idle connection is kept: shorter than servers do, so that a submit hardly ever meets a closed one."""
 
 PROXY_WANTS_LOGIN = 407
+"""No server but a proxy may answer so (RFC 9110, 15.5.8)."""
 
 FIRST_PAUSE_S = 0.25
 """How long to wait before a call is made a second time, in seconds; then twice as long, and so on."""
@@ -210,9 +211,7 @@ class Http:
                 if call.deadline_s is None:
                     deadline.reschedule(None)
                 try:
-                    if (
-                        response.status_code == PROXY_WANTS_LOGIN
-                    ):  # no server but a proxy may say so (RFC 9110)
+                    if response.status_code == PROXY_WANTS_LOGIN:
                         raise _held_up(call, refused_status=PROXY_WANTS_LOGIN)
                     yield response
                 finally:

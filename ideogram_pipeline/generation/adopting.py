@@ -45,7 +45,7 @@ from ideogram_pipeline.generation.ledger import (
 )
 from ideogram_pipeline.generation.ledger import batches as batches_with_ledger
 from ideogram_pipeline.generation.lost_ledgers import PaidRequest
-from ideogram_pipeline.generation.matching import KEPT_COPY, Listed, Matcher, Past, takes_of
+from ideogram_pipeline.generation.matching import Listed, Matcher, Past, takes_of
 from ideogram_pipeline.generation.picture_names import PREFIX, in_names
 from ideogram_pipeline.generation.reconcile import digest
 from ideogram_pipeline.generation.requests import GenerationRequest, PictureUse, fingerprint
@@ -56,6 +56,7 @@ from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.pictures import BadPicture, inspect
 from ideogram_pipeline.storage import Store, parquet
 from ideogram_pipeline.tables import erased
+from ideogram_pipeline.tables.references import KEPT_COPY
 
 _MAY_BE_ENTERED = ("new", "retryable", "reserved", "damaged")
 """What the ledger may say of a request, or not say, for another attempt of it to be entered."""

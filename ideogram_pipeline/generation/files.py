@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from ideogram_pipeline.errors import ConfigurationError, DamagedFile
 from ideogram_pipeline.generation import readings
 from ideogram_pipeline.generation.planner import (
@@ -115,17 +117,15 @@ def rejected_requests(store: Store, batch: str, reviews: Iterable[Review]) -> se
     return {one.fingerprint for one in _reviewed(store, batch, reviews, "rejected")}
 
 
-class PickedPicture(NamedTuple):
+class PickedPicture(BaseModel):
     """A picture that a person has picked, and that a run would replace."""
 
-    batch: str
-    """The partition."""
-    row_number: int
-    """Where its row stands in the table."""
-    prompt_id: str
-    """Its row."""
-    file_name: str
-    """The picture, in its batch's folder."""
+    model_config = ConfigDict(frozen=True)
+
+    batch: str = Field(description="The partition.")
+    row_number: int = Field(description="Where its row stands in the table.")
+    prompt_id: str = Field(description="Its row.")
+    file_name: str = Field(description="The picture, in its batch's folder.")
 
 
 def picked_to_replace(store: Store, plan: Plan, reviews: Iterable[Review]) -> list[PickedPicture]:
@@ -137,7 +137,9 @@ def picked_to_replace(store: Store, plan: Plan, reviews: Iterable[Review]) -> li
     if not picked:
         return []
     return [
-        PickedPicture(plan.batch, row.row_number, row.prompt_id, file_name)
+        PickedPicture(
+            batch=plan.batch, row_number=row.row_number, prompt_id=row.prompt_id, file_name=file_name
+        )
         for row in plan.rows
         if row.decision in TO_PAY
         for file_name in picked.get(row.prompt_id, ())

@@ -77,9 +77,8 @@ View = TypeVar("View", bound=NamedTuple)
 
 
 def paid_batches(store: Store) -> set[str]:
-    """Return the batches that the store may have paid rows of: those with a ledger, outcomes or metadata."""
-    folders = (folder for place in ("outcomes", "catalog") for folder in store.folders(place))
-    return {*ledger.batches(store), *(folder.removeprefix("batch=") for folder in folders)}
+    """Return the batches that the store may have paid rows of: those with a ledger or outcomes."""
+    return {*ledger.batches(store), *files.batches_with_results(store)}
 
 
 def lacking(store: Store, batch: str, known: Collection[str] = ()) -> dict[str, PaidRequest]:

@@ -188,14 +188,10 @@ def as_stored(there: bytes, received: Picture, made: Marked) -> Marked | None:
             tells_prompt=said.prompt is not None if said else made.tells_prompt,
             marks_version=said.version if said else made.marks_version,
         )
-    tells_prompt, version = (
-        made.tells_prompt,
-        made.marks_version,
-    )  # of the file to which the difference belongs
+    tells_prompt, version = made.tells_prompt, made.marks_version  # of what the difference is to
     unsigned = removed(made.content, made.signature) if made.signature else made.content
-    if (
-        said and not made.is_changed
-    ):  # left alone for the credentials it brings, which the other run has signed over
+    # A picture that this run left alone, for the credentials it brings, was signed over by the other run.
+    if said and not made.is_changed:
         unsigned = _to_sign(made.content, said)[0]
         tells_prompt, version = said.prompt is not None, said.version
     otherwise = "another run has signed it without one" if made.stamped_at else ""

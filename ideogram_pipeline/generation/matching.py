@@ -29,7 +29,7 @@ from ideogram_pipeline.generation.requests import GenerationRequest, take_seed
 from ideogram_pipeline.generation.uploads import Upload
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.tables.inputs import PICTURE_COLUMNS
-from ideogram_pipeline.tables.references import upright_copies
+from ideogram_pipeline.tables.references import KEPT_COPY, upright_copies
 
 LISTED_FOR = timedelta(days=31)
 """How far back fal is asked: a day more than it keeps what was sent."""
@@ -40,8 +40,6 @@ SHORTEST = timedelta(minutes=15)
 MAX_TAKES = 50
 """A row's takes are looked for up to this one."""
 
-KEPT_COPY = re.compile(r"references/([0-9a-f]{64})\.\w+")
-"""Where the copy of a reference with a digest lies."""
 _UPLOAD = re.compile(r"uploads/([0-9a-f]{64})\.json")
 
 

@@ -26,7 +26,7 @@ from ideogram_pipeline.generation.requests import (
     fingerprint,
     take_seed,
 )
-from ideogram_pipeline.generation.rows import Decision, PlannedRow
+from ideogram_pipeline.generation.rows import LEFT_OUT, Decision, PlannedRow
 from ideogram_pipeline.ideogram.endpoints import ENDPOINTS, wire
 from ideogram_pipeline.ideogram.prices import price
 from ideogram_pipeline.ideogram.rules import Known, PictureFacts, Pictures, check
@@ -48,11 +48,11 @@ TO_PAY: Collection[Decision] = ("new", "stale")
 PERHAPS_PAID: Collection[Decision] = ("re-attached", "unknown")
 """Rows that an earlier run submitted, or may have: their cost is not known, and they are not paid for again."""
 
-ONLY_FAILED = "left out: only_failed"
+ONLY_FAILED = f"{LEFT_OUT}only_failed"
 """Why a row that no run was asked for yet is left out of a run that is only for failed ones."""
-NOT_REJECTED = "left out: regenerate_rejected"
+NOT_REJECTED = f"{LEFT_OUT}regenerate_rejected"
 """Why a row without a picture is left out of a run that is only for rejected ones."""
-NOT_NAMED = "left out: prompt_ids"
+NOT_NAMED = f"{LEFT_OUT}prompt_ids"
 """Why a row is left out of a run that is only for others, which are named."""
 NOT_WORKED = "no run has worked this row yet: run the batch with the table it stands in"
 """Why a row has no picture of which no run has recorded anything."""
@@ -340,7 +340,7 @@ class _Chosen:
         asked = self._asked(draft)
         if self._let_through is None or asked.fingerprint in self._let_through:
             return asked, ""
-        return draft.current, f"left out: limit {self._choice.limit}" if draft.is_to_pay else ""
+        return draft.current, f"{LEFT_OUT}limit {self._choice.limit}" if draft.is_to_pay else ""
 
     def _is_named(self, draft: _Draft) -> bool:
         return not self._choice.prompt_ids or draft.row.prompt_id in self._choice.prompt_ids

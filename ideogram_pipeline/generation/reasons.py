@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ideogram_pipeline.generation.rows import OutcomeRow
+from ideogram_pipeline.generation.rows import LEFT_OUT, OutcomeRow
 
 EXAMPLES = 3
 """So many of the rows that a reason is about are named."""
@@ -43,7 +43,7 @@ def without_pictures(rows: Iterable[OutcomeRow]) -> list[Reason]:
 
 def is_left_out(row: OutcomeRow) -> bool:
     """Say whether a person left a row out of the run that has recorded it."""
-    return row.state == "not_reached" and row.reason.startswith("left out: ")
+    return row.state == "not_reached" and row.reason.startswith(LEFT_OUT)
 
 
 def grouped(found: Iterable[Reason]) -> list[Reason]:

@@ -21,6 +21,10 @@ answer, nothing because it can't be sent, or nothing because a person left it ou
 OutcomeState = Literal["generated", "rejected", "refused", "failed", "unknown", "not_reached"]
 
 
+LEFT_OUT = "left out: "
+"""Begins the reason of a row that a person left out of a run."""
+
+
 class PlannedRow(BaseModel):
     """What a run will do with one row of the prompts table, and why."""
 

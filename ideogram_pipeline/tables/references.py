@@ -32,7 +32,9 @@ from ideogram_pipeline.tables.rows import (
 )
 from ideogram_pipeline.tables.sources import Sources
 
-_COPY = re.compile(r"references/(?P<original>[0-9a-f]{64})\.(?P<sent>[0-9a-f]{64})\.\w+")
+KEPT_COPY = re.compile(r"references/([0-9a-f]{64})\.\w+")
+"""Where the copy of a picture with a digest lies: see `picture_path`."""
+_UPRIGHT = re.compile(r"references/(?P<original>[0-9a-f]{64})\.(?P<sent>[0-9a-f]{64})\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def upright_path(path: str, sent_sha256: str) -> str:
 
 def upright_copies(store: Store) -> dict[str, str]:
     """Return the digests of the pictures of which the store has an upright copy, by the digests of these."""
-    names = (_COPY.fullmatch(found.path) for found in store.objects("references"))
+    names = (_UPRIGHT.fullmatch(found.path) for found in store.objects("references"))
     return {name["sent"]: name["original"] for name in names if name}
 
 

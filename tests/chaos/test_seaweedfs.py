@@ -1,6 +1,5 @@
 """Claims and whole runs on SeaweedFS, a real S3 server: of many who claim one wins, and every row is paid once."""
 
-import asyncio
 import subprocess
 import sys
 from itertools import chain
@@ -10,10 +9,10 @@ import pytest
 from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.store_mark import STORE_MARK, open_for_work
+from tests.storage.races import check_that_one_wins_each
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
-WRITERS, RACES = 8, 60
 
 CLAIM_ALL = """
 import sys
@@ -33,20 +32,7 @@ def url(s3):
 
 
 def test_of_many_writers_at_once_one_wins_each_race(url):
-    store = Store.open(url)
-
-    async def race(number):
-        claims = [
-            store.create_async(f"claims/{number}", f"writer {writer}".encode()) for writer in range(WRITERS)
-        ]
-        return await asyncio.gather(*claims)
-
-    async def races():
-        return await asyncio.gather(*map(race, range(RACES)))
-
-    for number, won in enumerate(asyncio.run(races())):
-        assert won.count(True) == 1
-        assert store.get(f"claims/{number}") == f"writer {won.index(True)}".encode()
+    check_that_one_wins_each(Store.open(url), races=60)
 
 
 def test_of_processes_that_claim_the_same_objects_one_wins_each(url):

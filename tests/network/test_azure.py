@@ -1,6 +1,5 @@
 """A store in Azure, on Azurite: how its variables are read, that claims hold, and a batch the whole way through."""
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
@@ -11,8 +10,8 @@ from ideogram_pipeline.generation.ledger import Ledger
 from ideogram_pipeline.storage import Store
 from ideogram_pipeline.storage.claims import prove_claims
 from tests.network.conftest import ACCOUNT, ACCOUNT_KEY
+from tests.storage.races import check_that_one_wins_each
 
-WRITERS, RACES = 8, 20
 CONNECTION_STRING = "AZURE_STORAGE_CONNECTION_STRING"
 
 
@@ -91,20 +90,7 @@ def test_each_way_to_name_an_account_opens_its_container(azurite, way, monkeypat
 
 @pytest.mark.slow
 def test_of_many_writers_at_once_one_wins_each_race_in_azure(container):
-    store = Store.open(f"az://{container}")
-
-    async def race(number):
-        claims = [
-            store.create_async(f"claims/{number}", f"writer {writer}".encode()) for writer in range(WRITERS)
-        ]
-        return await asyncio.gather(*claims)
-
-    async def races():
-        return await asyncio.gather(*map(race, range(RACES)))
-
-    for number, won in enumerate(asyncio.run(races())):
-        assert won.count(True) == 1
-        assert store.get(f"claims/{number}") == f"writer {won.index(True)}".encode()
+    check_that_one_wins_each(Store.open(f"az://{container}"), races=20)
 
 
 @pytest.mark.slow
